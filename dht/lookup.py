@@ -1,0 +1,270 @@
+"""The walk to the peers closest to a position: whom to ask next, when to wait, when it is done.
+
+A pure machine in the shape of rust-libp2p's `ClosestPeersIter`: `poll(now)` says `Ask`, `Wait` or `Done`,
+answers and failures are fed in, and time comes with each call. No timer, no socket, no task.
+
+The walk asks the nearest peers that it knows, `alpha` at once, learns nearer ones from the answers, and
+ends when the `want` nearest that are not known to fail have answered (k to store, beta to read). A request
+that is silent for half of `patience` is late: the next peer is asked beside it, so that the dead cost
+their time together and not one after the other. After all of `patience` it no longer holds up the end
+either, but its answer still counts when it comes. Who asks must report each `Ask` with `on_answer` or, at
+the latest at its own timeout, `on_failure`.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+
+from modelnet_p2p.dht.keyspace import position
+from modelnet_p2p.identity import PeerId
+from modelnet_p2p.kad import Contact
+
+MAX_CLOSER = 32  # contacts believed of one answer: ours name 30, stock peers 20; more is a flood
+MAX_KNOWN = 1024  # candidates of a walk, the farthest are forgotten: 50 answers full of strangers
+MAX_ASKED = 200  # requests of a walk: honest ones need 30 to 60; a liar cannot lead it on for ever
+MAX_ADDRS = 16  # merged from several tellers; as many as one contact may have on the wire
+LATE = 2  # a request is late after patience / 2: one more message is cheaper than half a patience
+FEW_ANSWERS = 3  # with fewer, the walk prefers to wait for its silent requests ...
+FEW_PATIENCES = 3  # ... up to this many patiences: in a small world each answer may be the only one
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Ask this peer now, then poll again."""
+
+    contact: Contact
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Nothing to do now; poll again on any answer or failure, or at this instant."""
+
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """It has ended; later answers change nothing."""
+
+
+DONE = Done()
+
+
+class State(Enum):
+    """Of one candidate: HEARD -> WAITING (-> LATE -> SLOW) -> ANSWERED or FAILED."""
+
+    HEARD = 0  # somebody named it
+    WAITING = 1  # asked just now
+    LATE = 2  # another is asked beside it; the walk does not end before its patience is over
+    SLOW = 3  # patience is over, its answer is still welcome
+    ANSWERED = 4
+    FAILED = 5  # back to HEARD once, if somebody names an address that was not tried
+
+
+ASKED = (State.WAITING, State.LATE, State.SLOW)
+
+
+@dataclass(slots=True, eq=False)
+class Candidate:
+    distance: int
+    contact: Contact
+    depth: int  # how many answers led here; 0 for a seed
+    state: State = State.HEARD
+    asked: float = 0.0
+    revived: bool = False
+
+    def __lt__(self, other: Candidate) -> bool:
+        return self.distance < other.distance
+
+
+def merged(left: Contact, right: Contact) -> Contact:
+    """One peer's addresses from two tellers, without duplicates, the first teller's first."""
+    if all(addr in left.addrs for addr in right.addrs):
+        return left
+    return Contact(left.id, tuple(dict.fromkeys(left.addrs + right.addrs))[:MAX_ADDRS])
+
+
+class Lookup:
+    """One walk. `want` is beta for a reader, who needs a few answers, and k (beta None) to store."""
+
+    def __init__(
+        self,
+        target: int | bytes,
+        seeds: Iterable[Contact],
+        *,
+        me: PeerId,
+        k: int,
+        alpha: int,
+        patience: float,
+        beta: int | None = None,
+    ) -> None:
+        self.target = target if isinstance(target, int) else position(target)
+        self.me = me
+        self.k = k
+        self.alpha = alpha
+        self.want = k if beta is None else beta
+        self.patience = patience
+        self.asked = 0
+        self.unexpected = 0  # answers and failures of peers that were not asked
+        self._known: dict[PeerId, Candidate] = {}
+        self._order: list[Candidate] = []  # nearest first
+        self._waiting: dict[PeerId, Candidate] = {}  # oldest first
+        self._late: dict[PeerId, Candidate] = {}  # oldest first
+        self._done = False
+        for contact in seeds:
+            self._hear(contact, 0)
+
+    def poll(self, now: float) -> Ask | Wait | Done:
+        """What to do next; call again until it is not Ask."""
+        if self._done:
+            return DONE
+        self._lose_patience(now)
+        viable = 0  # nearer than the one at hand, answered or about to
+        complete = True
+        for candidate in self._order:
+            if viable >= self.want:
+                break
+            match candidate.state:
+                case State.WAITING:
+                    viable += 1
+                    complete = False
+                case State.LATE:
+                    complete = False
+                case State.ANSWERED:
+                    viable += 1
+                case State.HEARD if self.asked >= MAX_ASKED:
+                    continue
+                case State.HEARD if len(self._waiting) < self.alpha:
+                    return self._ask(candidate, now)
+                case State.HEARD:  # at capacity: an answer or the oldest request's patience makes room
+                    return Wait(self._soonest())
+                case State.SLOW | State.FAILED:
+                    pass
+        return self._end(now) if complete else Wait(self._soonest())
+
+    def on_answer(self, peer: PeerId, closer: Iterable[Contact], now: float) -> bool:
+        """`peer` answered and named these; False if it was not asked (then nothing changes)."""
+        candidate = self._answered(peer, State.ANSWERED)
+        if candidate is None:
+            return False
+        for count, contact in enumerate(closer):
+            if count >= MAX_CLOSER:
+                break
+            self._hear(contact, candidate.depth + 1)
+        return True
+
+    def on_failure(self, peer: PeerId, now: float) -> bool:
+        """`peer` could not be reached, or gave up; False if it was not asked."""
+        return self._answered(peer, State.FAILED) is not None
+
+    def closest(self, n: int | None = None) -> tuple[Contact, ...]:
+        """The (by default k) nearest that answered, nearest first."""
+        found = [c.contact for c in self._order if c.state is State.ANSWERED]
+        return tuple(found[: self.k if n is None else n])
+
+    def contact(self, peer: PeerId) -> Contact | None:
+        """What the walk knows of this peer, asked or only heard of."""
+        candidate = self._known.get(peer)
+        return None if candidate is None else candidate.contact
+
+    @property
+    def hops(self) -> int:
+        """The longest chain of answers that led to one of the closest."""
+        found = [c.depth + 1 for c in self._order if c.state is State.ANSWERED]
+        return max(found[: self.want], default=0)
+
+    def _end(self, now: float) -> Wait | Done:
+        answers = sum(c.state is State.ANSWERED for c in self._order)
+        if answers < min(FEW_ANSWERS, self.want):
+            slow = [c.asked + FEW_PATIENCES * self.patience for c in self._order if c.state is State.SLOW]
+            if slow and max(slow) > now:
+                return Wait(max(slow))
+        self._done = True
+        return DONE
+
+    def _ask(self, candidate: Candidate, now: float) -> Ask:
+        candidate.state = State.WAITING
+        candidate.asked = now
+        self.asked += 1
+        self._waiting[candidate.contact.id] = candidate
+        return Ask(candidate.contact)
+
+    def _answered(self, peer: PeerId, state: State) -> Candidate | None:
+        candidate = self._known.get(peer)
+        if candidate is None or candidate.state not in ASKED:
+            self.unexpected += 1
+            return None
+        self._waiting.pop(peer, None)
+        self._late.pop(peer, None)
+        candidate.state = state
+        return candidate
+
+    def _hear(self, contact: Contact, depth: int) -> None:
+        if contact.id == self.me:
+            return
+        known = self._known.get(contact.id)
+        if known is None:
+            candidate = Candidate(position(contact.id) ^ self.target, contact, depth)
+            self._known[contact.id] = candidate
+            insort(self._order, candidate)
+            self._forget()
+            return
+        known.contact, before = merged(known.contact, contact), known.contact
+        if known.state is State.FAILED and known.contact is not before and not known.revived:
+            known.state, known.revived = State.HEARD, True
+
+    def _forget(self) -> None:
+        if len(self._order) > MAX_KNOWN:
+            for index in range(len(self._order) - 1, -1, -1):
+                if self._order[index].state in (State.HEARD, State.FAILED):
+                    del self._known[self._order.pop(index).contact.id]
+                    return
+
+    def _lose_patience(self, now: float) -> None:
+        while self._waiting:
+            peer, candidate = next(iter(self._waiting.items()))
+            if candidate.asked + self.patience / LATE > now:
+                break
+            candidate.state = State.LATE
+            self._late[peer] = self._waiting.pop(peer)
+        while self._late:
+            peer, candidate = next(iter(self._late.items()))
+            if candidate.asked + self.patience > now:
+                break
+            self._late.pop(peer).state = State.SLOW
+
+    def _soonest(self) -> float:
+        """When the oldest request becomes late or slow."""
+        times = [candidate.asked + self.patience / LATE for candidate in list(self._waiting.values())[:1]]
+        times += [candidate.asked + self.patience for candidate in list(self._late.values())[:1]]
+        return min(times)
+
+
+class Patience:
+    """How long a walk waits for one answer, learnt from the answers of all walks.
+
+    RFC 6298's estimate: the smoothed round trip and four deviations, dialling included. `start` holds
+    until the first answer; kept within [start / 4, ceiling].
+    """
+
+    def __init__(self, start: float, ceiling: float) -> None:
+        self._low, self._high = start / 4, ceiling
+        self._start = start
+        self._smoothed: float | None = None
+        self._deviation = 0.0
+
+    def on_round_trip(self, seconds: float) -> None:
+        if self._smoothed is None:
+            self._smoothed, self._deviation = seconds, seconds / 2
+            return
+        self._deviation += (abs(seconds - self._smoothed) - self._deviation) / 4
+        self._smoothed += (seconds - self._smoothed) / 8
+
+    @property
+    def seconds(self) -> float:
+        if self._smoothed is None:
+            return self._start
+        return min(max(self._smoothed + 4 * self._deviation, self._low), self._high)

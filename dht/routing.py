@@ -1,0 +1,177 @@
+"""The routing table: a few peers at every distance, more of them nearby.
+
+Kademlia's buckets: bucket i holds up to k peers that share exactly i leading bits with me. A peer that
+answered stays as long as it answers; newcomers wait beside a full bucket and take the place of the first
+that fails, so a flood of young peers cannot wash out the old ones. Of one IP group no more than its
+share stays where others want in: a single network cannot be all that I know, yet a laboratory whose
+peers all have neighbouring addresses loses nothing.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+
+from modelnet_p2p.dht.keyspace import BITS, MAX_GROUND_BITS, common_prefix, key_near, position
+from modelnet_p2p.identity import PeerId
+from modelnet_p2p.kad import Contact
+
+MAX_FAILURES = 3  # in a row, and with nobody waiting: one lost answer is no death
+GROUP_SHARE = 4  # of a contested bucket one IP group keeps at most k / 4 places
+
+
+class Place(Enum):
+    """Where `add` has put a peer."""
+
+    TABLE = "table"  # in its bucket, or renewed there
+    WAITING = "waiting"  # the bucket is full of peers that answer: first in line when one fails
+    NOWHERE = "nowhere"  # it is me
+
+
+@dataclass(slots=True)
+class Entry:
+    contact: Contact
+    place: int
+    seen: float  # when it last answered
+    group: str | None  # IP group of the direct connection, None if unknown or private
+    failures: int = 0  # since it last answered
+
+
+@dataclass(slots=True)
+class Bucket:
+    """Both dicts are in the order of the last sign of life, oldest first."""
+
+    entries: dict[PeerId, Entry] = field(default_factory=dict)
+    waiting: dict[PeerId, Entry] = field(default_factory=dict)
+    refreshed: float = float("-inf")  # when a walk last went through here
+
+
+class RoutingTable:
+    """The peers that I know and that answer; at most k in and k beside each of the 256 buckets.
+
+    Clients, which cannot be dialled, are never added: that is for the caller to see to.
+    """
+
+    def __init__(self, me: PeerId, k: int) -> None:
+        self.me = me
+        self.k = k
+        self._place = position(me)
+        self._buckets: dict[int, Bucket] = {}
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __contains__(self, peer: PeerId) -> bool:
+        bucket = self._buckets.get(self._index(peer))
+        return bucket is not None and peer in bucket.entries
+
+    def __iter__(self) -> Iterator[Contact]:
+        for bucket in self._buckets.values():
+            for entry in bucket.entries.values():
+                yield entry.contact
+
+    def add(self, contact: Contact, now: float, group: str | None = None) -> Place:
+        """This peer is alive, speaks our protocol and can be dialled: it answered, or has just connected."""
+        if contact.id == self.me:
+            return Place.NOWHERE
+        bucket = self._buckets.setdefault(self._index(contact.id), Bucket())
+        known = bucket.entries.pop(contact.id, None) or bucket.waiting.pop(contact.id, None)
+        if known is not None:
+            contact = contact if contact.addrs else known.contact
+            group = group or known.group
+        entry = Entry(contact, position(contact.id), now, group)
+        if len(bucket.entries) >= self.k and (crowded := self._crowding(bucket, group)) is not None:
+            self._shelve(bucket, bucket.entries.pop(crowded))
+        if len(bucket.entries) < self.k:
+            bucket.entries[contact.id] = entry
+            self._count()
+            return Place.TABLE
+        self._shelve(bucket, entry)
+        return Place.WAITING
+
+    def failed(self, peer: PeerId, now: float) -> None:
+        """It did not answer: somebody who waits takes its place, or after three times nobody does."""
+        bucket = self._buckets.get(self._index(peer))
+        if bucket is None:
+            return
+        bucket.waiting.pop(peer, None)
+        entry = bucket.entries.get(peer)
+        if entry is None:
+            return
+        entry.failures += 1
+        if bucket.waiting or entry.failures >= MAX_FAILURES:
+            self.remove(peer)
+
+    def remove(self, peer: PeerId) -> None:
+        """It is gone for certain; whoever was seen last of those waiting moves up."""
+        bucket = self._buckets.get(self._index(peer))
+        if bucket is None:
+            return
+        bucket.waiting.pop(peer, None)
+        if bucket.entries.pop(peer, None) is not None and bucket.waiting:
+            best = next(reversed(bucket.waiting))
+            bucket.entries[best] = bucket.waiting.pop(best)
+        self._count()
+
+    def closest(self, target: int | bytes, n: int, *, exclude: PeerId | None = None) -> list[Contact]:
+        """The `n` known peers nearest to a position (or to a key's bytes), nearest first.
+
+        Those that failed lately come only where the others do not suffice.
+        """
+        place = target if isinstance(target, int) else position(target)
+        entries = [e for b in self._buckets.values() for e in b.entries.values() if e.contact.id != exclude]
+        healthy = [entry for entry in entries if not entry.failures]
+        chosen = healthy if len(healthy) >= n else entries
+        return [e.contact for e in heapq.nsmallest(n, chosen, key=lambda e: e.place ^ place)]
+
+    def stale(self, now: float, interval: float) -> list[int]:
+        """The buckets through which no walk went for `interval` seconds, farthest first.
+
+        The last one stands for all that is nearer: a walk towards my own id refreshes those.
+        """
+        deepest = max((i for i, bucket in self._buckets.items() if bucket.entries), default=0)
+        indexes = range(min(deepest, MAX_GROUND_BITS) + 1)
+        return [i for i in indexes if self._bucket_refreshed(i) + interval <= now]
+
+    def refresh_key(self, index: int, seed: bytes) -> bytes:
+        """What a walk that refreshes bucket `index` asks for with FIND_NODE; `seed` is fresh randomness."""
+        return bytes(self.me) if index >= MAX_GROUND_BITS else key_near(self._place, index, seed)
+
+    def on_walked(self, target: int | bytes, now: float) -> None:
+        """A walk towards this position ended: its bucket needs no refresh for a while."""
+        place = target if isinstance(target, int) else position(target)
+        index = min(common_prefix(self._place, place), MAX_GROUND_BITS)
+        self._buckets.setdefault(index, Bucket()).refreshed = now
+
+    def _bucket_refreshed(self, index: int) -> float:
+        bucket = self._buckets.get(index)
+        return bucket.refreshed if bucket is not None else float("-inf")
+
+    def _index(self, peer: PeerId) -> int:
+        return min(common_prefix(self._place, position(peer)), BITS - 1)
+
+    def _count(self) -> None:
+        self._size = sum(len(bucket.entries) for bucket in self._buckets.values())
+
+    def _shelve(self, bucket: Bucket, entry: Entry) -> None:
+        bucket.waiting[entry.contact.id] = entry
+        if len(bucket.waiting) > self.k:  # as many again as may ever be needed at once
+            del bucket.waiting[next(iter(bucket.waiting))]
+
+    def _crowding(self, bucket: Bucket, newcomer: str | None) -> PeerId | None:
+        """Who must make room for this newcomer: the youngest of a group that holds more than its share."""
+        counts = Counter(entry.group for entry in bucket.entries.values() if entry.group is not None)
+        if not counts:
+            return None
+        group, held = counts.most_common(1)[0]
+        if (
+            group == newcomer
+            or held <= max(1, self.k // GROUP_SHARE)
+            or (newcomer is not None and counts[newcomer] + 1 >= held)
+        ):
+            return None
+        return next(peer for peer, entry in reversed(bucket.entries.items()) if entry.group == group)

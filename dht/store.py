@@ -1,0 +1,251 @@
+"""What a peer keeps for others: sealed records under keys, bounded on every side, in a fair order.
+
+Everything in here was admitted before: its seals hold and its key is its own. This page decides only
+whether there is room, which of two versions stays, and in which order readers get them. Readers see the
+IP groups of the senders in turns (first record of each group, then the second of each), so that a
+thousand records from one network come after the first of every other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from bisect import bisect_left, bisect_right, insort
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from modelnet_p2p.identity import PeerId
+from modelnet_p2p.kad import Contact
+from modelnet_p2p.records import Identity, Refusal, Sealed, newest
+
+CURSOR_BYTES = 12  # turn (4) and tie-break (8) of the last record given
+RECORD_OVERHEAD = 4  # protobuf's tag and length around a record
+CONTACT_OVERHEAD = 16  # ... around a contact; ADDR_OVERHEAD around each of its addresses
+ADDR_OVERHEAD = 4
+
+
+class Full(StrEnum):
+    """Why there is no room; the strings are what field 66 of the reply says."""
+
+    KEY = "full_key"
+    PROVIDER = "full_provider"
+    GROUP = "full_group"
+    TOTAL = "full"
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How much is kept; a record costs up to 4 KiB as bytes and some 4 KiB decoded."""
+
+    per_key: int = 4096  # cards of one task: 64 pages, which a reader still reads through
+    per_provider: int = 1024  # in a small world one peer holds all of another's: 64 models of 16 keys
+    per_provider_and_key: int = 64  # models that one peer publishes under one task
+    per_group_and_key: int = 256  # a sixteenth of a key: no single network can fill one
+    per_group: int = 4096  # an eighth of everything
+    total: int = 32_768  # 256 MiB at the very worst, some 40 MiB of ordinary cards
+    keys: int = 16_384
+
+
+@dataclass(slots=True, eq=False)
+class Held:
+    """One record in its place; its order among the others of its key never changes."""
+
+    sealed: Sealed
+    contact: Contact  # where its provider said it is
+    group: str | None
+    order: tuple[int, bytes]
+
+    def move(self, contact: Contact) -> None:
+        self.contact = contact if contact.addrs else self.contact
+
+
+@dataclass(slots=True)
+class Shelf:
+    """The records of one key."""
+
+    held: dict[Identity, Held] = field(default_factory=dict)
+    order: list[tuple[tuple[int, bytes], Identity]] = field(default_factory=list)
+    envelopes: dict[bytes, Identity] = field(default_factory=dict)
+    groups: Counter[str] = field(default_factory=Counter)
+    providers: Counter[PeerId] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    sealeds: tuple[Sealed, ...]
+    contacts: tuple[Contact, ...]  # of the providers of these records, withdrawn ones left out
+    cursor: bytes  # what to ask for next; empty after the last page
+
+
+class BadCursor(ValueError):
+    """A cursor that no page of ours ended with."""
+
+
+def contact_bytes(contact: Contact) -> int:
+    """At most this much a contact takes on the wire."""
+    return CONTACT_OVERHEAD + len(contact.id) + sum(len(addr) + ADDR_OVERHEAD for addr in contact.addrs)
+
+
+class OfferStore:
+    """The records that this peer holds for the network."""
+
+    def __init__(self, bounds: Bounds | None = None) -> None:
+        self.bounds = bounds or Bounds()
+        self._shelves: dict[bytes, Shelf] = {}
+        self._providers: Counter[PeerId] = Counter()
+        self._groups: Counter[str] = Counter()
+        self._expiry: list[
+            tuple[int, bytes, Identity]
+        ] = []  # a heap; entries of replaced versions are skipped
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    @property
+    def keys(self) -> int:
+        return len(self._shelves)
+
+    def renew(self, key: bytes, envelope: bytes, contact: Contact) -> bool:
+        """Whether exactly these bytes of this provider lie here: an equal republish needs no second check.
+
+        It renews nothing but the provider's addresses.
+        """
+        shelf = self._shelves.get(key)
+        identity = shelf.envelopes.get(envelope) if shelf else None
+        if shelf is None or identity is None or identity.provider != contact.id:
+            return False
+        shelf.held[identity].move(contact)
+        return True
+
+    def add(
+        self, key: bytes, sealed: Sealed, contact: Contact, group: str | None = None
+    ) -> Refusal | Full | None:
+        """Keep an admitted record under `key`; None if it is now (or already was) kept.
+
+        The same bytes again are acknowledged and renew nothing but the provider's addresses. An older
+        version, or another record with the sequence of the one held, is stale. `group` is that of the
+        direct sender.
+        """
+        shelf = self._shelves.get(key) or Shelf()
+        old = shelf.held.get(sealed.identity)
+        if old is not None:
+            if old.sealed.envelope == sealed.envelope:
+                old.move(contact)
+                return None
+            if newest(old.sealed, sealed) is not sealed:
+                return Refusal.STALE
+            del shelf.envelopes[old.sealed.envelope]
+            shelf.envelopes[sealed.envelope] = sealed.identity
+            old.sealed = sealed
+            old.move(contact)
+        elif (full := self._no_room(shelf, sealed, group)) is not None:
+            return full
+        else:
+            self._put(key, shelf, Held(sealed, contact, group, self._order(shelf, sealed, group)))
+        heapq.heappush(self._expiry, (sealed.expires_us, key, sealed.identity))
+        if len(self._expiry) > 2 * self._size + 1024:  # forget what newer versions left behind, now and then
+            self._expiry = [(sealed.expires_us, at, sealed.identity) for at, sealed in self.records()]
+            heapq.heapify(self._expiry)
+        return None
+
+    def page(self, key: bytes, cursor: bytes, max_bytes: int) -> Page:
+        """The next records under `key`, as many as fit `max_bytes` with their contacts, and at least one.
+
+        Raises BadCursor. A cursor says a place in the order and no more, so it outlives the record it names.
+        """
+        if cursor and len(cursor) != CURSOR_BYTES:
+            raise BadCursor(f"a cursor has {CURSOR_BYTES} bytes, not {len(cursor)}")
+        shelf = self._shelves.get(key)
+        if shelf is None:
+            return Page((), (), b"")
+        start = 0
+        if cursor:
+            after = (int.from_bytes(cursor[:4]), cursor[4:])
+            start = bisect_right(shelf.order, after, key=lambda place: place[0])
+        sealeds: list[Sealed] = []
+        contacts: dict[PeerId, Contact] = {}
+        size = 0
+        last = b""
+        for order, identity in shelf.order[start:]:
+            held = shelf.held[identity]
+            cost = len(held.sealed.envelope) + RECORD_OVERHEAD
+            tells = not held.sealed.is_tombstone and held.contact.id not in contacts
+            cost += contact_bytes(held.contact) if tells else 0
+            if sealeds and size + cost > max_bytes:
+                return Page(tuple(sealeds), tuple(contacts.values()), last)
+            sealeds.append(held.sealed)
+            if tells:
+                contacts[held.contact.id] = held.contact
+            size += cost
+            last = order[0].to_bytes(4) + order[1]
+        return Page(tuple(sealeds), tuple(contacts.values()), b"")
+
+    def expire(self, now_us: int) -> int:
+        """Drop what is over; how many there were."""
+        dropped = 0
+        while self._expiry and self._expiry[0][0] <= now_us:
+            expires_us, key, identity = heapq.heappop(self._expiry)
+            shelf = self._shelves.get(key)
+            held = shelf.held.get(identity) if shelf else None
+            if shelf is not None and held is not None and held.sealed.expires_us == expires_us:
+                self._drop(key, shelf, identity, held)
+                dropped += 1
+        return dropped
+
+    def records(self) -> Iterable[tuple[bytes, Sealed]]:
+        """Everything held, with its key."""
+        return ((key, held.sealed) for key, shelf in self._shelves.items() for held in shelf.held.values())
+
+    def _no_room(self, shelf: Shelf, sealed: Sealed, group: str | None) -> Full | None:
+        bounds, provider = self.bounds, sealed.identity.provider
+        if self._size >= bounds.total or (not shelf.held and len(self._shelves) >= bounds.keys):
+            return Full.TOTAL
+        if len(shelf.held) >= bounds.per_key:
+            return Full.KEY
+        if (
+            self._providers[provider] >= bounds.per_provider
+            or shelf.providers[provider] >= bounds.per_provider_and_key
+        ):
+            return Full.PROVIDER
+        if group is not None and (
+            self._groups[group] >= bounds.per_group or shelf.groups[group] >= bounds.per_group_and_key
+        ):
+            return Full.GROUP
+        return None
+
+    def _order(self, shelf: Shelf, sealed: Sealed, group: str | None) -> tuple[int, bytes]:
+        """Its turn in its group (a provider of no known group is one of its own), and a tie-break."""
+        provider = sealed.identity.provider
+        turn = shelf.providers[provider] if group is None else shelf.groups[group]
+        return turn, hashlib.sha256(repr(tuple(sealed.identity)).encode()).digest()[: CURSOR_BYTES - 4]
+
+    def _put(self, key: bytes, shelf: Shelf, held: Held) -> None:
+        identity = held.sealed.identity
+        self._shelves[key] = shelf
+        shelf.held[identity] = held
+        shelf.envelopes[held.sealed.envelope] = identity
+        insort(shelf.order, (held.order, identity))
+        self._count(shelf, identity.provider, held.group, 1)
+
+    def _drop(self, key: bytes, shelf: Shelf, identity: Identity, held: Held) -> None:
+        del shelf.held[identity]
+        del shelf.envelopes[held.sealed.envelope]
+        del shelf.order[bisect_left(shelf.order, (held.order, identity))]
+        self._count(shelf, identity.provider, held.group, -1)
+        if not shelf.held:
+            del self._shelves[key]
+
+    def _count(self, shelf: Shelf, provider: PeerId, group: str | None, step: int) -> None:
+        self._size += step
+        for providers in (self._providers, shelf.providers):
+            providers[provider] += step
+            if not providers[provider]:
+                del providers[provider]
+        if group is not None:
+            for groups in (self._groups, shelf.groups):
+                groups[group] += step
+                if not groups[group]:
+                    del groups[group]

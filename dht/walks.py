@@ -1,0 +1,353 @@
+"""Whole operations of the overlay as machines: find a peer, find the closest, collect records, store some.
+
+Each is a `Lookup` and what goes with it. The driver does nothing but carry messages: `poll(now)` says
+`Send`, `Wait` or `Done`; every Send that expects a reply is ended with `on_reply` or `on_failure`, at the
+latest at the driver's own timeout. One peer has at most one request of a walk open at a time.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from modelnet_p2p.dht.keyspace import position
+from modelnet_p2p.dht.lookup import DONE, MAX_ADDRS, Ask, Done, Lookup, Wait, merged
+from modelnet_p2p.identity import PeerId
+from modelnet_p2p.kad import Contact, Kind, Message
+from modelnet_p2p.records import BadRecord, Identity, Refusal, Sealed, admit, newest
+from modelnet_p2p.tuning import Tuning
+
+MAX_RECORDS_PER_REPLY = 512  # 64 KiB hold no more; each may cost two signature checks of some 100 us
+MAX_PAGES = 128  # of one holder's answer: more than any holder of ours keeps under one key
+MAX_MERGED = 8192  # records, and providers, of one read: 32 MiB at the very worst
+TELLERS = 2  # different peers that must name a peer's addresses before FindPeer is content
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send this to that peer, then poll again. A stock peer does not answer ADD_PROVIDER."""
+
+    contact: Contact
+    message: Message
+    expects_reply: bool = True
+
+
+class Walk:
+    """What all have in common: a lookup whose requests are one message, and who turned out to be ours."""
+
+    def __init__(
+        self,
+        target: bytes,
+        request: Message,
+        seeds: Iterable[Contact],
+        *,
+        me: PeerId,
+        tuning: Tuning,
+        patience: float | None,
+        reading: bool,
+    ) -> None:
+        self.target = target
+        self.request = request
+        self.tuning = tuning
+        self.patience = tuning.patience if patience is None else patience
+        self.messages = 0
+        self.lookup = Lookup(
+            position(target),
+            seeds,
+            me=me,
+            k=tuning.k,
+            alpha=tuning.alpha_read if reading else tuning.alpha,
+            beta=tuning.beta if reading else None,
+            patience=self.patience,
+        )
+        self.ours: set[PeerId] = set()  # answered with our extension field
+
+    def poll(self, now: float) -> Send | Wait | Done:
+        match self.lookup.poll(now):
+            case Ask(contact):
+                return self._send(contact, self.request)
+            case step:
+                return step
+
+    def on_reply(self, peer: PeerId, reply: Message, now: float) -> None:
+        """What `peer` answered to the Send that it had last; anything unasked is ignored.
+
+        An answer to another question is a failure of that peer.
+        """
+        if reply.kind is not self.request.kind:
+            self.lookup.on_failure(peer, now)
+        elif self.lookup.on_answer(peer, reply.closer, now):
+            self._on_answer(peer, reply, now)
+
+    def on_failure(self, peer: PeerId, now: float) -> None:
+        """`peer` could not be reached, broke off, or did not answer in time."""
+        self.lookup.on_failure(peer, now)
+
+    @property
+    def hops(self) -> int:
+        return self.lookup.hops
+
+    def _on_answer(self, peer: PeerId, reply: Message, now: float) -> None:
+        if reply.records is not None:
+            self.ours.add(peer)
+
+    def _send(self, contact: Contact, message: Message, *, expects_reply: bool = True) -> Send:
+        self.messages += 1
+        return Send(contact, message, expects_reply)
+
+
+class FindClosest(Walk):
+    """The k peers closest to a key: to join (towards my own id) and to refresh a bucket."""
+
+    def __init__(
+        self,
+        target: bytes,
+        seeds: Iterable[Contact],
+        *,
+        me: PeerId,
+        tuning: Tuning,
+        patience: float | None = None,
+    ) -> None:
+        request = Message(Kind.FIND_NODE, target)
+        super().__init__(target, request, seeds, me=me, tuning=tuning, patience=patience, reading=False)
+
+    @property
+    def closest(self) -> tuple[Contact, ...]:
+        return self.lookup.closest()
+
+
+class FindPeer(Walk):
+    """One peer's addresses, from two tellers where that many know them; only dialling proves them."""
+
+    def __init__(
+        self,
+        peer: PeerId,
+        seeds: Iterable[Contact],
+        *,
+        me: PeerId,
+        tuning: Tuning,
+        patience: float | None = None,
+    ) -> None:
+        request = Message(Kind.FIND_NODE, bytes(peer))
+        super().__init__(bytes(peer), request, seeds, me=me, tuning=tuning, patience=patience, reading=True)
+        self.peer = peer
+        self._tellers: set[PeerId] = set()
+
+    def poll(self, now: float) -> Send | Wait | Done:
+        return DONE if len(self._tellers) >= TELLERS else super().poll(now)
+
+    @property
+    def found(self) -> Contact | None:
+        """The peer with all addresses told so far, None if nobody knows any."""
+        contact = self.lookup.contact(self.peer)
+        return contact if contact is not None and contact.addrs else None
+
+    def _on_answer(self, peer: PeerId, reply: Message, now: float) -> None:
+        super()._on_answer(peer, reply, now)
+        if peer == self.peer or any(c.id == self.peer and c.addrs for c in reply.closer):
+            self._tellers.add(peer)
+
+
+class Collect(Walk):
+    """The records under one key, merged from several holders: one holder's answer is never the truth.
+
+    Each record is admitted by itself, so a bad one costs nobody but itself. Ends when the beta closest peers
+    have answered, and further pages were read until `limit` live records are known (None: all pages).
+    """
+
+    def __init__(
+        self,
+        key: bytes,
+        seeds: Iterable[Contact],
+        *,
+        me: PeerId,
+        network: str,
+        tuning: Tuning,
+        now: float,
+        now_us: int,
+        limit: int | None = None,
+        patience: float | None = None,
+    ) -> None:
+        request = Message(Kind.GET_PROVIDERS, key)
+        super().__init__(key, request, seeds, me=me, tuning=tuning, patience=patience, reading=True)
+        self.network = network
+        self.limit = limit
+        self.refused: Counter[Refusal] = Counter()
+        self.providers: dict[PeerId, Contact] = {}  # also those that only stock peers know of
+        self._now, self._now_us = now, now_us
+        self._merged: dict[Identity, Sealed] = {}
+        self._checked: set[bytes] = set()  # several holders send the same bytes: one check is enough
+        self._next: deque[tuple[Contact, bytes]] = deque()  # pages to ask for
+        self._open: dict[PeerId, float] = {}  # pages asked for, and when
+        self._pages: Counter[PeerId] = Counter()
+
+    @property
+    def records(self) -> tuple[Sealed, ...]:
+        """The newest version of each record, without the withdrawn ones."""
+        return tuple(sealed for sealed in self._merged.values() if not sealed.is_tombstone)
+
+    def contact(self, provider: PeerId) -> Contact:
+        """Where this provider is said to be; without addresses if nobody said."""
+        return self.providers.get(provider) or self.lookup.contact(provider) or Contact(provider, ())
+
+    def on_local(self, sealeds: Iterable[Sealed], contacts: Iterable[Contact]) -> None:
+        """What my own store holds under the key: I am one holder among the others."""
+        for sealed in sealeds:
+            self._checked.add(sealed.envelope)
+            self._merge(sealed)
+        self._tell(contacts)
+
+    def poll(self, now: float) -> Send | Wait | Done:
+        step = super().poll(now)
+        if not isinstance(step, Done):
+            return step
+        self._open = {peer: asked for peer, asked in self._open.items() if asked + self.patience > now}
+        if self._enough():
+            return DONE
+        if self._next and len(self._open) < self.tuning.alpha_read:
+            contact, cursor = self._next.popleft()
+            self._open[contact.id] = now
+            return self._send(contact, Message(Kind.GET_PROVIDERS, self.target, cursor=cursor))
+        return Wait(min(self._open.values()) + self.patience) if self._open else DONE
+
+    def on_reply(self, peer: PeerId, reply: Message, now: float) -> None:
+        if self._open.pop(peer, None) is None:
+            super().on_reply(peer, reply, now)
+        elif reply.kind is Kind.GET_PROVIDERS:
+            self._on_answer(peer, reply, now)
+
+    def on_failure(self, peer: PeerId, now: float) -> None:
+        if self._open.pop(peer, None) is None:
+            super().on_failure(peer, now)
+
+    def _on_answer(self, peer: PeerId, reply: Message, now: float) -> None:
+        super()._on_answer(peer, reply, now)
+        now_us = self._now_us + int((now - self._now) * 1e6)
+        for envelope in (reply.records or ())[:MAX_RECORDS_PER_REPLY]:
+            if envelope and envelope not in self._checked and len(self._checked) < MAX_MERGED:
+                self._checked.add(envelope)
+                try:
+                    self._merge(admit(envelope, network=self.network, now_us=now_us, key=self.target))
+                except BadRecord as bad:
+                    self.refused[bad.refusal] += 1
+        self._tell(reply.providers)
+        contact = self.lookup.contact(peer)
+        if reply.cursor and contact is not None and self._pages[peer] < MAX_PAGES:
+            self._pages[peer] += 1
+            self._next.append((contact, reply.cursor))
+
+    def _merge(self, sealed: Sealed) -> None:
+        self._merged[sealed.identity] = newest(self._merged.get(sealed.identity), sealed)
+
+    def _tell(self, contacts: Iterable[Contact]) -> None:
+        for contact in contacts:
+            known = self.providers.get(contact.id)
+            if known is not None:
+                self.providers[contact.id] = merged(known, contact)
+            elif len(self.providers) < MAX_MERGED:
+                self.providers[contact.id] = Contact(contact.id, contact.addrs[:MAX_ADDRS])
+
+    def _enough(self) -> bool:
+        return self.limit is not None and len(self.records) >= self.limit
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """How a store went. Peers of ours only: stock ones are told beside them and never counted."""
+
+    key: bytes
+    asked: int
+    stored: int  # holders that acknowledged every record
+    promised: bool  # a majority of min(k, known) acknowledged, or nobody else is there
+    refused: Counter[str]  # reasons of those that refused
+
+    @property
+    def alone(self) -> bool:
+        return self.asked == 0
+
+
+class Store(Walk):
+    """Several of my records for one key: one walk to the k closest, then each record to each of them.
+
+    Ends when all have answered or failed, or when the promise is kept and the rest lost their patience.
+    """
+
+    def __init__(
+        self,
+        key: bytes,
+        sealeds: Sequence[Sealed],
+        provider: Contact,
+        seeds: Iterable[Contact],
+        *,
+        tuning: Tuning,
+        patience: float | None = None,
+    ) -> None:
+        request = Message(Kind.FIND_NODE, key)
+        super().__init__(key, request, seeds, me=provider.id, tuning=tuning, patience=patience, reading=False)
+        self._envelopes = tuple(sealed.envelope for sealed in sealeds)
+        self._provider = provider
+        self._stock: deque[Contact] = deque()
+        self._ready: deque[Contact] = deque()  # to send the next record to
+        self._open: dict[PeerId, float] = {}  # sent a record, and when
+        self._sent: Counter[PeerId] = Counter()  # records sent to each
+        self._acknowledged: Counter[PeerId] = Counter()
+        self._holders: dict[PeerId, Contact] | None = None  # once the walk is over
+        self._refused: Counter[str] = Counter()
+
+    def poll(self, now: float) -> Send | Wait | Done:
+        if self._holders is None:
+            step = super().poll(now)
+            if not isinstance(step, Done):
+                return step
+            self._holders = self._choose()
+        if self._stock:
+            stock = Message(Kind.ADD_PROVIDER, self.target, providers=(self._provider,))
+            return self._send(self._stock.popleft(), stock, expects_reply=False)
+        if self._ready:
+            contact = self._ready.popleft()
+            self._open[contact.id] = now
+            envelope = self._envelopes[self._sent[contact.id]]
+            self._sent[contact.id] += 1
+            message = Message(
+                Kind.ADD_PROVIDER, self.target, providers=(self._provider,), records=(envelope,)
+            )
+            return self._send(contact, message)
+        if not self._open:
+            return DONE
+        if not self.report.promised:
+            return Wait(float("inf"))  # each of them still ends, at the latest at the driver's timeout
+        until = max(self._open.values()) + self.patience
+        return Wait(until) if until > now else DONE
+
+    def on_reply(self, peer: PeerId, reply: Message, now: float) -> None:
+        if self._holders is None or self._open.pop(peer, None) is None:
+            super().on_reply(peer, reply, now)
+            return
+        if reply.kind is not Kind.ADD_PROVIDER or reply.records is None:
+            self._refused["unacknowledged"] += 1
+        elif reply.refused:
+            self._refused[reply.refused] += 1
+        else:
+            self._acknowledged[peer] += 1
+        if self._sent[peer] < len(self._envelopes):
+            self._ready.append(self._holders[peer])
+
+    def on_failure(self, peer: PeerId, now: float) -> None:
+        if self._open.pop(peer, None) is None:
+            super().on_failure(peer, now)
+
+    @property
+    def report(self) -> Stored:
+        holders = self._holders or {}
+        stored = sum(self._acknowledged[peer] == len(self._envelopes) for peer in holders)
+        promised = self._holders is not None and (not holders or 2 * stored > len(holders))
+        return Stored(self.target, len(holders), stored, promised, Counter(self._refused))
+
+    def _choose(self) -> dict[PeerId, Contact]:
+        answered = self.lookup.closest(len(self.ours) + self.tuning.k)
+        holders = [contact for contact in answered if contact.id in self.ours][: self.tuning.k]
+        self._stock.extend(c for c in self.lookup.closest() if c.id not in self.ours)
+        if self._envelopes:
+            self._ready.extend(holders)
+        return {contact.id: contact for contact in holders}

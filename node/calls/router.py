@@ -1,0 +1,238 @@
+"""A call by name, URI or task: finds who offers it, asks the best, moves on where that is safe.
+
+At most once per provider. Another provider is asked after `busy`, after `unreachable` before the
+call was sent, and after a loss before the first item if the offer says that repeating is harmless
+(`idempotent`). A call that names its provider never moves.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+
+import trio
+
+from modelnet_p2p.errors import Code, ModelnetError, NotFound, RemoteError
+from modelnet_p2p.events import Call, Item, Result
+from modelnet_p2p.identity import PeerId
+from modelnet_p2p.names import ModelUri, check_task
+from modelnet_p2p.node.calls.client import CallClient, Ongoing, Progress
+from modelnet_p2p.node.serving.policy.ranking import Experience, rank
+from modelnet_p2p.offers import Offer
+from modelnet_p2p.payload import Value
+from modelnet_p2p.query import Query
+
+log = logging.getLogger(__name__)
+
+TASK_SCHEME = "task:"
+MAX_ATTEMPTS = 5  # providers asked for one call; were all of these dead, the sixth is no better bet
+MAX_KNOWN_PROVIDERS = 1024  # whose past behaviour is remembered
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is to be called: a query, and whether the call may move between providers."""
+
+    query: Query
+    text: str
+    pinned: bool
+
+    @classmethod
+    def parse(cls, text: str, network: str, provider: PeerId | None = None) -> Target:
+        """A model name, a `modelnet:` URI or `task:TASK`; raises LocalError (bad-input)."""
+        if text.startswith(TASK_SCHEME):
+            task = check_task(text.removeprefix(TASK_SCHEME))
+            return cls(Query(network=network, task=task, provider=provider), text, provider is not None)
+        uri = ModelUri.parse(text)
+        provider = provider or uri.provider
+        return cls(replace(Query.of_uri(uri, network), provider=provider), text, provider is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a call ended well: what came out, from whom, after how many tries, and what it cost."""
+
+    output: Value
+    model: str
+    digest: str | None
+    provider: str
+    attempts: int
+    total_ms: float
+    queue_ms: float
+    model_ms: float
+    trace: tuple[dict[str, object], ...]  # a map per hop: provider, digest, bytes_in, bytes_out, ms
+
+
+class Running:
+    """A call that a provider has begun to answer; iterate for its items, then read `outcome`."""
+
+    def __init__(
+        self, offer: Offer, attempts: int, ongoing: Ongoing, first: Item | Result, started: float
+    ) -> None:
+        self.offer = offer
+        self.attempts = attempts
+        self.outcome: Outcome | None = None
+        self._ongoing = ongoing
+        self._first: Item | Result | None = first
+        self._started = started
+
+    def __aiter__(self) -> Running:
+        return self
+
+    async def __anext__(self) -> Value:
+        """The next item; the far side's fault, or the loss of it, is raised as RemoteError."""
+        if self.outcome is not None:
+            raise StopAsyncIteration
+        event = self._first or await self._ongoing.receive()
+        self._first = None
+        if isinstance(event, Item):
+            return event.value
+        self.outcome = self._end(event)
+        raise StopAsyncIteration
+
+    def _end(self, result: Result) -> Outcome:
+        return Outcome(
+            output=result.value,
+            model=self.offer.model,
+            digest=result.digest,
+            provider=self.offer.provider,
+            attempts=self.attempts,
+            total_ms=(trio.current_time() - self._started) * 1e3,
+            queue_ms=result.queue_us / 1e3,
+            model_ms=result.model_us / 1e3,
+            trace=tuple(
+                {
+                    "provider": hop.provider,
+                    "digest": hop.digest,
+                    "bytes_in": hop.bytes_in,
+                    "bytes_out": hop.bytes_out,
+                    "ms": hop.us / 1e3,
+                }
+                for hop in result.trace
+            ),
+        )
+
+
+class Memory:
+    """What this peer saw of the providers that it called; ranks offers by it."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self._experience: dict[str, Experience] = {}
+
+    def rank(self, offers: Sequence[Offer]) -> list[Offer]:
+        return rank(
+            offers,
+            lambda offer: self._experience.get(offer.provider),
+            trio.current_time(),
+            self._rng.randrange,
+        )
+
+    def of(self, offer: Offer) -> Experience:
+        """The experience with this offer's provider, to be added to."""
+        if offer.provider not in self._experience and len(self._experience) >= MAX_KNOWN_PROVIDERS:
+            self._experience.pop(next(iter(self._experience)))
+        return self._experience.setdefault(offer.provider, Experience())
+
+
+Search = Callable[[Query], Awaitable[Sequence[Offer]]]
+
+
+class Router:
+    """Chooses providers for calls and remembers how they did."""
+
+    def __init__(self, client: CallClient, search: Search, memory: Memory, rng: random.Random) -> None:
+        self._client = client
+        self._search = search
+        self._memory = memory
+        self._rng = rng
+
+    @asynccontextmanager
+    async def open(
+        self,
+        target: Target,
+        value: Value,
+        params: Mapping[str, Value],
+        timeout: float,
+        method: str = "invoke",
+    ) -> AsyncIterator[Running]:
+        """Yield the call once a provider has begun to answer; leaving early cancels it there.
+
+        Raises NotFound, RemoteError (the last provider's), LocalError (bad-input).
+        """
+        started = trio.current_time()
+        offers = one_owner(target, await self._search(target.query))
+        key = self._rng.randbytes(16).hex()
+        last: ModelnetError = NotFound(
+            f"nobody alive offers {target.text!r}", hint="modelnet-peer find shows what is on offer"
+        )
+        for attempt, offer in enumerate(offers[: 1 if target.pinned else MAX_ATTEMPTS], 1):
+            call = Call(target=offer.uri, value=value, method=method, params=params, key=key)
+            left = timeout - (trio.current_time() - started)
+            progress = Progress()
+            yielded = False
+            try:
+                provider = PeerId.parse(offer.provider)
+                async with self._client.open(provider, offer.addrs, call, left, progress) as ongoing:
+                    first = await ongoing.receive()
+                    running = Running(offer, attempt, ongoing, first, started)
+                    yielded = True
+                    yield running
+                    self._memory.of(offer).succeeded((trio.current_time() - started) * 1e3)
+                return
+            except RemoteError as error:
+                self._note(offer, error)
+                if yielded or not may_move(error, progress, offer):
+                    raise
+                log.info("%s did not answer %s: %s", offer.provider[-8:], target.text, error.message)
+                last = error
+        raise last
+
+    async def call(
+        self,
+        target: Target,
+        value: Value,
+        params: Mapping[str, Value],
+        timeout: float,
+        on_item: Callable[[Value], Awaitable[None]] | None = None,
+    ) -> Outcome:
+        """The call as a whole. Items go to `on_item`; without it a streamed answer is their list."""
+        items: list[Value] = []
+        async with self.open(target, value, params, timeout) as running:
+            async for item in running:
+                if on_item is None:
+                    items.append(item)
+                else:
+                    await on_item(item)
+        assert running.outcome is not None
+        return replace(running.outcome, output=items) if items else running.outcome
+
+    def _note(self, offer: Offer, error: RemoteError) -> None:
+        if error.code in (Code.UNREACHABLE, Code.DEADLINE, Code.BUSY):
+            self._memory.of(offer).failed(trio.current_time())
+
+
+def may_move(error: RemoteError, progress: Progress, offer: Offer) -> bool:
+    """Whether another provider may be asked after this failure without doing the work twice."""
+    if error.code is Code.BUSY or not progress.sent:
+        return error.retryable
+    return error.code is Code.UNREACHABLE and progress.items == 0 and offer.record.idempotent
+
+
+def one_owner(target: Target, offers: Sequence[Offer]) -> Sequence[Offer]:
+    """Those offers, if they are all of one owner's model; NotFound (ambiguous) if a name has several.
+
+    A task asks for any model, so there owners may differ.
+    """
+    owners = {offer.owner for offer in offers}
+    if target.query.model is not None and len(owners) > 1:
+        listed = ", ".join(sorted(owners))
+        raise NotFound(
+            f"{target.text!r} is claimed by {len(owners)} owners: {listed}",
+            code=Code.AMBIGUOUS,
+            hint=f"modelnet-peer invoke 'modelnet:{target.query.model}?owner={min(owners)}' …",
+        )
+    return offers

@@ -1,0 +1,150 @@
+"""The command line as a whole: which commands there are, and how every failure ends.
+
+Commands live in modules of their own that are imported when one is called; this one imports click
+and the errors, nothing heavier. All failures leave by one door (`main`): one line for the cause, one
+for the next step, with --json one object, and the contract's exit code.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from types import TracebackType
+
+import click
+
+from modelnet_p2p import __version__
+from modelnet_p2p.errors import Code, LocalError, ModelnetError, RemoteError
+
+PROGRAM = "modelnet-peer"
+_COMMANDS = {  # in the order in which help lists them, with the module of each and its short help
+    "join": ("serving", "Start this machine's peer and stay in the network."),
+    "publish": ("serving", "Serve a model from the running peer."),
+    "unpublish": ("serving", "Withdraw a model."),
+    "find": ("asking", "List who offers a task, a model or a tag."),
+    "invoke": ("asking", "Call a model and print its answer."),
+    "status": ("looking", "Show how the running peer is."),
+    "peers": ("looking", "List the peers that the running peer knows."),
+    "id": ("looking", "Print this home's peer id."),
+    "ping": ("looking", "Measure the round trip to a peer."),
+    "show": ("looking", "Print a model's signed records."),
+}
+_EXITS = {
+    Code.NOT_FOUND: 3,
+    Code.AMBIGUOUS: 3,
+    Code.UNREACHABLE: 4,
+    Code.DEADLINE: 4,
+    Code.NOT_RUNNING: 7,
+    Code.CANCELLED: 130,
+}
+_LOCAL_EXITS = {
+    Code.BAD_INPUT: 2,
+    Code.UNKNOWN_METHOD: 2,
+    Code.INTERNAL: 1,
+    Code.MODEL_ERROR: 5,
+    Code.BUSY: 5,
+}
+INTERRUPTED = 130
+_Hook = Callable[[type[BaseException], BaseException, TracebackType | None], None]
+
+
+def exit_code(error: ModelnetError) -> int:
+    """The contract's exit status: 5 for a fault of the other side, 6 for what is refused here."""
+    if isinstance(error, RemoteError):
+        return _EXITS.get(error.code, 5) if error.code is not Code.CANCELLED else 5
+    return _EXITS.get(error.code) or _LOCAL_EXITS.get(error.code, 6)
+
+
+class _Lazy(click.Group):
+    """A group that lists its commands without importing them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module = import_module(f"modelnet_p2p.node.cli.{_COMMANDS[cmd_name][0]}")
+        command = getattr(module, f"{cmd_name}_command")
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, short) for name, (_, short) in _COMMANDS.items()])
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, "--version", prog_name=PROGRAM, message="%(prog)s %(version)s")
+def app() -> None:
+    """A peer of a network of AI models without a centre: publish, find and call models."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; its exit status is returned, or given to the shell when `argv` is None."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    as_json = "--json" in arguments
+    if argv is None:
+        sys.excepthook = _on_bug(as_json)
+    status = _run(arguments, as_json)
+    if argv is None:
+        sys.exit(status)
+    return status
+
+
+def _run(arguments: list[str], as_json: bool) -> int:
+    try:
+        outcome = app.main(arguments, prog_name=PROGRAM, standalone_mode=False)
+        sys.stdout.flush()
+        return outcome if isinstance(outcome, int) else 0
+    except ModelnetError as error:
+        print_error(error, as_json=as_json)
+        return exit_code(error)
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx is not None else PROGRAM
+        usage = LocalError(Code.BAD_INPUT, error.format_message(), hint=f"{where} --help")
+        print_error(usage, as_json=as_json)
+        return 2
+    except click.ClickException as error:
+        print_error(LocalError(Code.BAD_INPUT, error.format_message()), as_json=as_json)
+        return 2
+    except (click.Abort, KeyboardInterrupt):
+        print_error(LocalError(Code.CANCELLED, "interrupted"), as_json=as_json)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # whoever read the results has had enough; without this Python complains again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def print_error(error: ModelnetError, *, as_json: bool) -> None:
+    """An error as the last lines of stderr."""
+    from modelnet_p2p.node.cli.output import one_line
+
+    if as_json:
+        import json
+
+        print(json.dumps({"error": error.to_map()}, ensure_ascii=False), file=sys.stderr)
+        return
+    about = f" (peer {error.peer})" if error.peer and error.peer not in error.message else ""
+    print(f"error: {one_line(error.message)}{about}", file=sys.stderr)
+    if error.hint:
+        print(f"hint: {one_line(error.hint)}", file=sys.stderr)
+
+
+def _on_bug(as_json: bool) -> _Hook:
+    """What happens to an exception that nobody foresaw: one line, its traceback for debug."""
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if os.environ.get("MODELNET_LOG") == "debug":
+            sys.__excepthook__(kind, error, trace)
+        bug = LocalError(
+            Code.INTERNAL,
+            f"{kind.__name__}: {error}",
+            hint="this is a bug; MODELNET_LOG=debug prints its traceback",
+        )
+        print_error(bug, as_json=as_json)
+
+    return hook

@@ -1,0 +1,112 @@
+"""What all commands share: the flags of the contract, and how a command reaches a peer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Any, TypeVar
+
+import click
+
+from modelnet_p2p.errors import Code, LocalError
+from modelnet_p2p.node.cli.output import Output
+from modelnet_p2p.node.config import Settings, load_settings
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+Value = Any  # a value of the wire: None, bool, int, float, str, bytes, list, dict or array
+DAEMON_SPARE = 5.0  # seconds beyond --timeout that a command waits for a running peer's own verdict
+
+
+class Session:
+    """One command's settings and output, and the peer that it asks."""
+
+    def __init__(self, settings: Settings, output: Output, *, bootstrap_flag: bool = False) -> None:
+        self.settings = settings
+        self.output = output
+        self._bootstrap_flag = bootstrap_flag
+
+    def ask_running(
+        self,
+        method: str,
+        params: Mapping[str, Value],
+        value: Value = None,
+        *,
+        on_item: Callable[[Value], None] = lambda item: None,
+        timeout: float | None = None,
+    ) -> Value:
+        """Ask the peer on this home; raises LocalError (not-running) when there is none."""
+        from modelnet_p2p.node.control_client import ControlClient
+
+        with ControlClient.connect(self.settings.home) as client:
+            return client.call(
+                method, params, value, on_item=on_item, on_notice=self.output.step, timeout=timeout
+            )
+
+    def ask(
+        self,
+        method: str,
+        params: Mapping[str, Value],
+        value: Value = None,
+        *,
+        on_item: Callable[[Value], None] = lambda item: None,
+    ) -> Value:
+        """Ask the peer on this home, or a temporary one that lasts as long as the question."""
+        from modelnet_p2p.node.control_client import ControlClient
+
+        try:
+            client = ControlClient.connect(self.settings.home)
+        except LocalError as error:
+            if error.code is not Code.NOT_RUNNING:
+                raise
+            return self._ask_temporary(method, params, value, on_item)
+        with client:
+            if self._bootstrap_flag:
+                self.output.notice(f"a peer is running on {self.settings.home.path}: --bootstrap is not used")
+            timeout = self.settings.timeout + DAEMON_SPARE
+            return client.call(
+                method, params, value, on_item=on_item, on_notice=self.output.step, timeout=timeout
+            )
+
+    def _ask_temporary(
+        self,
+        method: str,
+        params: Mapping[str, Value],
+        value: Value,
+        on_item: Callable[[Value], None],
+    ) -> Value:
+        from modelnet_p2p.node.cli.temporary import ask_temporary
+
+        home = self.settings.home.path
+        self.output.notice(f"no peer is running on {home}: asking as a temporary client")
+        return ask_temporary(self.settings, method, params, value, on_item, self.output.step)
+
+
+def common_flags(function: Function) -> Function:
+    """The flags that every command has; the command gets a `Session` as its first argument."""
+
+    @click.option("--home", metavar="DIR", help="Where the peer keeps its key and state.")
+    @click.option("--network", metavar="NAME", help="The network's name (default: public).")
+    @click.option("--bootstrap", multiple=True, metavar="MULTIADDR", help="A peer to begin at; repeatable.")
+    @click.option("--timeout", type=float, metavar="S", help="Seconds to wait (default: 30).")
+    @click.option("--json", "as_json", is_flag=True, help="Print results as one JSON object a line.")
+    @wraps(function)
+    def command(
+        home: str | None,
+        network: str | None,
+        bootstrap: tuple[str, ...],
+        timeout: float | None,
+        as_json: bool,
+        **others: Any,  # Any: the command's own flags, as click parsed them
+    ) -> Any:
+        settings = load_settings(
+            home=home,
+            network=network,
+            bootstrap=bootstrap,
+            timeout=timeout,
+            listen=others.pop("listen", ()),
+            lan=others.pop("lan", False),
+        )
+        session = Session(settings, Output(as_json=as_json), bootstrap_flag=bool(bootstrap))
+        return function(session, **others)
+
+    return command  # type: ignore[return-value]  # click's parameters take the place of the Session

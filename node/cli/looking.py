@@ -1,0 +1,148 @@
+"""Commands that look: status, peers, id, ping, show."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from modelnet_p2p.errors import Code, LocalError, NotFound, RemoteError
+from modelnet_p2p.node.cli.common import Session, common_flags
+
+
+@click.command("status")
+@common_flags
+def status_command(session: Session) -> None:
+    """Show how the running peer is: connections, records, models, what it refused."""
+    status = session.ask_running("status", {}, timeout=session.settings.timeout)
+    output = session.output
+    if output.as_json:
+        output.line(status)
+        return
+    models = status.get("models", [])
+    refused = {name: count for name, count in status.get("refused", {}).items() if count}
+    output.fields(
+        [
+            ("peer", status.get("peer")),
+            *(("address", addr) for addr in status.get("addrs", [])),
+            ("network", status.get("network")),
+            ("version", status.get("version")),
+            ("up", _duration(status.get("uptime_s", 0))),
+            ("control", status.get("control")),
+            ("connections", status.get("connections")),
+            ("routing table", status.get("table")),
+            ("records held", status.get("records")),
+            ("memory", f"{status.get('rss_bytes', 0) / 2**20:.0f} MiB"),
+            ("refused", ", ".join(f"{count} {name}" for name, count in refused.items()) or "nothing"),
+        ]
+    )
+    columns = ("model", "in_flight", "queued", "calls", "faults", "seq")
+    if models:
+        output.text("")
+        output.table(columns, [[model.get(name) for name in columns] for model in models])
+
+
+@click.command("peers")
+@common_flags
+def peers_command(session: Session) -> None:
+    """List the peers that the running peer knows."""
+    lines: list[dict[str, Any]] = []
+    output = session.output
+    sink = output.line if output.as_json else lines.append
+    session.ask_running("peers", {}, on_item=sink, timeout=session.settings.timeout)
+    if output.as_json:
+        return
+    if not lines:
+        output.notice("no other peer is known yet")
+        return
+    rows = [
+        (
+            line.get("peer"),
+            line.get("state"),
+            "yes" if line.get("connected") else "no",
+            _ms(line.get("rtt_ms")),
+            (line.get("addrs") or [None])[0],
+        )
+        for line in lines
+    ]
+    output.table(("peer", "state", "connected", "rtt ms", "address"), rows)
+
+
+@click.command("id")
+@common_flags
+def id_command(session: Session) -> None:
+    """Print this home's peer id, making its key on first use; with the addresses if it is running."""
+    key = session.settings.home.load_or_make_key()
+    try:
+        addrs = session.ask_running("id", {}, timeout=session.settings.timeout)["addrs"]
+    except LocalError as error:
+        if error.code is not Code.NOT_RUNNING:
+            raise
+        addrs = []
+    if session.output.as_json:
+        session.output.line({"peer": str(key.id), "addrs": addrs})
+        return
+    session.output.text(str(key.id))
+    for addr in addrs:
+        session.output.text(addr)
+
+
+@click.command("ping")
+@common_flags
+@click.argument("target", metavar="PEER|MULTIADDR")
+@click.option(
+    "-c", "--count", type=click.IntRange(1, 1000), default=3, metavar="N", help="Pings (default: 3)."
+)
+def ping_command(session: Session, target: str, count: int) -> None:
+    """Measure the round trip to a peer."""
+    output = session.output
+    with output.progress(f"pinging {target}"):
+        answer = session.ask("ping", {"target": target, "count": count})
+    if output.as_json:
+        output.line(answer)
+    elif answer.get("ok"):
+        times = [float(ms) for ms in answer["rtt_ms"]]
+        output.text(f"{answer['peer']}  {len(times)} of {count}  {', '.join(f'{ms:.2f}' for ms in times)} ms")
+    if not answer.get("ok"):
+        raise RemoteError(
+            Code.UNREACHABLE, f"{target} did not answer", hint="modelnet-peer peers", peer=answer.get("peer")
+        )
+
+
+@click.command("show")
+@common_flags
+@click.argument("model")
+def show_command(session: Session, model: str) -> None:
+    """Print a model's signed records, and whether their seals were checked."""
+    output = session.output
+    seen: list[dict[str, Any]] = []
+
+    def show(line: dict[str, Any]) -> None:
+        output.quiet()
+        seen.append(line)
+        if output.as_json:
+            output.line(line)
+            return
+        if len(seen) > 1:
+            output.text("")
+        seals = "verified" if line.get("verified") else "NOT VERIFIED"
+        pairs = [("model", line.get("model")), ("provider", line.get("provider")), ("seals", seals)]
+        record = line.get("record") or {}
+        output.fields(
+            pairs + [(name, value) for name, value in record.items() if value not in (None, "", [])]
+        )
+
+    with output.progress(f"looking for {model}"):
+        session.ask("show", {"model": model}, on_item=show)
+    if not seen:
+        raise NotFound(f"nobody offers {model}", hint="modelnet-peer find --help")
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def _ms(value: float | None) -> str | None:
+    return None if value is None else f"{value:.2f}"

@@ -1,0 +1,122 @@
+"""Commands that serve: join, publish, unpublish."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from modelnet_p2p.errors import Code, LocalError
+from modelnet_p2p.node.cli.common import Session, common_flags
+from modelnet_p2p.node.shell import publisher
+
+
+@click.command("join")
+@common_flags
+@click.option(
+    "--listen", multiple=True, metavar="MULTIADDR", help="Default: /ip4/127.0.0.1/tcp/0; repeatable."
+)
+@click.option("--lan", is_flag=True, help="Open this peer to the local network: listen on 0.0.0.0.")
+@click.option("--publish", "sources", multiple=True, metavar="SOURCE", help="Serve this too; repeatable.")
+def join_command(session: Session, sources: tuple[str, ...]) -> None:
+    """Start this machine's peer and stay in the network until Ctrl-C."""
+    for source in sources:
+        refuse_pickle(source)
+    from modelnet_p2p.node.daemon import early_signals, run
+
+    early_signals()
+    run(
+        session.settings, sources, on_ready=lambda ready: _ready(session, ready), notice=session.output.notice
+    )
+
+
+def _ready(session: Session, ready: dict[str, Any]) -> None:
+    output = session.output
+    if output.as_json:
+        output.line(ready)
+        return
+    output.fields(
+        [
+            ("ready", ready["peer"]),
+            *(("address", addr) for addr in ready["addrs"]),
+            ("control", ready["control"]),
+        ]
+    )
+    sys.stdout.flush()
+
+
+@click.command("publish")
+@common_flags
+@click.argument("source")
+@click.option("--model", metavar="NAME[@VERSION]", help="The name to serve it under.")
+@click.option("--task", metavar="T", help="What it does, such as text-classification.")
+@click.option("--tag", "tags", multiple=True, metavar="T", help="Repeatable.")
+@click.option("--module", metavar="MODULE:CLASS", help="The torch module of a .safetensors file.")
+@click.option("--dry-run", is_flag=True, help="Load and describe it, and publish nothing.")
+def publish_command(
+    session: Session,
+    source: str,
+    model: str | None,
+    task: str | None,
+    tags: tuple[str, ...],
+    module: str | None,
+    dry_run: bool,
+) -> None:
+    """Serve a model from the running peer: builtin:digits, MODULE:NAME, FILE.safetensors, …"""
+    refuse_pickle(source)
+    settings, output = session.settings, session.output
+    params = {
+        "source": source,
+        "model": model,
+        "task": task,
+        "tags": list(tags),
+        "module": module,
+        "dry_run": dry_run,
+        **publisher(),
+    }
+    with output.progress(f"publishing {source}"):
+        # loading a model takes what it takes: only a timeout that was asked for ends it
+        limit = settings.timeout if settings.timeout_asked else None
+        answer = session.ask_running("publish", params, timeout=limit)
+    if output.as_json:
+        output.line(answer)
+        return
+    holders = answer.get("holders") or {}
+    output.fields(
+        [
+            ("model", answer.get("model")),
+            ("uri", answer.get("uri")),
+            ("task", answer.get("task")),
+            ("stored", "nothing: a dry run" if dry_run else _holders(holders)),
+        ]
+    )
+
+
+@click.command("unpublish")
+@common_flags
+@click.argument("model")
+def unpublish_command(session: Session, model: str) -> None:
+    """Withdraw a model from the network."""
+    output = session.output
+    with output.progress(f"withdrawing {model}"):
+        answer = session.ask_running("unpublish", {"model": model}, timeout=session.settings.timeout + 5)
+    if output.as_json:
+        output.line(answer)
+        return
+    output.fields([("withdrawn", answer.get("model")), ("told", _holders(answer.get("holders") or {}))])
+
+
+def refuse_pickle(source: str) -> None:
+    """Refuse, before anything is asked of anybody, what runs code on being read."""
+    if source.lower().endswith((".pt", ".pth", ".bin", ".pkl")):
+        raise LocalError(
+            Code.UNSAFE,
+            f"{source} may hold pickled code, which runs on being read",
+            hint="save its weights as FILE.safetensors, and publish that with --module MODULE:CLASS",
+        )
+
+
+def _holders(holders: dict[str, int]) -> str:
+    stored = holders.get("stored", 0)
+    return f"on {stored} other peer{'' if stored == 1 else 's'}"

@@ -1,0 +1,56 @@
+"""A peer for the length of one question, where none is running: dials others, is never dialled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from modelnet_p2p.errors import Code, LocalError
+from modelnet_p2p.node.config import Settings
+from modelnet_p2p.node.logs import set_up_logging
+from modelnet_p2p.node.runtime import Runtime
+
+Value = Any  # a value of the wire: None, bool, int, float, str, bytes, list, dict or array
+
+
+def ask_temporary(
+    settings: Settings,
+    method: str,
+    params: Mapping[str, Value],
+    value: Value,
+    on_item: Callable[[Value], None],
+    on_notice: Callable[[str], None],
+) -> Value:
+    """Answer one control call by a client peer in this process.
+
+    It begins at the bootstraps, or at the peers of this user and network; LocalError (unreachable) where
+    there is neither.
+    """
+    bootstrap = settings.bootstrap or tuple(Runtime(settings.network).others())
+    if not bootstrap:
+        raise LocalError(
+            Code.UNREACHABLE,
+            f"no peer of the network {settings.network!r} is known to ask",
+            hint="modelnet-peer join, or name one: --bootstrap MULTIADDR",
+        )
+    # not at the top: these bring libp2p, a second that the error above need not cost
+    import trio
+
+    from modelnet_p2p.node.control import Request, dispatch, raise_cause
+    from modelnet_p2p.node.control_wire import ITEM
+    from modelnet_p2p.node.peer import Peer
+
+    set_up_logging()
+
+    async def emit(kind: str, item: Value) -> None:
+        on_item(item) if kind == ITEM else on_notice(str(item))
+
+    async def ask() -> Value:
+        opened = Peer.open(bootstrap=bootstrap, listen=(), network=settings.network, tuning=settings.tuning)
+        async with opened as peer:
+            return await dispatch(peer, method, Request(params, value), emit)
+
+    try:
+        return trio.run(ask)
+    except BaseExceptionGroup as group:
+        raise_cause(group)

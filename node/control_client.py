@@ -1,0 +1,129 @@
+"""A command's mouth: one synchronous call to the peer that runs on this home.
+
+It imports neither trio nor libp2p, so that `status` costs what a small Python program costs. Hanging
+up, also by Ctrl-C, cancels the call on the other side.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+from modelnet_p2p.errors import Code, LocalError
+from modelnet_p2p.exchange import Call, Exchange, Fault, Item, RemoteProtocolError, Result, Role
+from modelnet_p2p.node import control_wire as wire
+from modelnet_p2p.node.config import locate_home
+from modelnet_p2p.node.files import reason
+from modelnet_p2p.node.home import Home
+from modelnet_p2p.node.runtime import find_control
+
+Value = Any  # a value of the wire: None, bool, int, float, str, bytes, list, dict or array
+Sink = Callable[[Value], None]
+
+
+class ControlClient:
+    """A connection to a running peer, for one call; close it by `with`."""
+
+    def __init__(self, connection: socket.socket, path: Path) -> None:
+        self._socket = connection
+        self._path = path
+
+    @classmethod
+    def connect(cls, home: Home) -> ControlClient:
+        """Reach the peer on `home`; LocalError: not-running, or bad-state if that cannot be told."""
+        path = find_control(home)
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.settimeout(wire.SILENCE_SECONDS)
+            connection.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError) as error:
+            connection.close()
+            raise not_running(home) from error
+        except OSError as error:
+            connection.close()
+            raise LocalError(
+                Code.BAD_STATE, f"cannot reach the control socket {path}: {reason(error)}"
+            ) from error
+        return cls(connection, path)
+
+    def __enter__(self) -> ControlClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def call(
+        self,
+        method: str,
+        params: Mapping[str, Value],
+        value: Value = None,
+        *,
+        timeout: float | None = None,
+        on_item: Sink = lambda value: None,
+        on_notice: Callable[[str], None] = lambda line: None,
+    ) -> Value:
+        """Make the one call; items and notices go to their sinks as they come.
+
+        Raises what the peer raised, or LocalError (deadline) after `timeout` seconds, or if the peer shows
+        no sign of life.
+        """
+        until = None if timeout is None else time.monotonic() + timeout
+        exchange = Exchange(Role.CALLER, max_body=wire.MAX_BODY_BYTES)
+        try:
+            for buffer in exchange.send(Call("", {wire.PARAMS: dict(params), wire.INPUT: value}, method)):
+                self._socket.sendall(buffer)
+            while True:
+                match self._next(exchange, until):
+                    case Item(value={wire.ITEM: item}):
+                        on_item(item)
+                    case Item(value={wire.NOTICE: str(line)}):
+                        on_notice(line)
+                    case Result(value=result):
+                        return result
+                    case Fault() as fault:
+                        raise wire.to_error(fault)
+                    case _:
+                        pass  # a beat, or what a newer peer says besides
+        except TimeoutError as error:
+            raise LocalError(
+                Code.DEADLINE,
+                f"the peer behind {self._path} has said nothing for {wire.SILENCE_SECONDS:.0f} s",
+                hint="it may be stopped: see `ps`, or restart it with modelnet-peer join",
+            ) from error
+        except (OSError, RemoteProtocolError) as error:
+            words = reason(error) if isinstance(error, OSError) else error.message
+            raise LocalError(
+                Code.NOT_RUNNING, f"the running peer went away: {words}", hint="modelnet-peer join"
+            ) from error
+
+    def _next(self, exchange: Exchange, until: float | None) -> object:
+        while (event := exchange.next_event()) is None:
+            if until is not None and time.monotonic() >= until:
+                raise LocalError(
+                    Code.DEADLINE,
+                    "the running peer did not answer in time",
+                    hint="give it longer: --timeout S",
+                )
+            exchange.received(self._socket.recv_into(exchange.get_buffer()))
+        return event
+
+
+def not_running(home: Home) -> LocalError:
+    """No peer runs on `home`; the hint is the command that starts one."""
+    return LocalError(
+        Code.NOT_RUNNING,
+        f"no peer is running on {home.path}",
+        hint=f"modelnet-peer join{home_flag(home)}",
+    )
+
+
+def home_flag(home: Home) -> str:
+    """` --home DIR` as a shell takes it, empty where the command would find this home without."""
+    if home == locate_home(None, os.environ):
+        return ""
+    return f" --home {quote(str(home.path))}"

@@ -1,0 +1,53 @@
+"""What travels over the control socket: one call, then beats, notices and items, then its end.
+
+The frames are the Exchange's; this page gives their values a meaning. A connection carries one
+call. While it runs the peer sends a beat each second, so that a client tells a long call from a
+frozen peer. An error crosses as a fault with its family, and is raised again on the other side.
+"""
+
+from __future__ import annotations
+
+from modelnet_p2p.errors import LocalError, ModelnetError, NotFound, RemoteError
+from modelnet_p2p.events import Fault
+
+# the two keys of a call's value: params may be longer than a frame's head, a publisher's environment is
+PARAMS = "params"
+INPUT = "input"
+# the one key of an item's map
+BEAT = "beat"  # still at it; the value counts seconds
+NOTICE = "notice"  # a line of progress for people
+ITEM = "item"  # a part of the result
+
+BEAT_SECONDS = 1.0
+SILENCE_SECONDS = 10.0  # ten beats missed: the peer is stopped, or its machine is
+MAX_BODY_BYTES = 1 << 30  # of one frame: the largest tensor that a call may carry
+
+# beside a fault's own fields: which family the error was of, and which peer it was about
+_FAMILY = "family"
+_PEER = "peer"
+_LOCAL, _REMOTE, _NOT_FOUND = "local", "remote", "not-found"
+
+
+def to_fault(error: ModelnetError) -> Fault:
+    """An error of the peer as the end of a call."""
+    match error:
+        case NotFound():
+            family = _NOT_FOUND
+        case RemoteError():
+            family = _REMOTE
+        case _:
+            family = _LOCAL
+    extra: dict[str, object] = {_FAMILY: family}
+    if error.peer is not None:
+        extra[_PEER] = error.peer
+    return Fault(error.code, error.message, error.retryable, error.hint, extra)
+
+
+def to_error(fault: Fault) -> ModelnetError:
+    """The error that a fault carries, of the family that it had."""
+    family, peer = fault.extra.get(_FAMILY), fault.extra.get(_PEER)
+    if family == _NOT_FOUND:
+        return NotFound(fault.message, code=fault.code, hint=fault.hint)
+    kind = RemoteError if family == _REMOTE else LocalError
+    about = peer if isinstance(peer, str) else None
+    return kind(fault.code, fault.message, hint=fault.hint, retryable=fault.retryable, peer=about)

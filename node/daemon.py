@@ -1,0 +1,205 @@
+"""The process behind `modelnet-peer join`: a peer, its control socket, and an orderly end.
+
+Order of events: the home is locked, the peer opened, the socket opened, what was published before and
+what --publish names is served, then the ready line is printed: who reads it may call at once. SIGINT
+and SIGTERM end all of it with status 0 within 5 seconds, whatever a model or a socket is doing.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from shlex import quote
+from typing import Any, Protocol
+
+import trio
+from trio import TASK_STATUS_IGNORED
+
+from modelnet_p2p import __version__
+from modelnet_p2p.errors import ModelnetError
+from modelnet_p2p.node.config import DEFAULT_NETWORK, Settings
+from modelnet_p2p.node.control import Answering, Starting, raise_cause, serve
+from modelnet_p2p.node.logs import set_up_logging
+from modelnet_p2p.node.runtime import Runtime
+from modelnet_p2p.node.shell import publisher
+
+ORDERLY_SECONDS = 3.5  # to say goodbye and let calls end; then everything is cancelled
+HARD_SECONDS = 4.5  # then the process ends whatever it is doing: the contract says 5
+RESTORE_SECONDS = 4.0  # the ready line waits this long for remembered models, and they go on loading after
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Joined(Answering, Protocol):
+    """A peer that stays: besides answering it knows its bootstraps and what it published before."""
+
+    @property
+    def bootstrap(self) -> Mapping[str, int]:
+        """How many bootstrap peers were `tried` and `reached`."""
+
+    async def restore(self, on_event: Callable[[str], None]) -> None:
+        """Publish again what the state remembers; a model that fails is told to `on_event`."""
+
+
+Opener = Callable[[Settings], AbstractAsyncContextManager[Joined]]
+
+
+def early_signals() -> None:
+    """Until the peer is open a signal ends the process at once: there is nothing to lose yet."""
+    for number in _SIGNALS:
+        signal.signal(number, lambda *_: os._exit(0))
+
+
+def run(
+    settings: Settings,
+    sources: Sequence[str],
+    *,
+    on_ready: Callable[[dict[str, Any]], None],
+    notice: Callable[[str], None],
+) -> None:
+    """Be a peer until a signal; raises LocalError when it cannot start."""
+    set_up_logging()
+    from modelnet_p2p.node.peer import Peer
+
+    def open_peer(settings: Settings) -> AbstractAsyncContextManager[Joined]:
+        return Peer.open(
+            bootstrap=settings.bootstrap,
+            listen=settings.listen,
+            home=settings.home.path,
+            network=settings.network,
+            lan=settings.lan,
+            tuning=settings.tuning,
+        )
+
+    set_up_logging()  # again: the import of libp2p has been at it
+    try:
+        trio.run(join, open_peer, settings, sources, on_ready, notice)
+    except BaseExceptionGroup as group:
+        raise_cause(group)
+
+
+async def join(
+    open_peer: Opener,
+    settings: Settings,
+    sources: Sequence[str],
+    on_ready: Callable[[dict[str, Any]], None],
+    notice: Callable[[str], None],
+) -> None:
+    """Open a peer, serve it, tell `on_ready`, and go on until SIGINT or SIGTERM."""
+    stop = trio.CancelScope()  # entered once the peer is open: cancelling it leaves the peer time to close
+    async with trio.open_nursery() as nursery:
+        await nursery.start(_end_on_signal, stop, nursery.cancel_scope)
+        async with open_peer(settings) as peer:
+            with stop:
+                await _serve(peer, settings, sources, on_ready, notice)
+        nursery.cancel_scope.cancel()
+
+
+async def _serve(
+    peer: Joined,
+    settings: Settings,
+    sources: Sequence[str],
+    on_ready: Callable[[dict[str, Any]], None],
+    notice: Callable[[str], None],
+) -> None:
+    runtime = Runtime(settings.network, settings.home)
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serve, peer, runtime.socket_path)
+            runtime.note_control()
+            _tell_bootstrap(peer.bootstrap, notice)
+            if settings.lan:
+                tell_lan(peer.addrs, settings.network, notice)
+            await _restore(peer, nursery, notice)
+            for source in sources:
+                answer = await peer.publish(source, **publisher(), on_event=notice)
+                notice(f"serving {answer['model']}")
+            on_ready(_ready(peer, str(runtime.socket_path)))
+            await trio.sleep_forever()
+    finally:
+        runtime.forget_control()
+
+
+def _ready(peer: Joined, control: str) -> dict[str, Any]:
+    return {
+        "event": "ready",
+        "peer": peer.id,
+        "addrs": list(peer.addrs),
+        "pid": os.getpid(),
+        "control": control,
+        "bootstrap": dict(peer.bootstrap),
+        "version": __version__,
+    }
+
+
+async def _restore(peer: Joined, nursery: trio.Nursery, notice: Callable[[str], None]) -> None:
+    """Start serving what was published before; wait for it, but not for ever."""
+    done = trio.Event()
+
+    async def restore() -> None:
+        try:
+            await peer.restore(notice)
+        except ModelnetError as error:  # the models stay remembered; the peer is of use without them
+            notice(f"warning: not all models are back: {error.message}")
+        finally:
+            done.set()
+
+    nursery.start_soon(restore)
+    with trio.move_on_after(RESTORE_SECONDS) as patience:
+        await done.wait()
+    if patience.cancelled_caught:
+        notice("models published before are still loading")
+
+
+async def _end_on_signal(
+    stop: trio.CancelScope,
+    everything: trio.CancelScope,
+    *,
+    task_status: Starting = TASK_STATUS_IGNORED,
+) -> None:
+    with trio.open_signal_receiver(*_SIGNALS) as signals:
+        task_status.started()
+        async for _ in signals:
+            watchdog = threading.Timer(HARD_SECONDS, os._exit, (0,))
+            watchdog.daemon = True
+            watchdog.start()
+            try:
+                stop.cancel()
+                await trio.sleep(ORDERLY_SECONDS)  # ended much sooner, when the peer has closed
+                everything.cancel()
+                await trio.sleep_forever()
+            finally:
+                watchdog.cancel()
+
+
+def _tell_bootstrap(counts: Mapping[str, int], notice: Callable[[str], None]) -> None:
+    missing = counts.get("tried", 0) - counts.get("reached", 0)
+    if missing > 0:
+        notice(f"warning: {missing} of {counts['tried']} bootstrap peers did not answer; trying again")
+
+
+def tell_lan(addrs: Sequence[str], network: str, notice: Callable[[str], None]) -> None:
+    """Say what --lan opened, and the line for the next machine."""
+    notice("listening on all interfaces (0.0.0.0): every machine that reaches this one can call its models")
+    notice("peers on other machines are not found by themselves: on the next machine run")
+    outward = next((addr for addr in addrs if not addr.startswith(("/ip4/127.", "/ip6/::1/"))), None)
+    if outward is None:
+        notice("warning: no address of this machine but loopback is known")
+        return
+    name = "" if network == DEFAULT_NETWORK else f" --network {quote(network)}"
+    outward = outward.replace("/ip4/0.0.0.0/", f"/ip4/{my_ip()}/")
+    notice(f"  modelnet-peer join --lan{name} --bootstrap {outward}")
+
+
+def my_ip() -> str:
+    """The address by which this machine reaches others; nothing is sent to find it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # TEST-NET-1: only the routing table is asked
+            address: str = probe.getsockname()[0]
+        except OSError:
+            return "127.0.0.1"
+    return address

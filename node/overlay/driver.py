@@ -1,0 +1,318 @@
+"""Carries the overlay's messages: runs walks, answers others, keeps the table true and the peer joined.
+
+Every decision is taken by a machine of `dht/`: this page dials, sends, waits and reports back. A
+walk that is over leaves its open requests running in the background until their own timeout: cancelling
+one would reset the stream that others wait on.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import trio
+
+from modelnet_p2p.dht.lookup import Done, Patience, Wait
+from modelnet_p2p.dht.routing import RoutingTable
+from modelnet_p2p.dht.server import KadServer
+from modelnet_p2p.dht.walks import FindClosest, FindPeer, Send
+from modelnet_p2p.errors import LocalError, ModelnetError, RemoteError
+from modelnet_p2p.identity import PeerId
+from modelnet_p2p.kad import BadMessage, Contact, Framer, Message, frame
+from modelnet_p2p.names import protocol
+from modelnet_p2p.node.overlay.channel import READ_BYTES, KadChannel
+from modelnet_p2p.node.transport.addresses import split_p2p, to_binary, to_text
+from modelnet_p2p.node.transport.contract import Network, Stream
+from modelnet_p2p.tuning import Tuning
+
+log = logging.getLogger(__name__)
+
+MAX_EVENTS = (
+    1024  # connections that came or went and were not looked at yet; more are dropped and found later
+)
+EXPIRE_SECONDS = 30.0  # between two looks for records that are over
+
+
+class Machine(Protocol):
+    """What `run` drives: any walk of `dht/walks.py`."""
+
+    def poll(self, now: float) -> Send | Wait | Done: ...
+    def on_reply(self, peer: PeerId, reply: Message, now: float) -> None: ...
+    def on_failure(self, peer: PeerId, now: float) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Bootstrap:
+    """How the bootstraps fared: text multiaddrs with `/p2p/…`."""
+
+    tried: tuple[str, ...]
+    reached: tuple[str, ...]
+
+
+class Overlay:
+    """One peer's part in the DHT. Made by `open_overlay`."""
+
+    def __init__(
+        self,
+        network: Network,
+        server: KadServer,
+        table: RoutingTable,
+        tuning: Tuning,
+        name: str,
+        wall_us: Callable[[], int],
+        nursery: trio.Nursery,
+    ) -> None:
+        self.network = network
+        self.server = server
+        self.table = table
+        self.tuning = tuning
+        self.name = name
+        self.wall_us = wall_us
+        self.patience = Patience(tuning.patience, tuning.request_timeout)
+        self.neighbours = trio.Event()  # set, and replaced, whenever a peer enters the table
+        self._protocol = protocol(name, "kad")
+        self._nursery = nursery
+        self._channels: dict[PeerId, KadChannel] = {}
+        self._arrivals, self._arrived = trio.open_memory_channel[PeerId](MAX_EVENTS)
+
+    # --- walks ---
+
+    @property
+    def me(self) -> PeerId:
+        return self.network.id
+
+    def contact(self) -> Contact:
+        """Where I am, as others are told."""
+        return Contact(self.me, tuple(to_binary(split_p2p(addr)[1]) for addr in self.network.addrs))
+
+    def seeds(self, key: bytes) -> list[Contact]:
+        """The peers from which a walk to `key` starts."""
+        return self.table.closest(key, self.tuning.k)
+
+    async def run(self, walk: Machine) -> None:
+        """Drive `walk` until it is done."""
+        # unbounded: a walk has at most one open request per peer, and few of those
+        answers, incoming = trio.open_memory_channel[tuple[PeerId, Message | None]](math.inf)
+        with answers, incoming:
+            while True:
+                match walk.poll(trio.current_time()):
+                    case Send(contact, message, expects_reply):
+                        self._nursery.start_soon(self._ask, contact, message, expects_reply, answers)
+                    case Wait(until):
+                        with trio.move_on_at(until):
+                            peer, reply = await incoming.receive()
+                            if reply is None:
+                                walk.on_failure(peer, trio.current_time())
+                            else:
+                                walk.on_reply(peer, reply, trio.current_time())
+                    case Done():
+                        return
+
+    def known_addrs(self, peer: PeerId) -> tuple[str, ...]:
+        """The text addresses of `peer` that need no asking: of its connection, or in the table."""
+        found = self.network.peer_addrs(peer)
+        if found:
+            return found
+        return next((texts(c.addrs) for c in self.table.closest(peer, 1) if c.id == peer), ())
+
+    async def find_peer(self, peer: PeerId) -> tuple[str, ...]:
+        """The text addresses of `peer`, from its connection or from the DHT; empty if nobody knows any."""
+        if known := self.known_addrs(peer):
+            return known
+        walk = FindPeer(
+            peer, self.seeds(peer), me=self.me, tuning=self.tuning, patience=self.patience.seconds
+        )
+        await self.run(walk)
+        return texts(walk.found.addrs) if walk.found else ()
+
+    async def _ask(
+        self,
+        contact: Contact,
+        message: Message,
+        expects_reply: bool,
+        answers: trio.MemorySendChannel[tuple[PeerId, Message | None]],
+    ) -> None:
+        reply: Message | None = None
+        try:
+            await self.network.connect(contact.id, texts(contact.addrs))
+            channel = self._channel(contact.id)
+            started = trio.current_time()
+            if expects_reply:
+                reply = await channel.request(message, self.tuning.request_timeout)
+                self.patience.on_round_trip(trio.current_time() - started)
+            else:
+                await channel.notify(message, self.tuning.request_timeout)
+        except RemoteError as error:
+            log.debug("%s did not answer a DHT request: %s", contact.id.short, error.message)
+            self.table.failed(contact.id, trio.current_time())
+        except LocalError as error:  # an address that this machine cannot dial
+            log.debug("cannot dial %s: %s", contact.id.short, error.message)
+        if expects_reply:
+            try:
+                answers.send_nowait((contact.id, reply))
+            except trio.ClosedResourceError:
+                pass  # the walk was over before this answer came
+            except trio.BrokenResourceError:
+                pass
+
+    def _channel(self, peer: PeerId) -> KadChannel:
+        if peer not in self._channels:
+            self._channels[peer] = KadChannel(self.network, peer, self._protocol, self._nursery)
+        return self._channels[peer]
+
+    # --- answering ---
+
+    async def handle(self, stream: Stream) -> None:
+        """Answer one peer's requests in order, until it ends the stream or sends what is no message."""
+        framer = Framer()
+        buffer = memoryview(bytearray(READ_BYTES))
+        group = self.network.remote_group(stream.peer)
+        try:
+            while count := await stream.receive_into(buffer):
+                for request in framer.feed(bytes(buffer[:count])):
+                    now = trio.current_time()
+                    reply = self.server.handle(request, stream.peer, group, now, self.wall_us())
+                    if reply is not None:
+                        with trio.fail_after(self.tuning.stall_timeout):
+                            await stream.send([frame(reply)])
+        except (BadMessage, trio.TooSlowError) as error:
+            log.info("DHT stream of %s cut off: %s", stream.peer.short, error)
+            await stream.reset()
+        except RemoteError as error:
+            log.debug("DHT stream of %s ended: %s", stream.peer.short, error.message)
+            await stream.reset()
+
+    # --- joining, and staying joined ---
+
+    async def bootstrap(self, addrs: Sequence[str]) -> Bootstrap:
+        """Dial the given text multiaddrs at the same time, then look for myself; warns of the unreached."""
+        reached: list[str] = []
+
+        async def dial(addr: str) -> None:
+            peer, where = split_p2p(addr)
+            if peer is None:
+                raise AssertionError("checked by check_bootstraps")
+            try:
+                await self.network.connect(peer, [where])
+                await self._meet(peer)
+                reached.append(addr)
+            except ModelnetError as error:
+                log.warning("bootstrap %s did not answer: %s", addr, error.message)
+
+        others = [addr for addr in addrs if split_p2p(addr)[0] != self.me]
+        async with trio.open_nursery() as nursery:
+            for addr in others:
+                nursery.start_soon(dial, addr)
+        if reached:
+            await self.look_around()
+        return Bootstrap(tuple(others), tuple(addr for addr in others if addr in reached))
+
+    async def look_around(self) -> None:
+        """Learn the peers closest to me."""
+        await self._look_up(bytes(self.me))
+
+    async def _look_up(self, target: bytes) -> None:
+        patience = self.patience.seconds
+        walk = FindClosest(target, self.seeds(target), me=self.me, tuning=self.tuning, patience=patience)
+        await self.run(walk)
+        self.table.on_walked(target, trio.current_time())
+
+    async def _meet(self, peer: PeerId) -> None:
+        """Put a connected peer into the table if it says that it speaks our kad protocol."""
+        if self._protocol not in await self.network.protocols(peer):
+            return
+        addrs = binaries(self.network.peer_addrs(peer))
+        self.table.add(Contact(peer, addrs), trio.current_time(), self.network.remote_group(peer))
+        self.neighbours.set()
+        self.neighbours = trio.Event()
+
+    async def watch_arrivals(self) -> None:
+        """Meet whoever connects; one at a time would let a silent one hold up the rest."""
+
+        async def meet(peer: PeerId) -> None:
+            try:
+                await self._meet(peer)
+            except RemoteError as error:
+                log.debug("%s did not say what it speaks: %s", peer.short, error.message)
+
+        async for peer in self._arrived:
+            self._nursery.start_soon(meet, peer)
+
+    def on_connected(self, peer: PeerId) -> None:
+        try:
+            self._arrivals.send_nowait(peer)
+        except trio.WouldBlock:
+            log.warning("too many peers connect at once; %s is met later", peer.short)
+
+    def on_disconnected(self, peer: PeerId) -> None:
+        self._channels.pop(peer, None)
+
+    async def stay_joined(self, bootstraps: Callable[[], Sequence[str]]) -> None:
+        """Retry unreached bootstraps for as long as the table is empty."""
+        while True:
+            await trio.sleep(self.tuning.bootstrap_retry)
+            if len(self.table) == 0 and (addrs := list(bootstraps())):
+                await self.bootstrap(addrs)
+
+    async def refresh(self) -> None:
+        """Look up what the table has no news of, and forget what is over."""
+        while True:
+            await trio.sleep(min(EXPIRE_SECONDS, self.tuning.table_refresh))
+            self.server.store.expire(self.wall_us())
+            if len(self.table) == 0:
+                continue
+            for index in self.table.stale(trio.current_time(), self.tuning.table_refresh):
+                await self._look_up(self.table.refresh_key(index, os.urandom(32)))
+
+
+def texts(addrs: Sequence[bytes]) -> tuple[str, ...]:
+    """Binary multiaddrs as text, without those that this version cannot read."""
+    found: list[str] = []
+    for addr in addrs:
+        try:
+            found.append(to_text(addr))
+        except LocalError:
+            continue
+    return tuple(found)
+
+
+def binaries(addrs: Sequence[str]) -> tuple[bytes, ...]:
+    """Text multiaddrs as bytes, without those that this version cannot read."""
+    found: list[bytes] = []
+    for addr in addrs:
+        try:
+            found.append(to_binary(addr))
+        except LocalError:
+            continue
+    return tuple(found)
+
+
+@asynccontextmanager
+async def open_overlay(
+    network: Network,
+    server: KadServer,
+    table: RoutingTable,
+    tuning: Tuning,
+    name: str,
+    wall_us: Callable[[], int],
+    *,
+    serves: bool,
+) -> AsyncIterator[Overlay]:
+    """The overlay of `network`, for as long as the block lasts; a client (`serves` False) only asks."""
+    async with trio.open_nursery() as nursery:
+        overlay = Overlay(network, server, table, tuning, name, wall_us, nursery)
+        if serves:
+            network.handle(protocol(name, "kad"), overlay.handle)
+        network.on_connected(overlay.on_connected)
+        network.on_disconnected(overlay.on_disconnected)
+        nursery.start_soon(overlay.watch_arrivals)
+        nursery.start_soon(overlay.refresh)
+        try:
+            yield overlay
+        finally:
+            nursery.cancel_scope.cancel()

@@ -1,0 +1,208 @@
+"""What this peer offers: signed, stored with its holders, told again, signed anew, withdrawn."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import trio
+
+from modelnet_p2p.dht.lookup import Wait
+from modelnet_p2p.dht.republish import Due, Renew, Republisher
+from modelnet_p2p.dht.walks import Store, Stored
+from modelnet_p2p.errors import Code, RemoteError
+from modelnet_p2p.identity import KeyPair
+from modelnet_p2p.node.overlay.driver import Overlay
+from modelnet_p2p.records import (
+    CLOCK_SKEW_US,
+    Identity,
+    OfferRecord,
+    Sealed,
+    Tombstone,
+    cards_of,
+    seal_offer,
+    seal_tombstone,
+)
+
+log = logging.getLogger(__name__)
+
+STORE_ATTEMPTS = 3  # walks of one publish; what still lacks its majority then is retried in the background
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """How a publish or a withdrawal went; the holders are those of the key that fewest acknowledged."""
+
+    sealed: Sealed
+    asked: int
+    stored: int
+
+
+class Publisher:
+    """This peer's own records. `take_seq` gives sequence numbers that never repeat, across restarts."""
+
+    def __init__(self, overlay: Overlay, key: KeyPair, take_seq: Callable[[], int]) -> None:
+        self._overlay = overlay
+        self._key = key
+        self._take_seq = take_seq
+        self._offers: dict[Identity, OfferRecord] = {}
+        self._records: dict[Identity, Mapping[bytes, Sealed]] = {}
+        self._calendar = Republisher(overlay.tuning.republish)
+        self._changed = trio.Event()
+
+    def under(self, key: bytes) -> list[Sealed]:
+        """My own records at this key: I know them without asking anybody."""
+        return [records[key] for records in self._records.values() if key in records]
+
+    def seq(self, identity: Identity) -> int | None:
+        """The sequence number under which this offer of mine is known now."""
+        offer = self._offers.get(identity)
+        return offer.seq if offer else None
+
+    async def publish(self, draft: OfferRecord) -> Published:
+        """Sign `draft` (its sequence is taken, its times are set here), store it, and keep it stored.
+
+        Raises RemoteError (unreachable) when no majority of the holders could be reached; the offer
+        stays published here and is stored again in the background.
+        """
+        sealed = self._sign(draft, draft.seq)
+        records = records_of(sealed, self._key)
+        return await self._tell(sealed, records, expires=None)
+
+    def entomb(self, identity: Identity) -> Sealed:
+        """Take the offer from what is kept stored; its tombstone, which `bury` tells the holders of."""
+        offer = self._offers.pop(identity)
+        tombstone = Tombstone(
+            provider=offer.provider,
+            network=offer.network,
+            owner=offer.owner,
+            name=offer.name,
+            version=offer.version,
+            part=offer.part,
+            task=offer.task,
+            tags=offer.tags,
+            digest=offer.digest,
+            seq=self._take_seq(),
+            issued_us=self._overlay.wall_us(),
+            expires_us=max(offer.expires_us, self._overlay.wall_us()) + CLOCK_SKEW_US,
+        )
+        return seal_tombstone(tombstone, self._key)
+
+    async def bury(self, sealed: Sealed) -> Published:
+        """Tell the holders that an offer is taken back, and keep telling until it would have expired."""
+        records = dict.fromkeys(sealed.keys, sealed)
+        return await self._tell(sealed, records, expires=sealed.expires_us)
+
+    async def keep(self) -> None:
+        """Carry out the calendar for as long as the peer lives."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch_neighbours)
+            while True:
+                changed = self._changed
+                match self._calendar.poll(trio.current_time()):
+                    case Due(key, sealeds):
+                        nursery.start_soon(self._store_due, key, sealeds)
+                    case Renew(identity):
+                        self._renew(identity)
+                    case Wait(until):
+                        with trio.move_on_at(until):
+                            await changed.wait()
+
+    # --- the steps of it ---
+
+    def _sign(self, draft: OfferRecord, seq: int) -> Sealed:
+        now_us = self._overlay.wall_us()
+        offer = replace(
+            draft,
+            seq=seq,
+            issued_us=now_us,
+            expires_us=now_us + int(self._overlay.tuning.record_lifetime * 1e6),
+        )
+        self._offers[offer.identity] = offer
+        return seal_offer(offer, self._key)
+
+    def _renew(self, identity: Identity) -> None:
+        sealed = self._sign(self._offers[identity], self._take_seq())
+        self._schedule(sealed, records_of(sealed, self._key), expires=None, stored=False)
+
+    async def _tell(self, sealed: Sealed, records: Mapping[bytes, Sealed], expires: int | None) -> Published:
+        self._records[sealed.identity] = records
+        reports: dict[bytes, Stored] = {}
+        for _ in range(STORE_ATTEMPTS):
+            missing = [key for key in records if key not in reports or not reports[key].promised]
+            async with trio.open_nursery() as nursery:
+                for key in missing:
+                    nursery.start_soon(self._store_into, reports, key, records[key])
+            if all(report.promised for report in reports.values()):
+                break
+        promised = all(report.promised for report in reports.values())
+        self._schedule(sealed, records, expires, stored=promised)
+        for key, report in reports.items():
+            if report.alone:
+                self._calendar.alone(key)
+        weakest = min(reports.values(), key=lambda report: (report.promised, report.stored))
+        if not promised:
+            reasons = ", ".join(sorted(weakest.refused)) or "no answer"
+            raise RemoteError(
+                Code.UNREACHABLE,
+                f"only {weakest.stored} of {weakest.asked} holders keep the record of "
+                f"{sealed.identity.name} ({reasons})",
+                hint="it stays published and is stored again in the background",
+            )
+        return Published(sealed, weakest.asked, weakest.stored)
+
+    def _schedule(
+        self, sealed: Sealed, records: Mapping[bytes, Sealed], expires: int | None, *, stored: bool
+    ) -> None:
+        now = trio.current_time()
+        self._records[sealed.identity] = records
+        if expires is None:
+            half = self._overlay.tuning.record_lifetime / 2
+            self._calendar.add(records, now, renew_at=now + half, stored=stored)
+        else:
+            over = now + (expires - self._overlay.wall_us()) / 1e6
+            self._calendar.add(records, now, forget_at=over, stored=stored)
+        self._wake()
+
+    async def _store_into(self, reports: dict[bytes, Stored], key: bytes, sealed: Sealed) -> None:
+        reports[key] = await self._store(key, (sealed,))
+
+    async def _store(self, key: bytes, sealeds: Iterable[Sealed]) -> Stored:
+        overlay = self._overlay
+        contact = overlay.contact()
+        walk = Store(
+            key,
+            list(sealeds),
+            contact,
+            overlay.seeds(key),
+            tuning=overlay.tuning,
+            patience=overlay.patience.seconds,
+        )
+        await overlay.run(walk)
+        overlay.server.keep_own(key, list(sealeds), contact)
+        return walk.report
+
+    async def _store_due(self, key: bytes, sealeds: tuple[Sealed, ...]) -> None:
+        report = await self._store(key, sealeds)
+        log.debug("stored %d records again on %d of %d peers", len(sealeds), report.stored, report.asked)
+        self._calendar.on_stored(key, trio.current_time(), promised=report.promised, alone=report.alone)
+        self._wake()
+
+    async def _watch_neighbours(self) -> None:
+        while True:
+            await self._overlay.neighbours.wait()
+            self._calendar.on_neighbour(trio.current_time())
+            self._wake()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+
+def records_of(sealed: Sealed, key: KeyPair) -> dict[bytes, Sealed]:
+    """An offer as it is stored: itself at its own keys, a card at the key of its task and of each tag."""
+    records = dict.fromkeys(sealed.keys, sealed)
+    for card in cards_of(sealed, key):
+        records.update(dict.fromkeys(card.keys, card))
+    return records

@@ -1,0 +1,223 @@
+"""MODULE:NAME: any Python function, generator or class, sync or async, served as it is.
+
+The caller's input is its one positional argument, the parameters are its keywords. The name comes
+from the publisher alone; nothing that a caller sends is ever resolved to code.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from enum import Enum, auto
+from importlib import import_module
+from typing import Any, cast
+
+from modelnet_p2p.errors import Code, LocalError
+from modelnet_p2p.node.serving.backends.contract import SYNC_SLOTS, Backend, Description, last_line
+from modelnet_p2p.payload import Value
+from modelnet_p2p.records import Spec
+from modelnet_p2p.tensor import DTYPES
+
+TASK = "x-modelnet/function"
+ASYNC_SLOTS = 8  # an async model waits for something else most of the time
+
+_DOTTED = r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*"
+_SPEC = re.compile(rf"({_DOTTED}):({_DOTTED})", re.ASCII)
+_END = object()
+
+
+class Kind(Enum):
+    """How a target is called."""
+
+    FUNCTION = auto()
+    GENERATOR = auto()
+    COROUTINE = auto()
+    ASYNC_GENERATOR = auto()
+
+    @classmethod
+    def of(cls, target: Callable[..., object]) -> Kind:
+        if inspect.isasyncgenfunction(target):
+            return cls.ASYNC_GENERATOR
+        if inspect.iscoroutinefunction(target):
+            return cls.COROUTINE
+        return cls.GENERATOR if inspect.isgeneratorfunction(target) else cls.FUNCTION
+
+
+class CallableBackend(Backend):
+    """Runs in a worker process. Import and constructor run in the thread that the calls run in."""
+
+    _target: Callable[..., Any]  # Any: a stranger's code; what it gives is checked when it is encoded
+    _owner: object  # the instance, where a class was named
+    _kind: Kind
+    _signature: inspect.Signature | None
+
+    @classmethod
+    def claims(cls, spec: str) -> bool:
+        return not spec.startswith("builtin:") and _SPEC.fullmatch(spec) is not None
+
+    async def load(self) -> None:
+        found = await self.offload(lambda: resolve(self.source.spec, self.source.cwd))
+        if inspect.isclass(found):
+            self._owner = await self.offload(lambda: construct(found, self.source.spec))
+            self._target = _entry(self._owner, self.source.spec)
+        else:
+            self._owner = None
+            self._target = _entry(found, self.source.spec)
+        self._kind = Kind.of(self._target)
+        try:
+            self._signature = inspect.signature(self._target)
+        except ValueError:  # some functions written in C do not tell theirs
+            self._signature = None
+
+    def describe(self) -> Description:
+        name = self.source.spec.rpartition(":")[2].rpartition(".")[2].lower().strip("_")
+        inputs, outputs = _specs(self._signature) if self._signature else ((), ())
+        is_async = self._kind in (Kind.COROUTINE, Kind.ASYNC_GENERATOR)
+        return Description(
+            name=name or "function",
+            task=TASK,
+            framework="python",
+            inputs=inputs,
+            outputs=outputs,
+            streams=self._kind in (Kind.GENERATOR, Kind.ASYNC_GENERATOR),
+            slots=ASYNC_SLOTS if is_async else SYNC_SLOTS,
+        )
+
+    async def invoke(self, value: Value, params: Mapping[str, Value]) -> Value:
+        self._check(value, params)
+        if self._kind is Kind.COROUTINE:
+            return await self._target(value, **params)
+        output = await self.offload(_steady(lambda: self._target(value, **params)))
+        return await output if inspect.isawaitable(output) else output  # a wrapper around an async one
+
+    async def stream(self, value: Value, params: Mapping[str, Value]) -> AsyncGenerator[Value, None]:
+        self._check(value, params)
+        if self._kind is Kind.ASYNC_GENERATOR:
+            items = self._target(value, **params)
+            try:
+                async for item in items:
+                    yield item
+            finally:
+                await items.aclose()
+            return
+        generator = self._target(value, **params)
+        try:
+            while (item := await self.offload(_next(generator))) is not _END:
+                yield item
+        finally:
+            await self.offload(generator.close)
+
+    def _check(self, value: Value, params: Mapping[str, Value]) -> None:
+        """A caller's wrong keyword is the caller's mistake; told apart from the model's own TypeError."""
+        if self._signature is None:
+            return
+        try:
+            self._signature.bind(value, **params)
+        except TypeError as error:
+            raise LocalError(
+                Code.BAD_INPUT,
+                f"{self.source.spec} does not take these parameters: {error}",
+                hint=f"it is called as {self.source.spec.rpartition(':')[2]}{self._signature}"[:500],
+            ) from error
+
+    async def close(self) -> None:
+        """Calls the instance's own `close`, if it has one without arguments."""
+        close = getattr(self._owner, "close", None)
+        if inspect.iscoroutinefunction(close):
+            await close()
+        elif callable(close):
+            await self.offload(close)
+
+
+def _steady(step: Callable[[], Value]) -> Callable[[], Value]:
+    """`step`, whose StopIteration becomes a RuntimeError: a future cannot carry the former and hangs."""
+
+    def run() -> Value:
+        try:
+            return step()
+        except StopIteration as error:
+            raise RuntimeError("StopIteration left the model") from error
+
+    return run
+
+
+def _next(generator: Iterator[Value]) -> Callable[[], Value]:
+    return lambda: next(generator, _END)
+
+
+def resolve(spec: str, cwd: str) -> object:
+    """The object that MODULE:NAME names; raises LocalError (bad-input) that says what went wrong."""
+    match = _SPEC.fullmatch(spec)
+    if match is None:
+        raise LocalError(Code.BAD_INPUT, f"{spec[:80]!r} is not MODULE:NAME")
+    module, path = match.groups()
+    try:
+        found: object = import_module(module)
+        for name in path.split("."):
+            found = getattr(found, name)
+    except (Exception, SystemExit) as error:  # importing runs a stranger's code: part of the worker's guard
+        raise LocalError(
+            Code.BAD_INPUT,
+            f"cannot import {path} from module {module} in {cwd or '.'}: {last_line(error)}",
+            hint="publish from the directory that holds the module, or install it",
+        ) from error
+    return found
+
+
+def construct(cls: Callable[..., object], spec: str, fields: Mapping[str, object] | None = None) -> object:
+    """An instance of a published class; raises LocalError (bad-input) with what its constructor raised."""
+    try:
+        return cls(**(fields or {}))
+    except (Exception, SystemExit) as error:  # so does making an instance
+        raise LocalError(Code.BAD_INPUT, f"cannot make an instance of {spec}: {last_line(error)}") from error
+
+
+def _entry(found: object, spec: str) -> Callable[..., Any]:
+    """What is called: `.invoke` of an object that has it, else the object itself."""
+    if inspect.isroutine(found):
+        return cast(Callable[..., Any], found)
+    entry = getattr(found, "invoke", None)
+    if not callable(entry):
+        if not callable(found):
+            raise LocalError(
+                Code.BAD_INPUT,
+                f"{spec} is neither callable nor has a method `invoke`: {type(found).__name__}",
+            )
+        # the bound method tells what the object would hide: whether it is async, whether it streams
+        entry = found if hasattr(found, "func") else found.__call__
+    return cast(Callable[..., Any], entry)
+
+
+_STREAM = re.compile(r"(?:\w+\.)*(?:Async)?(?:Iterator|Iterable|Generator)\[(.*)\]", re.DOTALL)
+_HEAD = re.compile(r"(?:\w+\.)*(\w+)")
+_DTYPE = re.compile(r"(?:dtype|NDArray)\[(?:\w+\.)*(\w+)")
+_TENSORS = frozenset({"ndarray", "NDArray"})
+_JSON = frozenset(
+    {"dict", "list", "tuple", "int", "float", "bool", "Mapping", "Sequence", "Dict", "List", "Tuple", "Any"}
+)
+
+
+def _specs(signature: inspect.Signature) -> tuple[tuple[Spec, ...], tuple[Spec, ...]]:
+    """Inputs and outputs as far as the annotations tell; they are read as text, never evaluated."""
+    first = next(iter(signature.parameters.values()), None)
+    inputs = _spec(first.name, first.annotation) if first else ()
+    return inputs, _spec("output", signature.return_annotation)
+
+
+def _spec(name: str, annotation: object) -> tuple[Spec, ...]:
+    if annotation is inspect.Signature.empty:
+        return ()
+    text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    if stream := _STREAM.match(text):
+        text = stream[1]
+    head = _HEAD.match(text)
+    match head and head[1]:
+        case "str":
+            return (Spec(name[:48], "text"),)
+        case kind if kind in _TENSORS:
+            dtype = _DTYPE.search(text)
+            return (Spec(name[:48], "tensor", dtype[1] if dtype and dtype[1] in DTYPES else None),)
+        case kind if kind in _JSON:
+            return (Spec(name[:48], "json"),)
+    return ()

@@ -1,0 +1,222 @@
+"""What a model is to a peer: a source that somebody published, and a backend that loads and runs it.
+
+A backend neither knows the network nor picks an event loop. Built-in ones run inside the peer
+(trio), all others in a worker process (asyncio, which most model code expects); whatever blocks
+goes through the `Offload` that its host hands in.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Protocol, TypeVar
+
+from modelnet_p2p.errors import Code, LocalError, ModelnetError
+from modelnet_p2p.payload import Value
+from modelnet_p2p.records import Spec
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Emit = Callable[[Value], Awaitable[None]]
+
+METHODS = frozenset({"invoke", "stream"})
+SYNC_SLOTS = 1  # most models are not written for two calls at once
+MAX_BODY_BYTES = 512 << 20  # of one input, item or answer: what a stranger's call may make a peer hold
+MAX_FAULT_CHARS = 500  # of a stranger's exception: one line for people, not a dump
+
+
+class Offload(Protocol):
+    """Runs a blocking function in the model's thread; returns, even when cancelled, only when it is done."""
+
+    async def __call__(self, step: Callable[[], T], /) -> T: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What to serve and where: `spec` as the publisher wrote it, with their interpreter, directory and
+    environment, so that a model runs in the peer as it ran in the terminal."""
+
+    spec: str
+    module: str | None = None
+    model: str | None = None  # name[@version]; None: the backend's own
+    task: str | None = None
+    tags: tuple[str, ...] = ()
+    interpreter: str = ""
+    cwd: str = ""
+    environ: Mapping[str, str] = field(default_factory=dict)
+
+    def to_map(self) -> dict[str, Value]:
+        return {
+            "spec": self.spec,
+            "module": self.module,
+            "model": self.model,
+            "task": self.task,
+            "tags": list(self.tags),
+            "interpreter": self.interpreter,
+            "cwd": self.cwd,
+            "environ": dict(self.environ),
+        }
+
+    @classmethod
+    def from_map(cls, fields: object) -> Source:
+        """The source that `to_map` wrote; raises ValueError on anything else."""
+        match fields:
+            case {
+                "spec": str(spec),
+                "module": str() | None as module,
+                "model": str() | None as model,
+                "task": str() | None as task,
+                "tags": [*tags],
+                "interpreter": str(interpreter),
+                "cwd": str(cwd),
+                "environ": {**environ},
+            } if all(isinstance(tag, str) for tag in tags):
+                variables = {str(name): str(text) for name, text in environ.items()}
+                return cls(spec, module, model, task, tuple(tags), interpreter, cwd, variables)
+        raise ValueError("not the description of a model's source")
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a backend knows of its model once it is loaded; becomes the offer."""
+
+    name: str
+    task: str
+    framework: str
+    version: str = ""
+    precision: str = ""
+    inputs: tuple[Spec, ...] = ()
+    outputs: tuple[Spec, ...] = ()
+    parameters: int | None = None
+    digest: bytes | None = None  # 32 bytes
+    licence: str = ""
+    metrics: Mapping[str, int] = field(default_factory=dict)  # millionths
+    family: str = ""
+    exits: tuple[int, ...] = ()  # layers after which it can stop early
+    manifest_envelope: bytes | None = None  # sealed by the owner, where that is not the provider
+    streams: bool = False  # it gives items, not one value
+    slots: int = SYNC_SLOTS  # calls at once
+
+    def to_map(self) -> dict[str, Value]:
+        return {
+            "name": self.name,
+            "task": self.task,
+            "framework": self.framework,
+            "version": self.version,
+            "precision": self.precision,
+            "inputs": [spec.to_map() for spec in self.inputs],
+            "outputs": [spec.to_map() for spec in self.outputs],
+            "parameters": self.parameters,
+            "digest": self.digest,
+            "streams": self.streams,
+            "slots": self.slots,
+        }
+
+    @classmethod
+    def from_map(cls, fields: object) -> Description:
+        """What a worker told of its model; raises ValueError on anything that `to_map` does not write."""
+        match fields:
+            case {
+                "name": str(name),
+                "task": str(task),
+                "framework": str(framework),
+                "version": str(version),
+                "precision": str(precision),
+                "inputs": [*inputs],
+                "outputs": [*outputs],
+                "parameters": int() | None as parameters,
+                "digest": bytes() | None as digest,
+                "streams": bool(streams),
+                "slots": int(slots),
+            } if 1 <= slots <= 64:
+                description = cls(name, task, framework, version, precision, parameters=parameters)
+                return replace(
+                    description,
+                    inputs=tuple(map(Spec.from_map, inputs)),
+                    outputs=tuple(map(Spec.from_map, outputs)),
+                    digest=digest,
+                    streams=streams,
+                    slots=slots,
+                )
+        raise ValueError("not the description of a model")
+
+
+class Backend(ABC):
+    """One kind of model. The host calls `load` once, then `invoke` or `stream`, then `close`."""
+
+    def __init__(self, source: Source, offload: Offload) -> None:
+        self.source = source
+        self.offload = offload
+
+    @classmethod
+    @abstractmethod
+    def claims(cls, spec: str) -> bool:
+        """Whether this backend serves such a source; looks at the text alone."""
+
+    @abstractmethod
+    async def load(self) -> None:
+        """Make the model ready; raises LocalError that names the file or module in trouble."""
+
+    @abstractmethod
+    def describe(self) -> Description:
+        """Of a loaded model."""
+
+    @abstractmethod
+    async def invoke(self, value: Value, params: Mapping[str, Value]) -> Value:
+        """One answer. Raises LocalError (bad-input) for the caller's mistake, anything for the model's."""
+
+    def stream(self, value: Value, params: Mapping[str, Value]) -> AsyncGenerator[Value, None]:
+        """Items, for a model whose description says `streams`."""
+        raise LocalError(Code.UNKNOWN_METHOD, f"{self.source.spec} gives one answer, not a stream")
+
+    async def close(self) -> None:
+        """Let go of what `load` took."""
+        return None
+
+
+_END = object()
+
+
+async def run_method(
+    backend: Backend, streams: bool, method: str, value: Value, params: Mapping[str, Value], emit: Emit
+) -> Value:
+    """Run one call: a streaming model's items are emitted and None returned, whichever the method;
+    another model's one answer is returned, or for `stream` emitted.
+
+    Raises LocalError: the model's own ones, and `model-error` for whatever else leaves the model.
+    Leaving early closes the model's generator.
+    """
+    if not streams:
+        output = await guarded(backend.invoke(value, params))
+        if method == "invoke":
+            return output
+        await emit(output)
+        return None
+    items = backend.stream(value, params)
+    try:
+        while (item := await guarded(anext(items, _END))) is not _END:
+            await emit(item)
+    finally:
+        await guarded(items.aclose())
+    return None
+
+
+async def guarded(step: Awaitable[T]) -> T:
+    """The guard around a stranger's model: what it raises is logged and becomes one typed fault."""
+    try:
+        return await step
+    except ModelnetError:
+        raise
+    except Exception as error:
+        log.exception("the model raised")
+        raise LocalError(Code.MODEL_ERROR, f"the model raised {last_line(error)}") from error
+
+
+def last_line(error: BaseException) -> str:
+    """What a traceback ends with: the exception's type and text, on one bounded line."""
+    lines = "".join(traceback.format_exception_only(error)).strip().splitlines() or [type(error).__name__]
+    return " ".join(lines[-1].split())[:MAX_FAULT_CHARS]

@@ -1,0 +1,277 @@
+"""The models that a peer serves: added, found, called and removed here.
+
+Each model has its runner (a worker process, or the peer itself for built-in ones) and its
+admission. A call ends exactly once: with an answer or with a typed error.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import Protocol, TypeVar
+
+import trio
+
+from modelnet_p2p.errors import Code, LocalError, ModelnetError
+from modelnet_p2p.names import ModelUri, check_model_name, check_task
+from modelnet_p2p.node.serving.backends.builtin import BuiltinBackend
+from modelnet_p2p.node.serving.backends.contract import (
+    METHODS,
+    Backend,
+    Description,
+    Emit,
+    Source,
+    run_method,
+)
+from modelnet_p2p.node.serving.backends.registry import check_safe
+from modelnet_p2p.node.serving.policy.admission import Admission, Decision
+from modelnet_p2p.node.serving.worker import open_worker
+from modelnet_p2p.payload import Value
+from modelnet_p2p.tuning import Tuning
+
+log = logging.getLogger(__name__)
+
+MAX_MODELS = 64  # each may be a process; more belong on another machine
+
+T = TypeVar("T")
+
+__all__ = ["Answer", "Models", "Served", "Source", "open_models"]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """How a call ended well; `value` is None where items were emitted."""
+
+    value: Value
+    queue_us: int
+    model_us: int
+
+
+class Runner(Protocol):
+    """What runs a model's calls."""
+
+    async def describe(self) -> Description: ...
+
+    async def call(self, method: str, value: Value, params: Mapping[str, Value], emit: Emit) -> Value: ...
+
+
+class InProcess:
+    """Runs a built-in model in the peer's own threads."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    async def describe(self) -> Description:
+        await self._backend.load()
+        return self._backend.describe()
+
+    async def call(self, method: str, value: Value, params: Mapping[str, Value], emit: Emit) -> Value:
+        return await run_method(self._backend, False, method, value, params, emit)
+
+
+async def in_thread(step: Callable[[], T]) -> T:
+    return await trio.to_thread.run_sync(step)
+
+
+class Served:
+    """One model that is served. `source` is what was published, `description` what it turned out to be."""
+
+    def __init__(self, source: Source, description: Description, runner: Runner) -> None:
+        self.source = source
+        self.description = description
+        self._runner = runner
+        self._admission = Admission(description.slots)
+        self._tickets = count()
+        self._turns: dict[int, trio.Event] = {}
+        self._idle = trio.Event()
+        self._idle.set()
+        self._calls = 0
+        self._faults = 0
+
+    @property
+    def load(self) -> float:
+        """0 (idle) to 1 (the next call would be refused)."""
+        return self._admission.load
+
+    def stats(self) -> dict[str, int]:
+        """Calls now running and waiting; all that ever came, and those of them that ended in a fault."""
+        return {
+            "in_flight": self._admission.in_flight,
+            "queued": self._admission.queued,
+            "calls": self._calls,
+            "faults": self._faults,
+        }
+
+    async def run(
+        self, method: str, value: Value, params: Mapping[str, Value], emit: Emit, deadline: float
+    ) -> Answer:
+        """Run one call until `deadline` (trio time). A slow `emit` slows the model.
+
+        Raises ModelnetError: busy, unknown-method, bad-input, model-error, too-large, deadline, and
+        whatever `emit` raises. Leaving early cancels the call; its slot is free when it has stopped.
+        """
+        self._calls += 1
+        try:
+            if method not in METHODS:
+                raise LocalError(
+                    Code.UNKNOWN_METHOD,
+                    f"no method {method[:64]!r}",
+                    hint=f"one of {', '.join(sorted(METHODS))}",
+                )
+            arrived, admitted = trio.current_time(), None
+            with trio.CancelScope(deadline=deadline) as scope:
+                async with self._slot():
+                    admitted = trio.current_time()
+                    output = await self._runner.call(method, value, params, emit)
+                ended = trio.current_time()
+            if scope.cancelled_caught:
+                waited = "waiting for its turn" if admitted is None else "running"
+                raise LocalError(
+                    Code.DEADLINE,
+                    f"the call's time was over while it was {waited}",
+                    hint="allow a longer timeout",
+                )
+            assert admitted is not None
+            return Answer(output, round((admitted - arrived) * 1e6), round((ended - admitted) * 1e6))
+        except ModelnetError:
+            self._faults += 1
+            raise
+
+    @asynccontextmanager
+    async def _slot(self) -> AsyncIterator[None]:
+        ticket = next(self._tickets)
+        turn = self._turns[ticket] = trio.Event()
+        match self._admission.enter(ticket):
+            case Decision.REFUSED:
+                del self._turns[ticket]
+                raise LocalError(
+                    Code.BUSY,
+                    f"{self.description.name} runs {self._admission.in_flight} calls, "
+                    f"and {self._admission.queued} wait",
+                    hint="try again later, or another provider",
+                )
+            case Decision.ADMITTED:
+                turn.set()
+        if self._idle.is_set():
+            self._idle = trio.Event()
+        try:
+            await turn.wait()
+            yield
+        finally:
+            del self._turns[ticket]
+            following = self._admission.leave(ticket)
+            if following is not None:
+                self._turns[following].set()
+            if not self._turns:
+                self._idle.set()
+
+    async def idle(self) -> None:
+        """Returns when no call runs or waits."""
+        await self._idle.wait()
+
+
+@dataclass(slots=True)
+class _Entry:
+    served: Served
+    ended: trio.Event  # set: the model is no longer wanted
+
+
+class _Starting(Protocol):
+    """trio.TaskStatus, which the stubs of trio-typing (a dependency of libp2p's) do not know."""
+
+    def started(self, value: _Entry | ModelnetError, /) -> None: ...
+
+
+class Models:
+    """By name; one version of a name at a time. A name published again is switched over: the new one
+    is loaded first, then takes the calls, and the old one ends when its last call has."""
+
+    def __init__(self, tuning: Tuning, nursery: trio.Nursery) -> None:
+        self._tuning = tuning
+        self._nursery = nursery
+        self._entries: dict[str, _Entry] = {}
+
+    async def add(self, source: Source) -> Served:
+        """Load and describe a model, then serve it; raises LocalError that names the file or module."""
+        check_safe(source.spec)
+        if len(self._entries) >= MAX_MODELS:
+            raise LocalError(Code.BUSY, f"this peer serves {MAX_MODELS} models already", retryable=False)
+        found = await self._nursery.start(self._host, source)
+        if isinstance(found, ModelnetError):
+            raise found
+        assert isinstance(found, _Entry)
+        name = found.served.description.name
+        old = self._entries.get(name)
+        self._entries[name] = found
+        if old is not None:
+            old.ended.set()
+        return found.served
+
+    async def remove(self, name: str) -> bool:
+        """No longer serve `name`; False if nobody did. Calls in flight may still end well."""
+        entry = self._entries.pop(name, None)
+        if entry is not None:
+            entry.ended.set()
+        return entry is not None
+
+    def get(self, name: str, version: str = "") -> Served | None:
+        entry = self._entries.get(name)
+        if entry is None or (version and version != entry.served.description.version):
+            return None
+        return entry.served
+
+    def all(self) -> dict[str, Served]:
+        return {name: entry.served for name, entry in self._entries.items()}
+
+    async def _host(self, source: Source, task_status: _Starting) -> None:
+        """Holds a model's runner for as long as the model is wanted. Errors go back as values: an
+        exception would end every other model, too."""
+        async with _open_runner(source, self._tuning) as runner:
+            try:
+                served = Served(source, _named(await runner.describe(), source), runner)
+            except ModelnetError as error:
+                task_status.started(error)
+                return
+            entry = _Entry(served, trio.Event())
+            task_status.started(entry)
+            await entry.ended.wait()
+            with trio.move_on_after(self._tuning.shutdown_grace):
+                await served.idle()
+
+
+@asynccontextmanager
+async def _open_runner(source: Source, tuning: Tuning) -> AsyncIterator[Runner]:
+    if BuiltinBackend.claims(source.spec):
+        yield InProcess(BuiltinBackend(source, in_thread))
+    else:
+        async with open_worker(source, tuning) as worker:
+            yield worker
+
+
+def _named(description: Description, source: Source) -> Description:
+    """`description` with the publisher's name and task; under another name or task than the owner
+    sealed, the manifest is not this model's any more. Raises LocalError (bad-input)."""
+    name, version, task = description.name, description.version, source.task or description.task
+    if source.model is not None:
+        uri = ModelUri.parse(source.model)
+        name, version = uri.name, uri.version or (version if uri.name == name else "")
+    check_model_name(name)
+    check_task(task)
+    same = (name, version, task) == (description.name, description.version, description.task)
+    envelope = description.manifest_envelope if same else None
+    return replace(description, name=name, version=version, task=task, manifest_envelope=envelope)
+
+
+@asynccontextmanager
+async def open_models(tuning: Tuning) -> AsyncIterator[Models]:
+    """The models of one peer. Leaving the scope ends their workers: asked to when it is left in order,
+    so that models can close, and at once when it is cancelled."""
+    async with trio.open_nursery() as nursery:
+        models = Models(tuning, nursery)
+        yield models
+        for name in models.all():
+            await models.remove(name)
+        nursery.cancel_scope.deadline = trio.current_time() + tuning.shutdown_grace

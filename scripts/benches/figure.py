@@ -1,0 +1,50 @@
+"""A figure: some samples of one quantity, told by their median and their spread."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """`params` say what one has to know to compare it: sizes, counts, how many peers."""
+
+    name: str
+    unit: str
+    samples: Sequence[float]
+    params: Mapping[str, object] = field(default_factory=dict)
+    via: str = "modelnet"
+
+    def to_map(self) -> dict[str, object]:
+        """The contract's line."""
+        return {
+            "figure": self.name,
+            "via": self.via,
+            "unit": self.unit,
+            "median": round(median(self.samples), 4),
+            "min": round(min(self.samples), 4),
+            "max": round(max(self.samples), 4),
+            "n": len(self.samples),
+            "params": dict(self.params),
+        }
+
+
+def show(figures: Sequence[Figure]) -> None:
+    """All of them as a table on stdout."""
+    table = Table(title="medians; the spread is min to max", title_justify="left")
+    for heading in ("figure", "via", "median", "min", "max"):
+        table.add_column(heading, justify="left" if heading in ("figure", "via") else "right")
+    for heading in ("unit", "n", "with"):
+        table.add_column(heading)
+    for figure in figures:
+        line = figure.to_map()
+        numbers = [f"{line[key]:.2f}" for key in ("median", "min", "max")]
+        params = ", ".join(f"{key} {value}" for key, value in figure.params.items())
+        table.add_row(figure.name, figure.via, *numbers, figure.unit, str(line["n"]), params)
+    Console(file=sys.stdout).print(table)

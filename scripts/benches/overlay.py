@@ -1,0 +1,52 @@
+"""Joining, finding, and what an idle peer weighs."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from time import perf_counter
+
+from benches.figure import Figure
+from benches.host import ECHO_TASK
+from benches.swarm import PEERS, Swarm
+from modelnet_p2p import Peer
+from processes import Failed
+
+MIB = 1024.0 * 1024.0
+
+
+async def measure(swarm: Swarm) -> AsyncIterator[Figure]:
+    yield await join(swarm)
+    yield await find_task(swarm)
+    yield peer_rss(swarm)
+
+
+async def join(swarm: Swarm) -> Figure:
+    """From `Peer.open` to inside it, in a process that has imported everything."""
+    samples = []
+    for number in range(swarm.rounds(5, 20)):
+        home = swarm.troupe.folder / f"join-{number}"
+        started = perf_counter()
+        async with Peer.open(bootstrap=[swarm.address], network=swarm.network, home=home):
+            samples.append((perf_counter() - started) * 1000)
+    return Figure("join", "ms", samples, {"peers": PEERS})
+
+
+async def find_task(swarm: Swarm) -> Figure:
+    """One peer asks again and again; the first time, which opens connections, is not counted."""
+    samples = []
+    home = swarm.troupe.folder / "finder"
+    async with Peer.open(bootstrap=[swarm.address], network=swarm.network, home=home) as peer:
+        for _ in range(1 + swarm.rounds(30, 300)):
+            started = perf_counter()
+            if not await peer.find(task=ECHO_TASK):
+                raise Failed(f"nobody was found for {ECHO_TASK}")
+            samples.append((perf_counter() - started) * 1000)
+    return Figure("find_task", "ms", samples[1:], {"peers": PEERS})
+
+
+def peer_rss(swarm: Swarm) -> Figure:
+    """Resident memory of `modelnet-peer join` that serves nothing, as it says itself."""
+    names = [f"idle{number}" for number in range(swarm.rounds(2, 5))]
+    idle = swarm.troupe.start(*names, bootstrap=[swarm.address])
+    samples = [swarm.troupe.ask(peer, "status")[0]["rss_bytes"] / MIB for peer in idle]
+    return Figure("peer_rss", "MiB", samples, {"peers": PEERS, "models": 0})

@@ -1,0 +1,63 @@
+"""What a call costs: one after the other, and sixteen callers at a time."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from time import perf_counter
+
+import trio
+
+from benches.figure import Figure
+from benches.host import ECHO
+from benches.swarm import Swarm
+from modelnet_p2p import Peer
+from processes import Failed
+
+SMALL = "a hundred bytes, " * 5 + "and these fifte"
+assert len(SMALL) == 100
+WARM_UP = 20  # calls before anything counts: connections, streams and the worker are there
+WORKER = "a callable in its worker process"
+
+
+async def measure(swarm: Swarm) -> AsyncIterator[Figure]:
+    home = swarm.troupe.folder / "caller"
+    async with Peer.open(bootstrap=[swarm.address], network=swarm.network, home=home) as peer:
+        for _ in range(WARM_UP):
+            await call(peer)
+        yield await invoke_100b(peer, swarm)
+        yield await calls_per_s(peer, swarm, callers=16)
+
+
+async def call(peer: Peer) -> None:
+    if await peer.invoke(ECHO, SMALL) != SMALL:
+        raise Failed("the echo came back changed")
+
+
+async def invoke_100b(peer: Peer, swarm: Swarm) -> Figure:
+    samples = []
+    for _ in range(swarm.rounds(200, 1500)):
+        started = perf_counter()
+        await call(peer)
+        samples.append((perf_counter() - started) * 1000)
+    return Figure("invoke_100B", "ms", samples, {"bytes": len(SMALL), "model": WORKER})
+
+
+async def calls_per_s(peer: Peer, swarm: Swarm, callers: int) -> Figure:
+    """Whole runs of a fixed length, with that many callers who each wait for their answer."""
+    seconds = 1.0 if swarm.quick else 3.0
+    samples = []
+    for _ in range(swarm.rounds(3, 5)):
+        done = 0
+
+        async def keep_calling(until: float) -> None:
+            nonlocal done
+            while perf_counter() < until:
+                await call(peer)
+                done += 1
+
+        started = perf_counter()
+        async with trio.open_nursery() as nursery:
+            for _ in range(callers):
+                nursery.start_soon(keep_calling, started + seconds)
+        samples.append(done / (perf_counter() - started))
+    return Figure(f"calls_per_s_{callers}", "1/s", samples, {"bytes": len(SMALL), "model": WORKER})

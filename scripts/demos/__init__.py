@@ -1,0 +1,1 @@
+"""What `scripts/demo` plays: one module a demo, its `play` puts answers on the stage."""

@@ -1,0 +1,125 @@
+"""The calendar of what alice's peer tells its holders again."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from random import Random
+from typing import TYPE_CHECKING
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from modelnet_p2p.dht.lookup import Wait
+from modelnet_p2p.dht.republish import FIRST_RETRY, MAX_OPEN, Due, Renew, Republisher
+
+if TYPE_CHECKING:
+    from tests.dht.conftest import Person
+
+HOUR = 3600.0
+
+
+def test_a_record_is_due_at_once_then_at_its_interval_and_renewed_at_half_its_life(alice: Person) -> None:
+    calendar, offer, card = Republisher(600.0), alice.offer(), alice.card()
+    calendar.add({b"model": offer, b"task": card}, 0.0, renew_at=HOUR)
+    assert [calendar.poll(0.0), calendar.poll(0.0)] == [Due(b"model", (offer,)), Due(b"task", (card,))]
+    assert calendar.poll(0.0) == Wait(HOUR)  # both are being stored
+    for key in (b"model", b"task"):
+        calendar.on_stored(key, 1.0, promised=True)
+    step = calendar.poll(1.0)
+    assert isinstance(step, Wait)
+    assert 540 <= step.until <= 601
+    assert isinstance(calendar.poll(step.until), Due)
+    assert calendar.poll(HOUR) == Renew(offer.identity)
+    assert calendar.poll(HOUR) != Renew(offer.identity)
+    calendar.add({b"model": alice.offer(seq=2)}, HOUR, renew_at=2 * HOUR, stored=True)
+    assert len(calendar) == 1
+    calendar.remove(offer.identity)
+    calendar.remove(offer.identity)
+    assert calendar.poll(9 * HOUR) == Wait(float("inf"))
+
+
+def test_several_records_of_one_key_share_the_walk(alice: Person) -> None:
+    calendar = Republisher(600.0)
+    first, second = alice.card("alice/a"), alice.card("alice/b")
+    calendar.add({b"task": first}, 0.0, stored=True)
+    calendar.add({b"task": second}, 100.0, stored=True)
+    assert calendar.poll(601.0) == Due(b"task", (first, second))
+
+
+def test_a_store_without_its_majority_is_tried_again_sooner_and_sooner_no_more(alice: Person) -> None:
+    calendar, offer = Republisher(600.0), alice.offer()
+    calendar.add({b"key": offer}, 0.0)
+    now, delays = 0.0, []
+    for _ in range(9):
+        assert calendar.poll(now) == Due(b"key", (offer,))
+        calendar.on_stored(b"key", now, promised=False)
+        step = calendar.poll(now)
+        assert isinstance(step, Wait)
+        delays.append(step.until - now)
+        now = step.until
+    assert delays[:3] == [FIRST_RETRY, 2 * FIRST_RETRY, 4 * FIRST_RETRY]
+    assert 540 <= delays[-1] <= 600
+
+
+def test_what_was_stored_on_nobody_is_due_when_the_first_neighbour_appears(alice: Person) -> None:
+    calendar, offer = Republisher(600.0), alice.offer()
+    calendar.add({b"key": offer}, 0.0, stored=True)
+    calendar.alone(b"key")
+    assert isinstance(calendar.poll(1.0), Wait)
+    calendar.on_neighbour(2.0)
+    assert calendar.poll(2.0) == Due(b"key", (offer,))
+    calendar.on_stored(b"key", 3.0, promised=True)
+    calendar.on_neighbour(4.0)  # it has holders now
+    assert isinstance(calendar.poll(4.0), Wait)
+
+
+def test_a_newer_version_is_due_even_if_the_older_one_is_being_stored(alice: Person) -> None:
+    calendar, newer = Republisher(600.0), alice.offer(seq=2)
+    calendar.add({b"key": alice.offer()}, 0.0)
+    assert isinstance(calendar.poll(0.0), Due)
+    calendar.add({b"key": newer}, 1.0)
+    calendar.on_stored(b"key", 2.0, promised=True)
+    assert calendar.poll(2.0) == Due(b"key", (newer,))
+
+
+def test_a_tombstone_is_told_until_it_ends(alice: Person) -> None:
+    calendar = Republisher(600.0)
+    calendar.add({b"key": alice.tombstone()}, 0.0, forget_at=700.0)
+    assert isinstance(calendar.poll(0.0), Due)
+    calendar.on_stored(b"key", 0.0, promised=True)
+    assert isinstance(calendar.poll(650.0), Due)
+    assert calendar.poll(700.0) == Wait(float("inf"))
+    calendar.on_stored(b"key", 701.0, promised=True)  # of what is forgotten
+    assert len(calendar) == 0
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_nothing_is_forgotten_and_nothing_told_too_often(seed: int, alice: Person) -> None:
+    rng, calendar = Random(seed), Republisher(100.0)
+    sealeds = [alice.card(f"alice/m{number}") for number in range(4)]
+    told: dict[tuple[bytes, bytes], list[float]] = {}
+    for sealed in sealeds:
+        keys = rng.sample([b"a", b"b", b"c", b"d", b"e", b"f"], 3)
+        calendar.add(dict.fromkeys(keys, sealed), 0.0)
+        told.update({(key, sealed.envelope): [] for key in keys})
+    now, storing = 0.0, list[bytes]()
+    while now < 1000.0:
+        match calendar.poll(now):
+            case Due(key, due):
+                storing.append(key)
+                assert len(storing) <= MAX_OPEN
+                for sealed in due:
+                    told[key, sealed.envelope].append(now)
+            case Wait() if storing:
+                now += rng.random()
+                calendar.on_stored(storing.pop(rng.randrange(len(storing))), now, promised=True)
+            case Wait(until):
+                assert until > now
+                now = until
+            case Renew():
+                raise AssertionError("nothing has an end here")
+    for times in told.values():
+        assert times[0] < 20.0
+        assert times[-1] > 850.0
+        assert all(50.0 < later - earlier < 130.0 for earlier, later in pairwise(times))

@@ -1,0 +1,283 @@
+"""Finding peers, collecting records, storing them: against real servers, and against liars by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from random import Random
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from modelnet_p2p.dht.lookup import Done, Wait
+from modelnet_p2p.dht.routing import RoutingTable
+from modelnet_p2p.dht.server import KadServer
+from modelnet_p2p.dht.simulator import Node, Simulator
+from modelnet_p2p.dht.store import OfferStore
+from modelnet_p2p.dht.walks import Collect, FindPeer, Send, Store
+from modelnet_p2p.identity import PeerId
+from modelnet_p2p.kad import Contact, Kind, Message
+from modelnet_p2p.records import Refusal, Sealed
+from modelnet_p2p.tuning import TEST
+
+if TYPE_CHECKING:
+    from tests.dht.conftest import Person
+
+PEERS = [Contact(PeerId(b"peer%d" % i), (b"addr",)) for i in range(5)]
+
+
+def collect(key: bytes, me: PeerId, now_us: int, limit: int | None = None) -> Collect:
+    return Collect(key, PEERS[:3], me=me, network="public", tuning=TEST, now=0.0, now_us=now_us, limit=limit)
+
+
+def sends(walk: Collect | Store, now: float = 0.0) -> list[Send]:
+    """All that it sends before it waits or ends."""
+    found = []
+    while isinstance(step := walk.poll(now), Send):
+        found.append(step)
+    return found
+
+
+def page(*sealeds: Sealed, closer: tuple[Contact, ...] = (), cursor: bytes = b"") -> Message:
+    return Message(
+        Kind.GET_PROVIDERS, closer=closer, records=tuple(s.envelope for s in sealeds), cursor=cursor
+    )
+
+
+def acknowledge(walk: Store, send: Send, refused: str = "") -> None:
+    walk.on_reply(send.contact.id, Message(Kind.ADD_PROVIDER, records=(), refused=refused), 0.0)
+
+
+def walked(walk: Store, ours: int) -> list[Send]:
+    """Every peer answers the walk, the first `ours` of PEERS with our extension; what is sent then."""
+    for send in sends(walk):
+        assert send.message.kind is Kind.FIND_NODE
+        is_ours = send.contact in PEERS[:ours]
+        reply = Message(Kind.FIND_NODE, closer=tuple(PEERS), records=() if is_ours else None)
+        walk.on_reply(send.contact.id, reply, 0.0)
+    return sends(walk)
+
+
+def test_carol_reads_three_holders_and_merges_the_newest_whoever_lies(
+    alice: Person, bob: Person, carol: Person, model_key: bytes, now_us: int
+) -> None:
+    old, new, gone = alice.offer(seq=1), alice.offer(seq=2), bob.tombstone(seq=5)
+    forged = replace(old, envelope=old.envelope[:-1] + bytes([old.envelope[-1] ^ 1]))
+    foreign = carol.offer("carol/other")
+    walk = collect(model_key, carol.id, now_us)
+    first = sends(walk)
+    assert [send.message for send in first] == [Message(Kind.GET_PROVIDERS, model_key)] * 3
+    replies = [page(old, bob.offer(seq=5)), page(forged, foreign, new, gone), page(old)]
+    for send, reply in zip(first, replies, strict=True):
+        walk.on_reply(send.contact.id, reply, 0.0)
+    assert walk.poll(0.0) == Done()
+    assert walk.records == (new,)
+    assert walk.refused == {Refusal.FORGED: 1, Refusal.FOREIGN_KEY: 1}
+    assert walk.ours == {peer.id for peer in PEERS[:3]}
+
+
+def test_pages_are_followed_until_the_limit_and_not_beyond(
+    person: Callable[[str], Person], carol: Person, task_key: bytes, now_us: int
+) -> None:
+    cards = [person(name).card() for name in ("ann", "ben", "cat", "dan")]
+    for limit, expected in ((None, 4), (3, 3), (1, 1)):
+        walk = collect(task_key, carol.id, now_us, limit)
+        for send in sends(walk):
+            more = send.contact == PEERS[0]
+            walk.on_reply(send.contact.id, page(cards[0], cursor=b"c1") if more else page(cards[0]), 0.0)
+        cursor = 1
+        while asked := sends(walk):
+            assert [(s.contact, s.message.cursor) for s in asked] == [(PEERS[0], b"c%d" % cursor)]
+            cursor += 1
+            following = b"c%d" % cursor if cursor < 4 else b""
+            walk.on_reply(PEERS[0].id, page(cards[cursor - 1], cursor=following), 0.0)
+        assert walk.poll(0.0) == Done()
+        assert len(walk.records) == expected
+
+
+def test_a_holder_that_keeps_a_page_back_is_left_behind(
+    alice: Person, carol: Person, model_key: bytes, now_us: int
+) -> None:
+    walk = collect(model_key, carol.id, now_us)
+    for send in sends(walk):
+        walk.on_reply(send.contact.id, page(alice.offer(), cursor=b"more"), 0.0)
+    assert len(sends(walk)) == 3
+    walk.on_failure(PEERS[0].id, 0.1)
+    walk.on_reply(PEERS[1].id, page(), 0.1)
+    assert walk.poll(0.1) == Wait(TEST.patience)
+    assert walk.poll(TEST.patience) == Done()
+    assert len(walk.records) == 1
+
+
+def test_my_own_store_is_one_holder_among_the_others(
+    alice: Person, bob: Person, model_key: bytes, now_us: int
+) -> None:
+    walk = collect(model_key, bob.id, now_us)
+    walk.on_local([alice.offer(seq=2)], [alice.contact])
+    for send in sends(walk):
+        walk.on_reply(send.contact.id, page(alice.offer(seq=1)), 0.0)
+    assert [sealed.seq for sealed in walk.records] == [2]
+    assert walk.contact(alice.id) == alice.contact
+    assert walk.contact(PeerId(b"unheard of")).addrs == ()
+
+
+def test_a_stock_peer_names_providers_without_records(carol: Person, model_key: bytes, now_us: int) -> None:
+    walk = collect(model_key, carol.id, now_us)
+    for send in sends(walk):
+        walk.on_reply(send.contact.id, Message(Kind.GET_PROVIDERS, providers=(PEERS[4],)), 0.0)
+    assert walk.poll(0.0) == Done()
+    assert walk.providers == {PEERS[4].id: PEERS[4]}
+    assert walk.ours == set()
+
+
+def test_a_publish_is_promised_by_a_majority_of_ours_and_stock_peers_are_told_beside_them(
+    alice: Person, task_key: bytes
+) -> None:
+    cards = [alice.card("alice/a"), alice.card("alice/b")]
+    walk = Store(task_key, cards, alice.contact, PEERS, tuning=TEST)
+    stock, *ours = sorted(walked(walk, ours=4), key=lambda send: send.expects_reply)
+    assert (stock.contact, stock.message.records, stock.message.providers) == (
+        PEERS[4],
+        None,
+        (alice.contact,),
+    )
+    assert {send.contact.id for send in ours} == {peer.id for peer in PEERS[:4]}
+    assert {send.message.records for send in ours} == {(cards[0].envelope,)}
+    for send in ours:
+        acknowledge(walk, send)
+    second = sends(walk)
+    assert {send.message.records for send in second} == {(cards[1].envelope,)}
+    acknowledge(walk, second[0])
+    acknowledge(walk, second[1])
+    acknowledge(walk, second[2], refused="full_key")
+    assert not walk.report.promised  # two of four are no majority
+    assert walk.poll(0.0) == Wait(float("inf"))
+    acknowledge(walk, second[3])
+    assert walk.poll(0.0) == Done()
+    report = walk.report
+    assert (report.asked, report.stored, report.promised, report.refused) == (4, 3, True, {"full_key": 1})
+
+
+def test_once_promised_the_silent_have_their_patience_and_no_more(alice: Person, model_key: bytes) -> None:
+    walk = Store(model_key, [alice.offer()], alice.contact, PEERS, tuning=TEST)
+    for send in walked(walk, ours=5)[:3]:
+        acknowledge(walk, send)
+    assert walk.poll(0.0) == Wait(TEST.patience)
+    assert walk.poll(TEST.patience) == Done()
+    assert (walk.report.stored, walk.report.promised) == (3, True)
+
+
+def test_a_failed_majority_is_no_promise(alice: Person, model_key: bytes) -> None:
+    walk = Store(model_key, [alice.offer()], alice.contact, PEERS, tuning=TEST)
+    for send in walked(walk, ours=2):
+        if send.expects_reply:
+            walk.on_failure(send.contact.id, 0.0)
+    assert walk.poll(0.0) == Done()
+    assert (walk.report.asked, walk.report.stored, walk.report.promised) == (2, 0, False)
+
+
+def test_alone_in_the_world_a_publish_succeeds_on_nobody(alice: Person, model_key: bytes) -> None:
+    walk = Store(model_key, [alice.offer()], alice.contact, [], tuning=TEST)
+    assert walk.poll(0.0) == Done()
+    assert (walk.report.stored, walk.report.promised, walk.report.alone) == (0, True, True)
+
+
+@pytest.fixture
+def street() -> tuple[Simulator, list[Node]]:
+    """Twelve peers that joined through the first."""
+    world = Simulator(Random(3), tuning=TEST)
+    nodes = [world.add() for _ in range(12)]
+    for node in nodes[1:]:
+        world.join(node, nodes[:1])
+        world.run()
+    return world, nodes
+
+
+def test_bob_finds_a_peer_that_he_never_met(street: tuple[Simulator, list[Node]], bob: Person) -> None:
+    world, nodes = street
+    for peer, known in ((nodes[7].id, True), (PeerId(b"nobody"), False)):
+        walk = FindPeer(peer, [nodes[0].contact], me=bob.id, tuning=TEST)
+        stranger = Node(
+            bob.contact,
+            table := RoutingTable(bob.id, TEST.k),
+            store := OfferStore(),
+            KadServer(bob.id, "public", table, store),
+            nodes[0].patience,
+        )
+        assert world.start(stranger, walk).ended is None
+        world.run()
+        assert walk.found == (nodes[7].contact if known else None)
+
+
+def test_what_alice_stores_carol_finds_and_what_she_withdraws_is_gone(
+    street: tuple[Simulator, list[Node]], alice: Person, carol: Person, model_key: bytes
+) -> None:
+    world, nodes = street
+    home, reader = world.add(alice.id), world.add(carol.id)
+    world.join(home, nodes[:1])
+    world.join(reader, nodes[1:2])
+    world.run()
+    for sealed, found in ((alice.offer(seq=1), 1), (alice.tombstone(seq=2), 0), (alice.offer(seq=1), 0)):
+        seeds = home.table.closest(model_key, TEST.k)
+        store = Store(model_key, [sealed], home.contact, seeds, tuning=TEST)
+        world.start(home, store)
+        world.run()
+        stale = not found and not sealed.is_tombstone
+        assert store.report.promised is not stale
+        assert store.report.refused == ({"stale": store.report.asked} if stale else {})
+        read = Collect(
+            model_key,
+            reader.table.closest(model_key, TEST.k),
+            me=reader.id,
+            network="public",
+            tuning=TEST,
+            now=world.now,
+            now_us=world.now_us,
+        )
+        world.start(reader, read)
+        world.run()
+        assert len(read.records) == found
+        assert not found or read.contact(alice.id) == home.contact
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_every_walk_ends_whatever_its_peers_answer(
+    seed: int, alice: Person, carol: Person, model_key: bytes, now_us: int
+) -> None:
+    rng = Random(seed)
+    junk = [alice.offer(), alice.offer(seq=2), alice.tombstone(seq=3), alice.card()]
+    walks: list[Collect | Store] = [
+        collect(model_key, carol.id, now_us, rng.choice([None, 1])),
+        Store(model_key, junk[:2], carol.contact, PEERS[:3], tuning=TEST),
+    ]
+    for walk in walks:
+        now, waiting = 0.0, list[PeerId]()
+        for _ in range(5000):
+            match walk.poll(now):
+                case Send(contact, _, True):
+                    waiting.append(contact.id)
+                case Wait(until) if not waiting:
+                    assert until < float("inf")
+                    now = until
+                case Wait():
+                    peer = waiting.pop(rng.randrange(len(waiting)))
+                    message = Message(
+                        rng.choice([Kind.FIND_NODE, Kind.GET_PROVIDERS, Kind.ADD_PROVIDER]),
+                        closer=tuple(rng.sample(PEERS, 3)),
+                        providers=tuple(rng.sample(PEERS, 2)),
+                        records=rng.choice([None, (), (rng.randbytes(40), rng.choice(junk).envelope)]),
+                        cursor=rng.choice([b"", b"", b"again"]),
+                        refused=rng.choice(["", "", "x" * 64]),
+                    )
+                    if rng.random() < 0.7:
+                        walk.on_reply(peer, message, now)
+                    else:
+                        walk.on_failure(peer, now)
+                    now += rng.choice([0.0, 0.1])
+                case Done():
+                    break
+        else:
+            pytest.fail(f"did not end, seed {seed}")

@@ -1,0 +1,204 @@
+"""A home of one's own, a peer that only pretends behind a real control socket, and the commands."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import trio
+
+from modelnet_p2p.errors import Code, LocalError, NotFound, RemoteError
+from modelnet_p2p.node.cli import main
+from modelnet_p2p.node.control import serve
+from modelnet_p2p.node.home import Home
+from modelnet_p2p.node.runtime import Runtime
+
+BOB = "12D3KooWBob"
+
+
+@dataclass
+class FakePeer:
+    """Has what the control table asks of a peer, with known answers, and remembers what it was asked."""
+
+    id: str = BOB
+    addrs: tuple[str, ...] = ("/ip4/127.0.0.1/tcp/4001/p2p/" + BOB,)
+    asked: list[tuple[str, Any]] = field(default_factory=list)
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+    async def status(self) -> dict[str, Any]:
+        model = {"model": "acme/echo", "seq": 7, "in_flight": 0, "queued": 0, "calls": 1, "faults": 0}
+        return {
+            "peer": self.id,
+            "addrs": list(self.addrs),
+            "network": "public",
+            "uptime_s": 61,
+            "rss_bytes": 1 << 20,
+            "models": [model],
+            "refused": {"forged": 2, "stale": 0},
+        }
+
+    async def peers(self) -> list[dict[str, Any]]:
+        return [{"peer": "carol", "addrs": ["/ip4/9"], "connected": True, "rtt_ms": 1.5, "state": "alive"}]
+
+    async def ping(self, target: str, count: int = 3) -> dict[str, Any]:
+        self.asked.append(("ping", (target, count)))
+        ok = target != "nobody"
+        return {"peer": target, "ok": ok, "rtt_ms": [0.5] * count if ok else []}
+
+    async def show(self, model: str) -> list[dict[str, Any]]:
+        if model == "nothing":
+            return []
+        return [{"model": model, "provider": BOB, "verified": True, "envelope": "AA==", "record": {"seq": 7}}]
+
+    async def find(
+        self,
+        task: str | None = None,
+        model: str | None = None,
+        tag: str | None = None,
+        *,
+        limit: int = 20,
+        all: bool = False,
+        timeout: float = 30.0,
+    ) -> Sequence[Any]:
+        self.asked.append(("find", (task, model, tag, limit, all, timeout)))
+        if model == "nothing":
+            return []
+        if model == "two-owners":
+            raise NotFound("two owners claim it", code=Code.AMBIGUOUS)
+        line = {
+            "model": "acme/echo",
+            "task": task,
+            "state": "alive",
+            "rtt_ms": 1.0,
+            "load": 0.5,
+            "provider": BOB,
+        }
+        return [SimpleNamespace(to_map=lambda: line)]
+
+    async def call(
+        self,
+        target: str,
+        input: Any,
+        *,
+        params: Mapping[str, Any] | None = None,
+        provider: str | None = None,
+        timeout: float = 30.0,
+        on_item: Callable[[Any], Awaitable[None]] | None = None,
+    ) -> Any:
+        self.asked.append(("invoke", (target, input, params, provider)))
+        assert on_item is not None
+        output: Any = input
+        match target:
+            case "tokens":
+                for word in ("to", "ken", "s"):
+                    await on_item(word)
+                output = None
+            case "sleeper":
+                try:
+                    await trio.sleep_forever()
+                finally:
+                    self.cancelled.set()
+            case "broken":
+                raise RemoteError(Code.MODEL_ERROR, "ValueError: no\nsecond \x1b[31mline", peer="carol")
+            case "bug":
+                raise ZeroDivisionError("oh")
+            case "digits":
+                output = {"label": [3], "scores": np.arange(10, dtype=np.float32).reshape(1, 10)}
+        hop = {"provider": BOB, "digest": None, "bytes_in": 1, "bytes_out": 2, "ms": 0.5}
+        return SimpleNamespace(
+            output=output, model=target, digest=None, provider=BOB, attempts=1,
+            total_ms=1.0, queue_ms=0.0, model_ms=0.5, trace=[hop],
+        )  # fmt: skip
+
+    async def publish(self, source: str, **asked: Any) -> dict[str, Any]:
+        asked["on_event"]("loading the model")
+        self.asked.append(("publish", (source, asked)))
+        return {"model": asked["model"] or "acme/echo", "uri": "modelnet:acme/echo", "task": "x", "seq": 8,
+                "holders": {"asked": 1, "stored": 1}}  # fmt: skip
+
+    async def unpublish(self, model: str) -> dict[str, Any]:
+        if model != "acme/echo":
+            raise NotFound(f"{model} is not published here")
+        return {"model": model, "withdrawn": True, "seq": 9, "holders": {"asked": 1, "stored": 1}}
+
+    bootstrap = {"tried": 1, "reached": 0}  # noqa: RUF012  a constant of the fake
+
+    async def restore(self, on_event: Callable[[str], None]) -> None:
+        raise LocalError(Code.BAD_INPUT, "the file of acme/old is gone")
+
+
+@pytest.fixture
+def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
+    """An empty home with a runtime directory beside it, both named in the environment."""
+    # not tmp_path: it may be too long for a Unix socket
+    base = Path(tempfile.mkdtemp(prefix="mn-"))
+    (base / "run").mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(base / "run"))
+    monkeypatch.setenv("MODELNET_HOME", str(base / "home"))
+    for name in (
+        "MODELNET_BOOTSTRAP",
+        "MODELNET_NETWORK",
+        "MODELNET_LISTEN",
+        "MODELNET_LOG",
+        "MODELNET_TUNING",
+    ):
+        monkeypatch.delenv(name, raising=False)
+    yield Home(base / "home")
+    shutil.rmtree(base)
+
+
+@dataclass(frozen=True)
+class Ran:
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def cli(home: Home, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    """Run one command in this process."""
+
+    def run(*argv: str) -> Ran:
+        status = main(argv)
+        out, err = capsys.readouterr()
+        return Ran(status, out, err)
+
+    return run
+
+
+@contextmanager
+def served(peer: FakePeer, home: Home) -> Iterator[FakePeer]:
+    """`peer` behind its control socket, in a thread with a trio of its own."""
+    runtime = Runtime("public", home)
+    ready = threading.Event()
+    handles: dict[str, Any] = {}
+
+    async def run() -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serve, peer, runtime.socket_path)
+            handles.update(token=trio.lowlevel.current_trio_token(), scope=nursery.cancel_scope)
+            ready.set()
+
+    thread = threading.Thread(target=trio.run, args=(run,), daemon=True)
+    thread.start()
+    assert ready.wait(5)
+    try:
+        yield peer
+    finally:
+        handles["token"].run_sync_soon(handles["scope"].cancel)
+        thread.join(5)
+
+
+@pytest.fixture
+def bob(home: Home) -> Iterator[FakePeer]:
+    with served(FakePeer(), home) as peer:
+        yield peer

@@ -1,0 +1,233 @@
+"""Every command against a peer that pretends, through the real socket: output, errors, exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+Cli = Callable[..., Any]  # Any: Ran and FakePeer of conftest.py, which tests cannot import
+HEAVY = ("libp2p", "torch", "trio", "numpy", "rich")
+
+
+def lines(text: str) -> list[Any]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def error_of(ran: Any) -> dict[str, Any]:
+    error: dict[str, Any] = json.loads(ran.err.splitlines()[-1])["error"]
+    assert error.keys() == {"code", "message", "peer", "retryable", "hint"}
+    return error
+
+
+@pytest.mark.parametrize(
+    "argv", [["--help"], ["--version"], ["join", "--help"], ["invoke", "--help"], ["id"], ["status"]]
+)
+def test_thin_commands_import_nothing_heavy(home: Any, argv: list[str]) -> None:
+    program = (
+        "import sys\nfrom modelnet_p2p.node.cli import main\n"
+        f"main({argv!r})\nprint([m for m in {HEAVY!r} if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_version(cli: Cli) -> None:
+    ran = cli("--version")
+    assert (ran.status, ran.out) == (0, "modelnet-peer 0.1.0\n")
+
+
+@pytest.mark.parametrize("argv", [["publish", "builtin:digits"], ["unpublish", "x"], ["status"], ["peers"]])
+def test_nothing_runs_here(cli: Cli, argv: list[str]) -> None:
+    ran = cli(*argv, "--json")
+    error = error_of(ran)
+    assert (ran.status, ran.out, error["code"]) == (7, "", "not-running")
+    assert error["hint"].startswith("modelnet-peer join")
+
+
+def test_a_hint_names_the_home_so_that_a_shell_takes_it(cli: Cli, tmp_path: Path) -> None:
+    ran = cli("status", "--home", str(tmp_path / "a b'c"))
+    assert ran.status == 7
+    assert ran.err.splitlines()[1].startswith("hint: modelnet-peer join --home '")
+
+
+@pytest.mark.parametrize(
+    "argv", [["find", "--task", "x"], ["invoke", "m", "hi"], ["ping", "x"], ["show", "m"]]
+)
+def test_questions_without_a_peer_and_without_anybody_to_ask(cli: Cli, argv: list[str]) -> None:
+    ran = cli(*argv, "--network", "nobody-is-on-this-one")
+    assert ran.status == 4
+    notice, error, hint = ran.err.splitlines()
+    assert notice.endswith("asking as a temporary client")
+    assert error.startswith("error: ")
+    assert hint.startswith("hint: modelnet-peer join")
+
+
+def test_status_for_people_and_as_json(cli: Cli, bob: Any) -> None:
+    assert lines(cli("status", "--json").out)[0]["models"][0]["model"] == "acme/echo"
+    ran = cli("status")
+    assert ran.status == 0
+    assert "1 min 1 s" in ran.out
+    assert "2 forged" in ran.out
+
+
+def test_peers(cli: Cli, bob: Any) -> None:
+    assert lines(cli("peers", "--json").out)[0]["peer"] == "carol"
+    assert cli("peers").out.splitlines()[1].split()[:4] == ["carol", "alive", "yes", "1.50"]
+
+
+def test_id_makes_the_key_once_and_knows_the_addresses_of_a_running_peer(cli: Cli, home: Any) -> None:
+    first = lines(cli("id", "--json").out)[0]
+    assert first == {"peer": str(home.load_key().id), "addrs": []}
+    assert cli("id").out == first["peer"] + "\n"
+
+
+def test_id_of_a_running_peer(cli: Cli, bob: Any) -> None:
+    assert lines(cli("id", "--json").out)[0]["addrs"] == list(bob.addrs)
+
+
+def test_ping(cli: Cli, bob: Any) -> None:
+    assert lines(cli("ping", "carol", "-c", "2", "--json").out) == [
+        {"peer": "carol", "ok": True, "rtt_ms": [0.5, 0.5]}
+    ]
+    ran = cli("ping", "nobody", "--json")
+    assert (ran.status, lines(ran.out)[0]["ok"], error_of(ran)["code"]) == (4, False, "unreachable")
+
+
+def test_show(cli: Cli, bob: Any) -> None:
+    assert lines(cli("show", "acme/echo", "--json").out)[0]["verified"] is True
+    assert cli("show", "nothing").status == 3
+
+
+def test_find(cli: Cli, bob: Any) -> None:
+    ran = cli("find", "--task", "t", "--limit", "5", "--all", "--timeout", "3", "--json")
+    assert (ran.status, lines(ran.out)[0]["provider"]) == (0, bob.id)
+    assert bob.asked == [("find", ("t", None, None, 5, True, 3.0))]
+    assert cli("find", "--model", "nothing").status == 3
+    ambiguous = cli("find", "--model", "two-owners", "--json")
+    assert (ambiguous.status, error_of(ambiguous)["code"]) == (3, "ambiguous")
+    assert cli("find").status == 2
+
+
+def test_invoke_prints_text_plain_and_one_last_line_as_json(cli: Cli, bob: Any) -> None:
+    assert cli("invoke", "echo", "hé").out == "hé\n"
+    last = lines(cli("invoke", "echo", "hé", "--json").out)
+    assert last == [
+        {"done": True, "output": "hé", "model": "echo", "digest": None, "provider": bob.id, "attempts": 1,
+         "ms": {"total": 1.0, "queue": 0.0, "model": 0.5},
+         "trace": [{"provider": bob.id, "digest": None, "bytes_in": 1, "bytes_out": 2, "ms": 0.5}]}
+    ]  # fmt: skip
+
+
+def test_invoke_streams(cli: Cli, bob: Any) -> None:
+    assert cli("invoke", "tokens", "x").out == "tokens\n"
+    out = lines(cli("invoke", "tokens", "x", "--json").out)
+    assert [line.get("item") for line in out] == ["to", "ken", "s", None]
+    assert (out[-1]["done"], out[-1]["output"]) == (True, None)
+
+
+def test_invoke_takes_a_tensor_and_writes_one(cli: Cli, bob: Any, tmp_path: Path) -> None:
+    np.save(tmp_path / "in.npy", np.ones((2, 3), np.float32))
+    out = tmp_path / "out.npy"
+    ran = cli(
+        "invoke", "echo", "--input", str(tmp_path / "in.npy"), "--out", str(out), "--json", "--param", "n=[1]"
+    )
+    assert lines(ran.out)[0]["output"] == {"dtype": "float32", "shape": [2, 3], "data": [1.0] * 6}
+    assert bob.asked[0][1][2] == {"n": [1]}
+    assert np.load(out).tolist() == np.ones((2, 3)).tolist()
+    cli("invoke", "digits", "x", "--out", str(out))  # the one tensor in the answer
+    assert np.load(out).shape == (1, 10)
+    assert "scores: tensor float32 [1, 10]" in cli("invoke", "digits", "x").out
+    assert cli("invoke", "echo", "x", "--out", str(out)).status == 2
+    assert cli("invoke", "echo", "x", "--out", "answer.txt").status == 2
+
+
+def test_invoke_refuses_a_pickled_npy(cli: Cli, bob: Any, tmp_path: Path) -> None:
+    np.save(tmp_path / "in.npy", np.array([{}], dtype=object), allow_pickle=True)
+    ran = cli("invoke", "echo", "--input", str(tmp_path / "in.npy"), "--json")
+    assert (ran.status, error_of(ran)["code"], bob.asked) == (2, "bad-input", [])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"), [("a.json", '{"k": [1, null]}', {"k": [1, None]}), ("a.txt", "[1]", "[1]")]
+)
+def test_invoke_reads_json_and_text(
+    cli: Cli, bob: Any, tmp_path: Path, name: str, text: str, value: object
+) -> None:
+    (tmp_path / name).write_text(text)
+    assert lines(cli("invoke", "echo", "--input", str(tmp_path / name), "--json").out)[0]["output"] == value
+
+
+@pytest.mark.parametrize(
+    "argv", [["--param", "n"], ["--param", "n=x"], ["--param", "n=1", "--param", "n=2"], ["--timeout", "-1"]]
+)
+def test_bad_flags(cli: Cli, bob: Any, argv: list[str]) -> None:
+    ran = cli("invoke", "echo", "x", *argv, "--json")
+    assert (ran.status, error_of(ran)["code"]) == (2, "bad-input")
+
+
+def test_the_hint_for_a_string_parameter_can_be_copied(cli: Cli, bob: Any) -> None:
+    ran = cli("invoke", "echo", "x", "--param", "who=it's me", "--json")
+    assert error_of(ran)["hint"].endswith("""--param 'who="it'"'"'s me"'""")
+
+
+def test_a_model_that_fails_is_one_line_and_names_the_peer(cli: Cli, bob: Any) -> None:
+    ran = cli("invoke", "broken", "x")
+    assert (ran.status, ran.out) == (5, "")
+    assert len(ran.err.splitlines()) == 1
+    assert "\x1b" not in ran.err
+    assert "carol" in ran.err
+    assert error_of(cli("invoke", "broken", "x", "--json"))["peer"] == "carol"
+
+
+def test_a_bug_in_one_command_leaves_the_peer_running(cli: Cli, bob: Any) -> None:
+    ran = cli("invoke", "bug", "x", "--json")
+    assert (ran.status, error_of(ran)["code"]) == (1, "internal")
+    assert cli("status").status == 0
+
+
+def test_publish_and_unpublish(cli: Cli, bob: Any) -> None:
+    ran = cli("publish", "m:f", "--model", "acme/x@2", "--tag", "a", "--tag", "b", "--dry-run", "--json")
+    assert (ran.status, lines(ran.out)[0]["model"]) == (0, "acme/x@2")
+    assert "loading the model" in ran.err
+    source, asked = bob.asked[0][1]
+    assert (source, asked["tags"], asked["dry_run"], asked["interpreter"]) == (
+        "m:f",
+        ("a", "b"),
+        True,
+        sys.executable,
+    )
+    assert lines(cli("unpublish", "acme/echo", "--json").out)[0]["withdrawn"] is True
+    assert cli("unpublish", "not-mine").status == 3
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin", ".pkl", ".PT"])
+def test_pickles_are_refused(cli: Cli, suffix: str) -> None:
+    ran = cli("publish", f"model{suffix}", "--json")
+    assert (ran.status, error_of(ran)["code"]) == (6, "unsafe")
+
+
+def test_usage_errors_are_json_too(cli: Cli) -> None:
+    for argv in (["bogus"], ["find", "--limit", "x"], ["status", "extra"]):
+        ran = cli(*argv, "--json")
+        assert (ran.status, error_of(ran)["code"]) == (2, "bad-input")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("nope = 1", "nope"), ("network = 3", "network"), ("x = [", "config.toml"), ("\x00", "config.toml")],
+)
+def test_a_bad_config_is_one_line_that_names_it(cli: Cli, home: Any, text: str, says: str) -> None:
+    home.path.mkdir()
+    home.config_path.write_text(text)
+    ran = cli("status")
+    assert ran.status == 6
+    assert says in ran.err
+    assert str(home.config_path) in ran.err
+    assert len(ran.err.splitlines()) == 2

@@ -1,0 +1,439 @@
+"""What strangers' models do to their worker, and what alice's peer makes of it. Real processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trio
+
+from modelnet_p2p.errors import Code, LocalError, ModelnetError
+from modelnet_p2p.node.serving.backends.contract import MAX_BODY_BYTES
+from modelnet_p2p.node.serving.models import open_models
+from modelnet_p2p.tuning import TEST
+
+
+async def refuses(call, served, value, code, **params):
+    with pytest.raises(ModelnetError) as caught:
+        await call(served, value, **params)
+    assert caught.value.code is code, caught.value.message
+    return caught.value
+
+
+async def test_a_function_is_served_with_its_keywords(models, source, call):
+    served = await models.add(source("shop:upper"))
+    description = served.description
+    assert (description.name, description.task, description.framework) == (
+        "upper",
+        "x-modelnet/function",
+        "python",
+    )
+    assert [spec.kind for spec in (*description.inputs, *description.outputs)] == ["text", "text"]
+    answer, items = await call(served, "hello", suffix="!")
+    assert (answer.value, items) == ("HELLO!", [])
+    assert answer.model_us > 0
+    answer, items = await call(served, "hello", method="stream")
+    assert (answer.value, items) == (None, ["HELLO"])
+    error = await refuses(call, served, "hello", Code.BAD_INPUT, colour="red")
+    assert "colour" in error.message
+    error = await refuses(call, served, "hello", Code.BAD_INPUT, text="twice")
+    assert "multiple values" in error.message
+    await refuses(call, served, "hello", Code.UNKNOWN_METHOD, method="__class__")
+    assert served.stats() == {"in_flight": 0, "queued": 0, "calls": 5, "faults": 3}
+
+
+async def test_names_tasks_and_versions_are_the_publishers(models, source):
+    served = await models.add(source("shop:upper", model="acme/loud@2", task="text-generation"))
+    assert (served.description.name, served.description.version) == ("acme/loud", "2")
+    assert models.get("acme/loud") is models.get("acme/loud", "2") is served
+    assert models.get("acme/loud", "3") is None
+    assert models.get("upper") is None
+    assert await models.remove("acme/loud")
+    assert not await models.remove("acme/loud")
+    with pytest.raises(LocalError, match="is not a model name"):
+        await models.add(source("shop:upper", model="Not A Name"))
+
+
+async def test_tensors_go_in_and_out(models, source, call):
+    served = await models.add(source("shop:double"))
+    assert served.description.inputs[0].kind == "tensor"
+    for shape in ((1,), (0, 3), (700, 800)):
+        array = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+        answer, _ = await call(served, array)
+        assert answer.value.dtype == np.float32
+        np.testing.assert_array_equal(answer.value, array * 2)
+
+
+async def test_streams_of_generators(models, source, call):
+    served = await models.add(source("shop:words"))
+    assert served.description.streams
+    for method in ("invoke", "stream"):
+        answer, items = await call(served, "to be or not", method=method)
+        assert (answer.value, items) == (None, ["to", "be", "or", "not"])
+    broken = await models.add(source("shop:broken_stream"))
+    error = await refuses(call, broken, "x", Code.MODEL_ERROR)
+    assert "ValueError: two" in error.message
+
+
+async def test_classes_keep_their_instance_and_their_thread(models, source, call, shop):
+    counter = await models.add(source("shop:Counter"))
+    assert [(await call(counter, n))[0].value for n in (1, 2, 3)] == [1, 3, 6]
+    invoked = await models.add(source("shop:Invoked"))
+    assert (await call(invoked, 4, by=5))[0].value == 20
+    await models.remove("counter")
+    with trio.fail_after(5):
+        while not (shop / "closed.txt").exists():
+            await trio.sleep(0.01)
+    assert (shop / "closed.txt").read_text() == "6"
+
+
+async def test_async_models_share_their_process(models, source, call):
+    served = await models.add(source("shop:later"))
+    assert served.description.slots == 8
+    done: list[str] = []
+
+    async def one(text: str) -> None:
+        done.append((await call(served, text, seconds=0.2))[0].value)
+
+    started = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        for text in "abcdefgh":
+            nursery.start_soon(one, text)
+    assert sorted(done) == [f"{text}!" for text in "abcdefgh"]
+    assert trio.current_time() - started < 8 * 0.2  # not one after the other
+    ticks = await models.add(source("shop:ticks"))
+    assert (await call(ticks, 5))[1] == [0, 1, 2, 3, 4]
+
+
+async def test_raising_models_give_one_line(models, source, call):
+    served = await models.add(source("shop:raising"))
+    pid = served._runner.pid
+    error = await refuses(call, served, "x", Code.MODEL_ERROR)
+    assert error.message == "the model raised KeyError: 'no such word\\nin the book'"
+    assert not error.retryable
+    assert served._runner.pid == pid  # the worker lives
+    for spec, text in (("shop:stops", "StopIteration"), ("shop:selfcancel", "CancelledError")):
+        served = await models.add(source(spec))
+        error = await refuses(call, served, "x", Code.MODEL_ERROR)
+        assert text in error.message
+    unsendable = await models.add(source("shop:unsendable"))
+    error = await refuses(call, unsendable, "x", Code.MODEL_ERROR)
+    assert "set" in error.message
+
+
+async def test_what_a_model_prints_is_not_the_protocol(models, source, call, capfd):
+    served = await models.add(source("shop:printing"))
+    assert (await call(served, "fine"))[0].value == "fine"
+    await models.remove("printing")
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "to stdout" in err
+    assert "straight to descriptor 1" in err
+
+
+@pytest.mark.parametrize(
+    ("spec", "value", "how"),
+    [
+        ("shop:dying", "7", "exit status 7"),
+        ("shop:dying", "0", "exit status 0"),
+        ("shop:leaving", "", "exit status 3"),
+        ("shop:selfkill", "", "signal 9"),
+        ("shop:forked", "", "signal 9"),
+        ("shop:closes_everything", "", "stopped"),
+    ],
+)
+async def test_a_dead_worker_is_a_fault_and_a_fresh_one_serves_on(models, source, call, spec, value, how):
+    served = await models.add(source(spec))
+    before = served._runner.pid
+    with trio.fail_after(5):
+        error = await refuses(call, served, value, Code.MODEL_ERROR)
+        assert how in error.message
+        assert spec in error.message
+        error = await refuses(call, served, value, Code.MODEL_ERROR)  # a second life, the same end
+        assert how in error.message
+    assert served._runner.pid != before
+
+
+async def test_killed_from_outside_between_two_calls(models, source, call, gone):
+    served = await models.add(source("shop:pid"))
+    first = (await call(served, "x"))[0].value
+    os.kill(first, signal.SIGKILL)
+    await gone(first)
+    with trio.fail_after(5):
+        while served._runner.pid == first:
+            await trio.sleep(0.01)
+    assert (await call(served, "x"))[0].value != first
+
+
+@pytest.mark.parametrize("spec", ["shop:hanging", "shop:stubborn", "shop:blocking"])
+async def test_a_hung_call_ends_at_its_deadline_and_its_worker_after_the_grace(models, source, call, gone, spec):
+    served = await models.add(source(spec))
+    pid = served._runner.pid
+    started = trio.current_time()
+    await refuses(call, served, "hang", Code.DEADLINE, timeout=0.3)
+    assert trio.current_time() - started < 0.3 + TEST.cancel_grace + 2
+    await gone(pid)
+    assert served.stats()["in_flight"] == 0
+    if spec == "shop:hanging":
+        assert (await call(served, "well"))[0].value == "well"
+
+
+async def test_a_cancelled_generator_stops_at_its_next_item(models, source, tmp_path):
+    served = await models.add(source("shop:endless"))
+    pid = served._runner.pid
+    mark = tmp_path / "mark"
+    with trio.CancelScope() as scope:
+
+        async def emit(item: object) -> None:
+            if item == 3:
+                scope.cancel()
+
+        await served.run("stream", str(mark), {}, emit, trio.current_time() + 20)
+    assert scope.cancelled_caught
+    assert mark.read_text() == "closed"  # its `finally` ran, before the slot was free
+    assert served._runner.pid == pid
+    assert served.stats()["in_flight"] == 0
+
+
+async def test_a_slow_reader_slows_the_model(models, source, tmp_path):
+    served = await models.add(source("shop:words"))
+    seen = []
+
+    async def emit(item: object) -> None:
+        seen.append(item)
+        await trio.sleep(0.001)
+
+    await served.run("stream", "word " * 200, {}, emit, trio.current_time() + 20)
+    assert len(seen) == 200
+
+
+async def test_an_emit_that_fails_cancels_the_call(models, source, tmp_path):
+    served = await models.add(source("shop:endless"))
+    mark = tmp_path / "mark"
+
+    async def emit(item: object) -> None:
+        raise LocalError(Code.SLOW_READER, "bob does not read")
+
+    with pytest.raises(LocalError, match="bob does not read"):
+        await served.run("stream", str(mark), {}, emit, trio.current_time() + 20)
+    assert mark.read_text() == "closed"
+
+
+async def test_a_full_queue_says_busy_at_once(models, source, call, nursery):
+    served = await models.add(source("shop:hanging"))
+    scopes = []
+
+    async def hold() -> None:
+        with trio.CancelScope() as scope:
+            scopes.append(scope)
+            await call(served, "hang")
+
+    for _ in range(17):
+        nursery.start_soon(hold)
+    with trio.fail_after(5):
+        while served.stats()["queued"] < 16:
+            await trio.sleep(0)
+    assert served.load == 1.0
+    error = await refuses(call, served, "x", Code.BUSY)
+    assert error.retryable
+    for scope in scopes[1:]:  # all who wait give up; the one that runs is cut off
+        scope.cancel()
+    scopes[0].cancel()
+    with trio.fail_after(5):
+        while served.load:
+            await trio.sleep(0.01)
+    assert (await call(served, "next"))[0].value == "next"
+
+
+async def test_waiting_ends_at_the_deadline_too(models, source, call, nursery):
+    served = await models.add(source("shop:hanging"))
+
+    async def hold() -> None:
+        with trio.CancelScope(deadline=trio.current_time() + 1):
+            await call(served, "hang")
+
+    nursery.start_soon(hold)
+    with trio.fail_after(5):
+        while not served.stats()["in_flight"]:
+            await trio.sleep(0)
+    error = await refuses(call, served, "x", Code.DEADLINE, timeout=0.1)
+    assert "waiting for its turn" in error.message
+
+
+async def test_trouble_with_the_source_shows_when_it_is_added(models, source, tmp_path):
+    cases = {
+        "nowhere:f": "ModuleNotFoundError: No module named 'nowhere'",
+        "shop:missing": "AttributeError",
+        "shop:Picky": "RuntimeError: no licence found",
+        "shop:np": "neither callable",
+        "broken:f": "SyntaxError",
+        "exits:f": "SystemExit",
+    }
+    (tmp_path / "broken.py").write_text("def f(:\n")
+    (tmp_path / "exits.py").write_text("import sys; sys.exit('usage: exits FILE')\n")
+    for spec, text in cases.items():
+        with pytest.raises(LocalError) as caught:
+            await models.add(source(spec))
+        assert caught.value.code is Code.BAD_INPUT
+        assert text in caught.value.message
+        assert spec.partition(":")[0] in caught.value.message
+    with pytest.raises(LocalError) as caught:
+        await models.add(source("nowhere:f"))
+    assert str(tmp_path) in caught.value.message
+    for spec in ("model.pt", "model.pth", "dir/pytorch_model.bin", "x.pkl"):
+        with pytest.raises(LocalError) as caught:
+            await models.add(source(spec))
+        assert caught.value.code is Code.UNSAFE
+    for spec in ("http://localhost/v1", "model.onnx", "shop:f g", "builtin:chess"):
+        with pytest.raises(LocalError) as caught:
+            await models.add(source(spec))
+        assert caught.value.code is Code.BAD_INPUT
+        assert caught.value.hint
+    assert models.all() == {}
+
+
+async def test_an_interpreter_that_cannot_be_used(models, source, tmp_path):
+    with pytest.raises(LocalError, match="cannot start /no/python"):
+        await models.add(source("shop:upper", interpreter="/no/python"))
+    with pytest.raises(LocalError, match="cannot start"):
+        await models.add(source("shop:upper", cwd="/no/where"))
+    with pytest.raises(LocalError, match="did not start a worker") as caught:
+        await models.add(source("shop:upper", interpreter="/bin/false"))
+    assert "must be installed" in caught.value.hint
+
+
+async def test_the_publishers_directory_and_environment(models, source, call, shop):
+    served = await models.add(
+        source("shop:environment", environ={**os.environ, "MODEL_COLOUR": "teal"}),
+    )
+    assert (await call(served, "MODEL_COLOUR"))[0].value == ["teal", str(shop), str(shop), True]
+
+
+async def test_a_module_of_the_publisher_does_not_shadow_the_workers_own(models, source, call, shop):
+    for name in ("msgpack", "queue", "modelnet_p2p"):
+        (shop / f"{name}.py").write_text("raise RuntimeError('shadowed')\n")
+    served = await models.add(source("shop:upper"))
+    assert (await call(served, "a"))[0].value == "A"
+
+
+async def test_a_model_that_is_published_again_is_switched_over(models, source, call, shop):
+    (shop / "versions.py").write_text("def f(x): return 1\n")
+    first = await models.add(source("versions:f"))
+    (shop / "versions.py").write_text("def f(x): return 'two'\n")
+    second = await models.add(source("versions:f"))
+    assert models.get("f") is second
+    assert (await call(second, 0))[0].value == "two"
+    with trio.fail_after(5):
+        while first._runner.pid is not None:
+            await trio.sleep(0.01)
+
+
+async def test_a_model_that_fails_to_start_again(models, source, call, shop):
+    (shop / "vanishing.py").write_text("import os\ndef f(x): os._exit(1)\n")
+    served = await models.add(source("vanishing:f"))
+    (shop / "vanishing.py").unlink()
+    await refuses(call, served, 0, Code.MODEL_ERROR)
+    error = await refuses(call, served, 0, Code.MODEL_ERROR)
+    assert "did not start again" in error.message
+    assert "No module named 'vanishing'" in error.message
+
+
+async def test_what_a_model_starts_ends_with_it(models, source, call, gone):
+    served = await models.add(source("shop:grandchild"))
+    pid, child = served._runner.pid, (await call(served, "x"))[0].value
+    os.kill(pid, signal.SIGKILL)
+    await gone(child)
+    child = (await call(served, "x"))[0].value
+    await models.remove("grandchild")
+    await gone(child)
+
+
+async def test_publishing_can_be_given_up_while_a_model_loads(models, source, shop):
+    (shop / "slow.py").write_text("import time, os; open('pid','w').write(str(os.getpid())); time.sleep(60)\n")
+    with trio.move_on_after(1) as scope:
+        await models.add(source("slow:f"))
+    assert scope.cancelled_caught
+    assert models.all() == {}
+
+
+async def test_leaving_the_scope_ends_all_workers(source, call, gone):
+    async with open_models(TEST) as models:
+        served = await models.add(source("shop:hanging"))
+        pid = served._runner.pid
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(call, served, "hang")
+            while not served.stats()["in_flight"]:
+                await trio.sleep(0)
+            nursery.cancel_scope.cancel()
+        second = await models.add(source("shop:upper"))
+        other = second._runner.pid
+    await gone(pid)
+    await gone(other)
+
+
+async def test_memory_goes_to_the_model_first(models, source):
+    served = await models.add(source("shop:upper"))
+    score = Path(f"/proc/{served._runner.pid}/oom_score_adj")
+    if not score.exists():
+        pytest.skip("only Linux tells")
+    assert int(score.read_text()) > int(Path("/proc/self/oom_score_adj").read_text())
+
+
+async def test_a_leaking_model_is_its_own_trouble(models, source, call, shop):
+    """Its worker has a limit of its own here, where a machine would have its memory's end."""
+    (shop / "leaky.py").write_text(
+        "import resource\n"
+        "kept = []\n"
+        "def f(n):\n"
+        "    if n:\n"
+        "        limit = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize() + (256 << 20)\n"
+        "        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\n"
+        "        while True: kept.append(bytearray(16 << 20))\n"
+        "    return len(kept)\n"
+    )
+    served = await models.add(source("leaky:f"))
+    error = await refuses(call, served, 1, Code.MODEL_ERROR)
+    assert "MemoryError" in error.message
+    assert (await call(served, 0))[0].value > 0
+
+
+async def test_an_answer_beyond_the_limit(models, source, call, shop):
+    (shop / "huge.py").write_text(f"import numpy as np\ndef f(x): return np.empty({MAX_BODY_BYTES} + 1, np.uint8)\n")
+    served = await models.add(source("huge:f"))
+    await refuses(call, served, 0, Code.TOO_LARGE)
+
+
+@pytest.mark.parametrize("state", ["idle", "hung"])
+async def test_kill_9_of_the_parent_ends_the_worker(source, shop, gone, state, tmp_path):
+    parent = (
+        "import sys, os, signal, trio\n"
+        "from modelnet_p2p.node.serving.models import Source, open_models\n"
+        "from modelnet_p2p.tuning import TEST\n"
+        "async def main():\n"
+        "    async with open_models(TEST) as models, trio.open_nursery() as nursery:\n"
+        "        served = await models.add(Source('shop:hanging', cwd=sys.argv[1]))\n"
+        "        if sys.argv[2] == 'hung':\n"
+        "            async def emit(item): pass\n"
+        "            nursery.start_soon(served.run, 'invoke', 'hang', {}, emit, trio.current_time() + 60)\n"
+        "            while not served.stats()['in_flight']: await trio.sleep(0)\n"
+        "            await trio.sleep(0.1)\n"
+        "        print(served._runner.pid, flush=True)\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "trio.run(main)\n"
+    )
+    run = await trio.run_process([sys.executable, "-c", parent, str(shop), state], capture_stdout=True, check=False)
+    assert run.returncode == -signal.SIGKILL
+    await gone(int(run.stdout))
+
+
+def test_importing_the_worker_imports_neither_trio_nor_libp2p_nor_torch():
+    code = (
+        "import sys, modelnet_p2p.node.serving.worker_main\n"
+        "print([name for name in ('trio', 'libp2p', 'torch', 'click') if name in sys.modules])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"

@@ -1,0 +1,78 @@
+"""Both networks behind one door, so that one suite of tests holds both to the contract."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
+
+import pytest
+
+from modelnet_p2p.identity import KeyPair
+from modelnet_p2p.node.transport.contract import Network, Stream
+from modelnet_p2p.node.transport.memory import MemoryWorld
+from modelnet_p2p.tuning import TEST
+
+Opener = Callable[..., AbstractAsyncContextManager[Network]]
+CALM = replace(TEST, dial_timeout=5.0)  # a loaded machine must not turn a test of order into one of speed
+
+
+def key_of(name: str) -> KeyPair:
+    return KeyPair(hashlib.sha256(name.encode()).digest())
+
+
+@pytest.fixture
+def key() -> Callable[[str], KeyPair]:
+    return key_of
+
+
+@pytest.fixture(params=["memory", pytest.param("libp2p", marks=pytest.mark.live)])
+def open_peer(request: pytest.FixtureRequest) -> Opener:
+    """`async with open_peer("alice") as alice:`; with listen=False a client."""
+    if request.param == "memory":
+        world = MemoryWorld()
+
+        @asynccontextmanager
+        async def open_memory(name: str, *, listen: bool = True) -> AsyncIterator[Network]:
+            async with world.open(key_of(name), tuning=CALM, listen=listen) as network:
+                yield network
+
+        return open_memory
+
+    from modelnet_p2p.node.transport.libp2p_network import open_libp2p
+
+    @asynccontextmanager
+    async def open_real(name: str, *, listen: bool = True) -> AsyncIterator[Network]:
+        where = ["/ip4/127.0.0.1/tcp/0"] if listen else []
+        async with open_libp2p(key_of(name), listen=where, tuning=CALM, network="contract") as network:
+            yield network
+
+    return open_real
+
+
+async def read_exactly(stream: Stream, n: int) -> bytes:
+    buffer = bytearray(n)
+    view, got = memoryview(buffer), 0
+    while got < n:
+        more = await stream.receive_into(view[got:])
+        assert more, f"the stream ended after {got} of {n} bytes"
+        got += more
+    return bytes(buffer)
+
+
+async def read_to_end(stream: Stream, at_once: int = 65536) -> bytes:
+    buffer, found = memoryview(bytearray(at_once)), bytearray()
+    while n := await stream.receive_into(buffer):
+        found += buffer[:n]
+    return bytes(found)
+
+
+@pytest.fixture
+def exactly() -> Callable[[Stream, int], object]:
+    return read_exactly
+
+
+@pytest.fixture
+def to_end() -> Callable[..., object]:
+    return read_to_end
