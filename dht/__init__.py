@@ -1,4 +1,4 @@
-"""The overlay as pure machines: time, randomness and messages come in as arguments, effects go out as results."""
+"""The overlay as pure machines: time, randomness and messages come in, effects go out as results."""
 
 if __name__ != "modelnet_p2p.dht":  # a second copy of every class would follow
     raise ImportError(f"import modelnet_p2p.dht, not {__name__!r}")

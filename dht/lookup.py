@@ -82,7 +82,7 @@ class Candidate:
 
 def merged(left: Contact, right: Contact) -> Contact:
     """One peer's addresses from two tellers, without duplicates, the first teller's first."""
-    if all(addr in left.addrs for addr in right.addrs):
+    if left.addrs == right.addrs or all(addr in left.addrs for addr in right.addrs):
         return left
     return Contact(left.id, tuple(dict.fromkeys(left.addrs + right.addrs))[:MAX_ADDRS])
 

@@ -28,8 +28,11 @@ VALUE_PREFIX = b"/modelnet/rec/"
 
 def told(contact: Contact) -> Contact:
     """The contact as we pass it on: no more addresses than a reply has room for."""
-    addrs = [addr for addr in contact.addrs if len(addr) <= MAX_ADDR_TOLD_BYTES][:MAX_ADDRS_TOLD]
-    return Contact(contact.id, tuple(addrs))
+    addrs = contact.addrs
+    if len(addrs) <= MAX_ADDRS_TOLD and max(map(len, addrs), default=0) <= MAX_ADDR_TOLD_BYTES:
+        return contact  # as nearly all are
+    addrs = tuple(addr for addr in addrs if len(addr) <= MAX_ADDR_TOLD_BYTES)[:MAX_ADDRS_TOLD]
+    return Contact(contact.id, addrs)
 
 
 def value_key(peer: PeerId, model: str, version: str = "") -> bytes:
@@ -111,7 +114,7 @@ class KadServer:
         return not [reason for s in sealeds if (reason := self.store.add(key, s, told(contact))) is not None]
 
     def _closer(self, key: bytes, sender: PeerId) -> tuple[Contact, ...]:
-        """Half as many again as k: with a fifth of them freshly dead, k would hide the farthest of the k alive."""
+        """Half as many again as k: with a fifth of them newly dead, k would hide the last of the k alive."""
         n = self.table.k + self.table.k // 2
         return tuple(told(contact) for contact in self.table.closest(key, n, exclude=sender))
 

@@ -22,7 +22,7 @@ from modelnet_p2p.pb.kad_pb2 import KadMessage, KadPeer, KadRecord
 
 MAX_MESSAGE_BYTES = 64 * 1024  # of what we send: one page of records; js takes extensions up to 60 KB
 MAX_ACCEPTED_BYTES = 1024 * 1024  # of what we take: a stock peer may list hundreds of providers
-MAX_FIELDS = 4096  # of one message, in a long one those of its peers too: bounds what the decoder allocates
+MAX_FIELDS = 8192  # of one message, in a long one those of its peers too: bounds what the decoder allocates
 MAX_PEERS = 256  # taken of each list; k is 20, a stock peer's providers may be more
 MAX_ADDRS = 16  # taken of each peer
 MAX_ADDR_BYTES = 256

@@ -56,7 +56,7 @@ def check_tag(text: str) -> str:
 
 
 def check_network(text: str) -> str:
-    if not text or len(text.encode()) > MAX_NETWORK_BYTES or not text.isprintable():
+    if not text or not text.isprintable() or len(text.encode()) > MAX_NETWORK_BYTES:
         raise LocalError(Code.BAD_INPUT, f"a network's name is 1 to {MAX_NETWORK_BYTES} printable bytes")
     return text
 

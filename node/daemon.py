@@ -1,8 +1,8 @@
 """The process behind `modelnet-peer join`: a peer, its control socket, and an orderly end.
 
-Order of events: the home is locked, the peer opened, the socket opened, what was published before and
-what --publish names is served, then the ready line is printed: who reads it may call at once. SIGINT
-and SIGTERM end all of it with status 0 within 5 seconds, whatever a model or a socket is doing.
+The peer is opened, which locks its home and brings back what was published before; then the socket is
+opened and what --publish names is served; then the ready line is printed. SIGINT and SIGTERM end all
+of it with status 0 within 5 seconds, whatever a model or a socket is doing.
 """
 
 from __future__ import annotations
@@ -11,37 +11,40 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from shlex import quote
 from typing import Any, Protocol
 
 import trio
-from trio import TASK_STATUS_IGNORED
 
 from modelnet_p2p import __version__
-from modelnet_p2p.errors import ModelnetError
 from modelnet_p2p.node.config import DEFAULT_NETWORK, Settings
-from modelnet_p2p.node.control import Answering, Starting, raise_cause, serve
+from modelnet_p2p.node.control import Starting, serve
+from modelnet_p2p.node.control_table import Answering, raise_cause
 from modelnet_p2p.node.logs import set_up_logging
 from modelnet_p2p.node.runtime import Runtime
 from modelnet_p2p.node.shell import publisher
 
 ORDERLY_SECONDS = 3.5  # to say goodbye and let calls end; then everything is cancelled
 HARD_SECONDS = 4.5  # then the process ends whatever it is doing: the contract says 5
-RESTORE_SECONDS = 4.0  # the ready line waits this long for remembered models, and they go on loading after
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Joined(Answering, Protocol):
-    """A peer that stays: besides answering it knows its bootstraps and what it published before."""
+class Bootstrapped(Protocol):
+    """Which bootstrap addresses were tried, and which answered."""
 
     @property
-    def bootstrap(self) -> Mapping[str, int]:
-        """How many bootstrap peers were `tried` and `reached`."""
+    def tried(self) -> Sequence[object]: ...
+    @property
+    def reached(self) -> Sequence[object]: ...
 
-    async def restore(self, on_event: Callable[[str], None]) -> None:
-        """Publish again what the state remembers; a model that fails is told to `on_event`."""
+
+class Joined(Answering, Protocol):
+    """A peer that stays: besides answering, it knows how its bootstraps went."""
+
+    @property
+    def bootstrapped(self) -> Bootstrapped: ...
 
 
 Opener = Callable[[Settings], AbstractAsyncContextManager[Joined]]
@@ -110,10 +113,9 @@ async def _serve(
         async with trio.open_nursery() as nursery:
             await nursery.start(serve, peer, runtime.socket_path)
             runtime.note_control()
-            _tell_bootstrap(peer.bootstrap, notice)
+            _tell_bootstrap(peer.bootstrapped, notice)
             if settings.lan:
                 tell_lan(peer.addrs, settings.network, notice)
-            await _restore(peer, nursery, notice)
             for source in sources:
                 answer = await peer.publish(source, **publisher(), on_event=notice)
                 notice(f"serving {answer['model']}")
@@ -130,38 +132,22 @@ def _ready(peer: Joined, control: str) -> dict[str, Any]:
         "addrs": list(peer.addrs),
         "pid": os.getpid(),
         "control": control,
-        "bootstrap": dict(peer.bootstrap),
+        "bootstrap": {
+            "tried": len(peer.bootstrapped.tried),
+            "reached": len(peer.bootstrapped.reached),
+        },
         "version": __version__,
     }
-
-
-async def _restore(peer: Joined, nursery: trio.Nursery, notice: Callable[[str], None]) -> None:
-    """Start serving what was published before; wait for it, but not for ever."""
-    done = trio.Event()
-
-    async def restore() -> None:
-        try:
-            await peer.restore(notice)
-        except ModelnetError as error:  # the models stay remembered; the peer is of use without them
-            notice(f"warning: not all models are back: {error.message}")
-        finally:
-            done.set()
-
-    nursery.start_soon(restore)
-    with trio.move_on_after(RESTORE_SECONDS) as patience:
-        await done.wait()
-    if patience.cancelled_caught:
-        notice("models published before are still loading")
 
 
 async def _end_on_signal(
     stop: trio.CancelScope,
     everything: trio.CancelScope,
     *,
-    task_status: Starting = TASK_STATUS_IGNORED,
+    task_status: Starting,
 ) -> None:
     with trio.open_signal_receiver(*_SIGNALS) as signals:
-        task_status.started()
+        task_status.started(None)
         async for _ in signals:
             watchdog = threading.Timer(HARD_SECONDS, os._exit, (0,))
             watchdog.daemon = True
@@ -175,10 +161,10 @@ async def _end_on_signal(
                 watchdog.cancel()
 
 
-def _tell_bootstrap(counts: Mapping[str, int], notice: Callable[[str], None]) -> None:
-    missing = counts.get("tried", 0) - counts.get("reached", 0)
+def _tell_bootstrap(bootstrap: Bootstrapped, notice: Callable[[str], None]) -> None:
+    tried, missing = len(bootstrap.tried), len(bootstrap.tried) - len(bootstrap.reached)
     if missing > 0:
-        notice(f"warning: {missing} of {counts['tried']} bootstrap peers did not answer; trying again")
+        notice(f"warning: {missing} of {tried} bootstrap peers did not answer; trying again")
 
 
 def tell_lan(addrs: Sequence[str], network: str, notice: Callable[[str], None]) -> None:

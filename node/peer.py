@@ -16,7 +16,7 @@ import random
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,32 +26,33 @@ import modelnet_p2p
 from modelnet_p2p.dht.routing import RoutingTable
 from modelnet_p2p.dht.server import KadServer
 from modelnet_p2p.dht.store import OfferStore
-from modelnet_p2p.errors import Code, LocalError, ModelnetError, NotFound, RemoteError
+from modelnet_p2p.errors import Code, LocalError, NotFound, RemoteError
 from modelnet_p2p.identity import SEED_BYTES, KeyPair, PeerId
 from modelnet_p2p.names import PUBLIC_NETWORK, ModelUri, check_network, protocol
 from modelnet_p2p.node.calls.client import DEADLINE_GRACE, CallClient
 from modelnet_p2p.node.calls.router import Memory, Outcome, Router, Target
 from modelnet_p2p.node.calls.server import CallServer
 from modelnet_p2p.node.home import Home
+from modelnet_p2p.node.hosting import Hosting, Notice, Sequences
 from modelnet_p2p.node.overlay.driver import Bootstrap, Overlay, open_overlay
 from modelnet_p2p.node.overlay.finder import Finder
 from modelnet_p2p.node.overlay.publisher import Publisher
 from modelnet_p2p.node.reports import rss_bytes, shown
 from modelnet_p2p.node.runtime import Runtime
 from modelnet_p2p.node.serving.backends.contract import Source
-from modelnet_p2p.node.serving.drafting import draft_offer
-from modelnet_p2p.node.serving.models import Models, Served, open_models
+from modelnet_p2p.node.serving.models import Models, open_models
 from modelnet_p2p.node.single_error import single_error
 from modelnet_p2p.node.state import State
 from modelnet_p2p.node.streaming import Items
 from modelnet_p2p.node.transport.addresses import split_p2p
-from modelnet_p2p.node.transport.contract import Network
+from modelnet_p2p.node.transport.contract import Network, Stream
 from modelnet_p2p.node.transport.libp2p_network import open_libp2p
+from modelnet_p2p.node.transport.memory_stream import stream_pair
 from modelnet_p2p.offers import Offer
 from modelnet_p2p.offers import State as Life
 from modelnet_p2p.payload import Value
 from modelnet_p2p.query import Query
-from modelnet_p2p.records import BadRecord, Identity, Refusal, admit
+from modelnet_p2p.records import Refusal
 from modelnet_p2p.tuning import Tuning, preset
 
 log = logging.getLogger(__name__)
@@ -59,8 +60,6 @@ log = logging.getLogger(__name__)
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 EVERYWHERE = "/ip4/0.0.0.0/tcp/0"
 MAX_CANDIDATES = 20  # offers that a call considers
-
-Notice = Callable[[str], None]
 
 
 class Peer:
@@ -71,35 +70,29 @@ class Peer:
         key: KeyPair,
         name: str,
         tuning: Tuning,
-        network: Network,
         overlay: Overlay,
-        publisher: Publisher,
         models: Models,
-        server: CallServer,
-        client: CallClient,
         state: State | None,
         nursery: trio.Nursery,
-        rng: random.Random,
     ) -> None:
+        """`open_on` and nobody else makes peers: it owns what is handed in here."""
+        rng = random.Random(os.urandom(16))
         self.peer_id = key.id
         self.network_name = name
         self.bootstrapped = Bootstrap((), ())
-        self._key = key
         self._tuning = tuning
-        self._network = network
+        self._network = overlay.network
         self._overlay = overlay
-        self._publisher = publisher
-        self._models = models
-        self._server = server
-        self._client = client
-        self._state = state
         self._nursery = nursery
+        self._server = CallServer(key.id, models, tuning)
+        self._client = CallClient(self._network, protocol(name, "call"), tuning, self._loopback)
         self._memory = Memory(rng)
-        self._finder = Finder(overlay, publisher, client, self._memory.rank)
-        self._router = Router(client, self._candidates, self._memory, rng)
-        self._identities: dict[str, Identity] = {}  # by model name: what of mine is published
+        sequences = Sequences(state)
+        self._publisher = Publisher(overlay, key, sequences.take)
+        self._finder = Finder(overlay, self._publisher, self._client, self._memory.rank)
+        self._router = Router(self._client, self._candidates, self._memory, rng)
+        self._hosting = Hosting(key, name, models, self._publisher, sequences, state)
         self._started = trio.current_time()
-        self._highest_seq = 0
 
     @classmethod
     @asynccontextmanager
@@ -122,62 +115,60 @@ class Peer:
         bad-input, in-use (a port, or the home), bad-state.
         """
         check_network(network)
-        settings = preset(tuning)
         check_bootstraps(bootstrap)
+        settings = preset(tuning)
         listening = [EVERYWHERE if lan else LOOPBACK] if listen is None else list(listen)
-        rng = random.Random(os.urandom(16))
         place = Home(home) if home is not None else None
         runtime = Runtime(network, place)
-        async with AsyncExitStack() as stack:
-            stack.enter_context(single_error())
-            stack.enter_context(runtime.lock())
+        with single_error(), runtime.lock():
             key = place.load_or_make_key() if place else KeyPair(os.urandom(SEED_BYTES))
             state = State.open(place) if place else None
-            transport = await stack.enter_async_context(
-                open_libp2p(key, listen=listening, tuning=settings, network=network)
-            )
-            table = RoutingTable(key.id, settings.k)
-            kad = KadServer(key.id, network, table, OfferStore())
-            overlay = await stack.enter_async_context(
-                open_overlay(transport, kad, table, settings, network, _wall_us, serves=bool(listening))
-            )
-            models = await stack.enter_async_context(open_models(settings))
-            server = CallServer(key.id, models, settings)
-            if listening:
-                transport.handle(protocol(network, "call"), server.handle)
-            client = CallClient(transport, protocol(network, "call"), settings)
-            nursery = await stack.enter_async_context(trio.open_nursery())
-            stack.callback(nursery.cancel_scope.cancel)
-            publisher = Publisher(overlay, key, lambda: peer.take_seq())
-            peer = cls(
-                key,
-                network,
-                settings,
-                transport,
-                overlay,
-                publisher,
-                models,
-                server,
-                client,
-                state,
-                nursery,
-                rng,
-            )
-            if listening:
-                runtime.announce(peer.id, peer.addrs)
-                stack.callback(runtime.withdraw)
-            await peer._begin(bootstrap, runtime)
+            async with (
+                open_libp2p(key, listen=listening, tuning=settings, network=network) as transport,
+                cls.open_on(transport, key, network, settings, state) as peer,
+            ):
+                if listening:
+                    runtime.announce(peer.id, peer.addrs)
+                try:
+                    await peer._join(lambda: bootstrap or runtime.others())
+                    yield peer
+                finally:
+                    runtime.withdraw()
+
+    @classmethod
+    @asynccontextmanager
+    async def open_on(
+        cls, transport: Network, key: KeyPair, network: str, tuning: Tuning, state: State | None = None
+    ) -> AsyncIterator[Peer]:
+        """A peer on a transport that is open already, which knows nobody yet."""
+        table = RoutingTable(key.id, tuning.k)
+        kad = KadServer(key.id, network, table, OfferStore())
+        serves = bool(transport.addrs)
+        async with (
+            open_overlay(transport, kad, table, tuning, network, _wall_us, serves=serves) as overlay,
+            open_models(tuning) as models,
+            trio.open_nursery() as nursery,
+        ):
+            peer = cls(key, network, tuning, overlay, models, state, nursery)
+            if serves:
+                transport.handle(protocol(network, "call"), peer._server.handle)
+            nursery.start_soon(peer._publisher.keep)
+            nursery.start_soon(peer._tidy)
             yield peer
+            nursery.cancel_scope.cancel()
 
-    async def _begin(self, bootstrap: Sequence[str], runtime: Runtime) -> None:
-        def where() -> Sequence[str]:
-            return bootstrap or runtime.others()
-
-        self.bootstrapped = await self._overlay.bootstrap(where())
+    async def _join(self, where: Callable[[], Sequence[str]]) -> None:
+        """Meet the peers at `where()`, keep trying while nobody is known, serve what was served before."""
+        await self.bootstrap(where())
         self._nursery.start_soon(self._overlay.stay_joined, where)
-        self._nursery.start_soon(self._publisher.keep)
-        self._nursery.start_soon(self._tidy)
-        self._nursery.start_soon(self._restore)
+        self._nursery.start_soon(self._hosting.restore)
+
+    def _loopback(self) -> Stream:
+        """A stream to my own call server."""
+        me = self.peer_id
+        mine, theirs = stream_pair(me, me, protocol(self.network_name, "call"), trio.lowlevel.checkpoint)
+        self._nursery.start_soon(self._server.handle, theirs)
+        return mine
 
     @property
     def id(self) -> str:
@@ -188,6 +179,12 @@ class Peer:
     def addrs(self) -> tuple[str, ...]:
         """Text multiaddrs, with `/p2p/ID`, at which others can dial me; empty for a client."""
         return self._network.addrs
+
+    async def bootstrap(self, addrs: Sequence[str]) -> Bootstrap:
+        """Meet the peers at these multiaddrs, and those close to me through them; says who answered."""
+        check_bootstraps(addrs)
+        self.bootstrapped = await self._overlay.bootstrap(addrs)
+        return self.bootstrapped
 
     # --- finding ---
 
@@ -342,104 +339,13 @@ class Peer:
             cwd=cwd or os.getcwd(),
             environ=dict(os.environ if environ is None else environ),
         )
-        return await self._serve(wanted, on_event or _quiet, dry_run=dry_run, remember=True)
-
-    async def _serve(
-        self, source: Source, notice: Notice, *, dry_run: bool = False, remember: bool
-    ) -> dict[str, object]:
-        notice(f"loading {source.spec}")
-        served = await self._models.add(source)
-        name = served.description.name
-        seq = self.take_seq()
-        draft = draft_offer(
-            served.description,
-            source.tags,
-            key=self._key,
-            network=self.network_name,
-            seq=seq,
-            now_unix=int(time.time()),
-        )
-        offer = Offer(draft, b"", self.addrs)
-        report: dict[str, object] = {
-            "model": offer.model,
-            "uri": offer.uri,
-            "provider": self.id,
-            "owner": offer.owner,
-            "digest": offer.digest,
-            "task": offer.task,
-            "seq": seq,
-        }
         if dry_run:
-            await self._models.remove(name)
-            holders = {"asked": 0, "stored": 0}
-            return {**report, "holders": holders, "expires_unix": None, "dry_run": True}
-        before = self._identities.get(name)
-        self._identities[name] = draft.identity
-        if remember and self._state is not None:
-            self._state.remember(name, source.to_map(), seq)
-        notice(f"telling the network of {offer.model}")
-        if before is not None and before != draft.identity:  # another version or owner of this name was mine
-            await self._publisher.bury(self._publisher.entomb(before))
-        published = await self._publisher.publish(draft)
-        return {
-            **report,
-            "holders": {"asked": published.asked, "stored": published.stored},
-            "expires_unix": published.sealed.expires_us // 1_000_000,
-        }
+            return await self._hosting.rehearse(wanted, on_event or _quiet)
+        return await self._hosting.publish(wanted, on_event or _quiet)
 
     async def unpublish(self, model: str) -> dict[str, object]:
         """Serve `model` no longer, and take its record back from the holders; raises NotFound."""
-        name = ModelUri.parse(model).name
-        identity = self._identities.pop(name, None)
-        if identity is None:
-            raise NotFound(
-                f"this peer does not serve {name!r}", hint="modelnet-peer status lists what it serves"
-            )
-        await self._models.remove(name)
-        tombstone = self._publisher.entomb(identity)
-        if self._state is not None:
-            expires_unix = tombstone.expires_us // 1_000_000
-            self._state.forget(name, tombstone.seq, tombstone.envelope, expires_unix)
-        buried = await self._publisher.bury(tombstone)
-        return {
-            "model": name,
-            "withdrawn": True,
-            "seq": tombstone.seq,
-            "holders": {"asked": buried.asked, "stored": buried.stored},
-        }
-
-    def take_seq(self) -> int:
-        """A sequence number above all that I ever took; on disk before it is used, where I have a home."""
-        if self._state is not None:
-            return self._state.take_seq(time.time())
-        self._highest_seq = max(self._highest_seq + 1, time.time_ns() // 1_000_000)
-        return self._highest_seq
-
-    async def _restore(self) -> None:
-        """Serve again what an earlier run had published, and tell of what it had withdrawn."""
-        if self._state is None:
-            return
-        self._state.settle(time.time())
-        async with trio.open_nursery() as nursery:
-            for model, owed in list(self._state.withdrawn.items()):
-                nursery.start_soon(self._restore_tombstone, model, owed.envelope)
-            for model, fields in list(self._state.published.items()):
-                nursery.start_soon(self._restore_model, model, fields)
-
-    async def _restore_tombstone(self, model: str, envelope: bytes) -> None:
-        try:
-            sealed = admit(envelope, network=self.network_name, now_us=_wall_us())
-            await self._publisher.bury(sealed)
-        except (BadRecord, ModelnetError) as error:
-            log.warning("the withdrawal of %s could not be told again: %s", model, error)
-
-    async def _restore_model(self, model: str, fields: Mapping[str, object]) -> None:
-        try:
-            await self._serve(Source.from_map(fields), _quiet, remember=False)
-        except ValueError as error:
-            log.warning("cannot serve %s again: %s", model, error)
-        except ModelnetError as error:
-            log.warning("cannot serve %s again: %s", model, error.message)
+        return await self._hosting.withdraw(model)
 
     # --- telling of myself ---
 
@@ -459,15 +365,9 @@ class Peer:
             "table": len(self._overlay.table),
             "records": len(self._overlay.server.store),
             "rss_bytes": rss_bytes(),
-            "models": [self._model_line(served) for served in self._models.all().values()],
+            "models": self._hosting.lines(),
             "refused": refused,
         }
-
-    def _model_line(self, served: Served) -> dict[str, object]:
-        name, version = served.description.name, served.description.version
-        identity = self._identities.get(name)
-        seq = self._publisher.seq(identity) if identity else None
-        return {"model": f"{name}@{version}" if version else name, "seq": seq, **served.stats()}
 
     async def peers(self) -> list[dict[str, object]]:
         """The peers that I know: those connected, and those in my routing table."""

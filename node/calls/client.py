@@ -8,7 +8,7 @@ work on the far side.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
@@ -19,7 +19,7 @@ from modelnet_p2p.events import Call, Fault, Item, Result
 from modelnet_p2p.exchange import RemoteProtocolError, Role
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.node.calls.pipe import EventPipe
-from modelnet_p2p.node.transport.contract import ConnectionLost, Network, StreamReset
+from modelnet_p2p.node.transport.contract import ConnectionLost, Network, Stream, StreamReset
 from modelnet_p2p.tuning import Tuning
 
 MAX_IDLE_STREAMS = 16  # kept open per peer: enough for a burst of callers, far below the stream cap
@@ -78,8 +78,12 @@ class Ongoing:
 class CallClient:
     """Calls to any peer over one network; keeps idle streams for the next call."""
 
-    def __init__(self, network: Network, protocol: str, tuning: Tuning) -> None:
+    def __init__(
+        self, network: Network, protocol: str, tuning: Tuning, loopback: Callable[[], Stream]
+    ) -> None:
+        """`loopback` opens a stream to this peer's own server: nobody dials itself."""
         self._network = network
+        self._loopback = loopback
         self._protocol = protocol
         self._tuning = tuning
         self._idle: dict[PeerId, deque[tuple[EventPipe, float]]] = {}
@@ -139,12 +143,16 @@ class CallClient:
             else:
                 progress.sent = True
                 return pipe, Ongoing(pipe, progress)
-        await self._network.connect(peer, addrs)
-        stream = await self._network.open_stream(peer, self._protocol)
-        pipe = EventPipe(stream, Role.CALLER, self._tuning)
+        pipe = EventPipe(await self._open_stream(peer, addrs), Role.CALLER, self._tuning)
         progress.sent = True
         await self._send(pipe, call, deadline)
         return pipe, Ongoing(pipe, progress)
+
+    async def _open_stream(self, peer: PeerId, addrs: Sequence[str]) -> Stream:
+        if peer == self._network.id:
+            return self._loopback()
+        await self._network.connect(peer, addrs)
+        return await self._network.open_stream(peer, self._protocol)
 
     async def _send(self, pipe: EventPipe, call: Call, deadline: float) -> None:
         remaining = max(0.0, deadline - trio.current_time())

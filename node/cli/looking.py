@@ -97,13 +97,18 @@ def ping_command(session: Session, target: str, count: int) -> None:
     """Measure the round trip to a peer."""
     output = session.output
     with output.progress(f"pinging {target}"):
-        answer = session.ask("ping", {"target": target, "count": count})
+        try:
+            answer = session.ask("ping", {"target": target, "count": count})
+        except RemoteError as error:
+            if output.as_json and error.peer is not None:  # whose silence is the result
+                output.line({"peer": error.peer, "ok": False, "rtt_ms": []})
+            raise
     if output.as_json:
         output.line(answer)
-    elif answer.get("ok"):
+    elif answer.get("rtt_ms"):
         times = [float(ms) for ms in answer["rtt_ms"]]
         output.text(f"{answer['peer']}  {len(times)} of {count}  {', '.join(f'{ms:.2f}' for ms in times)} ms")
-    if not answer.get("ok"):
+    if not answer.get("rtt_ms"):
         raise RemoteError(
             Code.UNREACHABLE, f"{target} did not answer", hint="modelnet-peer peers", peer=answer.get("peer")
         )

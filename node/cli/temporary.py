@@ -36,7 +36,7 @@ def ask_temporary(
     # not at the top: these bring libp2p, a second that the error above need not cost
     import trio
 
-    from modelnet_p2p.node.control import Request, dispatch, raise_cause
+    from modelnet_p2p.node.control_table import Request, dispatch, raise_cause
     from modelnet_p2p.node.control_wire import ITEM
     from modelnet_p2p.node.peer import Peer
 

@@ -46,7 +46,7 @@ class Vital:
     state: State
     at: float  # monotonic seconds
     rtt_ms: float | None = None
-    loads: dict[str, float] | None = None  # by model
+    loads: dict[str, float] | None = None  # by model name
 
 
 class Finder:
@@ -165,7 +165,7 @@ class Finder:
         vital = self._vitals.get(offer.record.provider)
         if vital is None or trio.current_time() - vital.at > VITAL_SECONDS:
             return replace(offer, state=State.UNKNOWN, rtt_ms=None, load=None)
-        load = (vital.loads or {}).get(offer.model)
+        load = (vital.loads or {}).get(offer.record.name)
         return replace(offer, state=vital.state, rtt_ms=vital.rtt_ms, load=load)
 
     async def _examine(self, peer: PeerId, addrs: Sequence[str]) -> None:
@@ -182,7 +182,8 @@ class Finder:
         timeout = self._overlay.tuning.ping_timeout
         try:
             with trio.fail_after(timeout):
-                await self._overlay.network.connect(peer, addrs)
+                if peer != self._overlay.me:
+                    await self._overlay.network.connect(peer, addrs)
             started = trio.current_time()
             call = Call(target="", method=PING)
             result = await self._client.unary(peer, addrs, call, timeout)

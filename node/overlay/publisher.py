@@ -15,14 +15,13 @@ from modelnet_p2p.errors import Code, RemoteError
 from modelnet_p2p.identity import KeyPair
 from modelnet_p2p.node.overlay.driver import Overlay
 from modelnet_p2p.records import (
-    CLOCK_SKEW_US,
     Identity,
     OfferRecord,
     Sealed,
-    Tombstone,
     cards_of,
     seal_offer,
     seal_tombstone,
+    tombstone_of,
 )
 
 log = logging.getLogger(__name__)
@@ -46,7 +45,7 @@ class Publisher:
         self._overlay = overlay
         self._key = key
         self._take_seq = take_seq
-        self._offers: dict[Identity, OfferRecord] = {}
+        self._offers: dict[Identity, Sealed] = {}  # what is kept stored
         self._records: dict[Identity, Mapping[bytes, Sealed]] = {}
         self._calendar = Republisher(overlay.tuning.republish)
         self._changed = trio.Event()
@@ -66,27 +65,13 @@ class Publisher:
         Raises RemoteError (unreachable) when no majority of the holders could be reached; the offer
         stays published here and is stored again in the background.
         """
-        sealed = self._sign(draft, draft.seq)
-        records = records_of(sealed, self._key)
+        sealed, records = self._sign(draft, draft.seq)
         return await self._tell(sealed, records, expires=None)
 
     def entomb(self, identity: Identity) -> Sealed:
         """Take the offer from what is kept stored; its tombstone, which `bury` tells the holders of."""
-        offer = self._offers.pop(identity)
-        tombstone = Tombstone(
-            provider=offer.provider,
-            network=offer.network,
-            owner=offer.owner,
-            name=offer.name,
-            version=offer.version,
-            part=offer.part,
-            task=offer.task,
-            tags=offer.tags,
-            digest=offer.digest,
-            seq=self._take_seq(),
-            issued_us=self._overlay.wall_us(),
-            expires_us=max(offer.expires_us, self._overlay.wall_us()) + CLOCK_SKEW_US,
-        )
+        tombstone = tombstone_of(self._offers[identity], seq=self._take_seq(), now_us=self._overlay.wall_us())
+        del self._offers[identity]
         return seal_tombstone(tombstone, self._key)
 
     async def bury(self, sealed: Sealed) -> Published:
@@ -111,7 +96,7 @@ class Publisher:
 
     # --- the steps of it ---
 
-    def _sign(self, draft: OfferRecord, seq: int) -> Sealed:
+    def _sign(self, draft: OfferRecord, seq: int) -> tuple[Sealed, dict[bytes, Sealed]]:
         now_us = self._overlay.wall_us()
         offer = replace(
             draft,
@@ -119,12 +104,16 @@ class Publisher:
             issued_us=now_us,
             expires_us=now_us + int(self._overlay.tuning.record_lifetime * 1e6),
         )
-        self._offers[offer.identity] = offer
-        return seal_offer(offer, self._key)
+        sealed = seal_offer(offer, self._key)
+        records = records_of(sealed, self._key)
+        self._offers[sealed.identity] = sealed
+        return sealed, records
 
     def _renew(self, identity: Identity) -> None:
-        sealed = self._sign(self._offers[identity], self._take_seq())
-        self._schedule(sealed, records_of(sealed, self._key), expires=None, stored=False)
+        offer = self._offers[identity].record
+        assert isinstance(offer, OfferRecord)
+        sealed, records = self._sign(offer, self._take_seq())
+        self._schedule(sealed, records, expires=None, stored=False)
 
     async def _tell(self, sealed: Sealed, records: Mapping[bytes, Sealed], expires: int | None) -> Published:
         self._records[sealed.identity] = records

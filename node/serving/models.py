@@ -53,6 +53,9 @@ class Answer:
 class Runner(Protocol):
     """What runs a model's calls."""
 
+    @property
+    def pid(self) -> int | None: ...
+
     async def describe(self) -> Description: ...
 
     async def call(self, method: str, value: Value, params: Mapping[str, Value], emit: Emit) -> Value: ...
@@ -63,6 +66,8 @@ class InProcess:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
+
+    pid = None  # none of its own
 
     async def describe(self) -> Description:
         await self._backend.load()
@@ -95,6 +100,11 @@ class Served:
     def load(self) -> float:
         """0 (idle) to 1 (the next call would be refused)."""
         return self._admission.load
+
+    @property
+    def pid(self) -> int | None:
+        """Of the model's worker process; None between two lives of it, and for a built-in model."""
+        return self._runner.pid
 
     def stats(self) -> dict[str, int]:
         """Calls now running and waiting; all that ever came, and those of them that ended in a fault."""
@@ -209,6 +219,12 @@ class Models:
         if old is not None:
             old.ended.set()
         return found.served
+
+    async def rehearse(self, source: Source) -> Description:
+        """What `add` would find; the model is loaded and let go again, and serves nobody."""
+        check_safe(source.spec)
+        async with _open_runner(source, self._tuning) as runner:
+            return _named(await runner.describe(), source)
 
     async def remove(self, name: str) -> bool:
         """No longer serve `name`; False if nobody did. Calls in flight may still end well."""

@@ -120,6 +120,7 @@ class Process:
         """Returns when the process has ended; ends whatever else of its group is left, too."""
         try:
             await self._end_of_control()
+            self.alive = False  # the next call starts another process
             if not await self._exited():
                 self.kill("it closed its control socket")
         finally:
@@ -150,7 +151,7 @@ class Process:
         return False
 
     def kill(self, reason: str) -> None:
-        if self.alive:
+        if not self._ended.is_set() and not self._killed_for:
             log.warning("worker %d of %s is killed: %s", self.pid, self._spec, reason)
             self._killed_for = reason
             self._kill_group()

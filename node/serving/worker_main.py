@@ -119,11 +119,13 @@ class ModelServer:
 
     async def run(self, control: socket.socket) -> None:
         """Serve every stream that arrives until the control socket ends."""
-        async for sock in incoming(control):
-            task = asyncio.create_task(self._serve(sock))
-            self._serving.add(task)
-            task.add_done_callback(self._serving.discard)
-        leave_soon()
+        try:
+            async for sock in incoming(control):
+                task = asyncio.create_task(self._serve(sock))
+                self._serving.add(task)
+                task.add_done_callback(self._serving.discard)
+        finally:
+            leave_soon()  # also when the model interrupted this very loop
         for task in self._serving:
             task.cancel()
         if self._serving:

@@ -25,7 +25,13 @@ log = logging.getLogger(__name__)
 class Connection:
     """Runs in `run` until either side closes it or the network below does."""
 
-    def __init__(self, upgraded: Upgraded, place: Place, dialled: str | None) -> None:
+    def __init__(
+        self,
+        upgraded: Upgraded,
+        place: Place,
+        dialled: str | None,
+        on_lost: Callable[[Connection], None],
+    ) -> None:
         self.peer = upgraded.peer
         self.muxer = upgraded.muxer
         self.remote = upgraded.wire.remote  # IP address and port
@@ -34,6 +40,8 @@ class Connection:
         self.identified = trio.Event()  # set with `told`, or without when the peer would not tell
         self._wire = upgraded.wire
         self._place = place
+        self._on_lost = on_lost
+        self.muxer.on_lost = self._lost
         self.inbound = 0  # open streams that the peer opened
         self.outbound = 0  # ... that we did
 
@@ -59,18 +67,16 @@ class Connection:
                         tasks.start_soon(serve, self, stream)
                 nursery.cancel_scope.cancel()
         finally:
-            self.close()
+            self.muxer.lose()
 
-    def close(self) -> None:
-        """Lose the connection, now; idempotent."""
-        self.muxer.lose()
+    def _lost(self) -> None:
         self.identified.set()
         self._place.leave()
+        self._on_lost(self)
 
     async def leave(self) -> None:
-        """Close it with a word to the far side."""
+        """Close it with a word to the far side; idempotent."""
         await self.muxer.leave()
-        self.close()
 
     async def open_stream(self, protocol: str, *, certain: bool, timeout: float) -> MuxedStream:
         """A stream that speaks `protocol`; `certain`: the peer has told so, do not wait for its answer.

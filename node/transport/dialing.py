@@ -6,7 +6,7 @@ has proved to be there, so a stale address that somebody else answers costs noth
 
 from __future__ import annotations
 
-import logging
+import os
 from dataclasses import dataclass
 
 import trio
@@ -18,8 +18,6 @@ from modelnet_p2p.node.transport.upgrade import Upgraded, Upgrader
 from modelnet_p2p.node.transport.wire_socket import dial
 
 STAGGER = 0.2  # seconds that an address has before the next one is tried beside it
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,5 +96,7 @@ def _reason(error: OSError | RemoteError | LocalError) -> str:
         while isinstance(cause, BaseExceptionGroup) and cause.exceptions:
             cause = cause.exceptions[0]
         known = cause if isinstance(cause, OSError) else error
+        if known.errno is not None and known.errno > 0:  # the resolver's own are negative
+            return os.strerror(known.errno).lower()
         return (known.strerror or str(known)).lower()
     return error.message

@@ -115,7 +115,6 @@ class Libp2pNetwork(Network):
     async def disconnect(self, peer: PeerId) -> None:
         for connection in list(self._connections.get(peer, ())):
             await connection.leave()
-            self._drop(connection)
 
     async def protocols(self, peer: PeerId) -> frozenset[str]:
         connection = self._connection(peer)
@@ -179,7 +178,7 @@ class Libp2pNetwork(Network):
             upgraded.muxer.lose()
             why = "it is myself" if peer == self.id else "it has too many connections already"
             raise RemoteError(Code.BUSY, f"no connection with peer {peer}: {why}", peer=str(peer))
-        connection = Connection(upgraded, place, dialled)
+        connection = Connection(upgraded, place, dialled, self._drop)
         others = self._connections.setdefault(peer, [])
         others.append(connection)
         self._book.learn(peer, [dialled] if dialled else [])
@@ -194,14 +193,9 @@ class Libp2pNetwork(Network):
             await connection.run(self._serve, self._tasks)
         except* Exception:  # a stranger's frames made py-libp2p's yamux fail
             log.exception("connection-failed peer=%s", connection.peer.short)
-        finally:
-            self._drop(connection)
 
     def _drop(self, connection: Connection) -> None:
-        connection.close()
-        others = self._connections.get(connection.peer, [])
-        if connection not in others:
-            return
+        others = self._connections[connection.peer]
         others.remove(connection)
         if not others:
             del self._connections[connection.peer]

@@ -132,7 +132,7 @@ class MemoryStream(Stream):
         if self._gone:
             return
         self._gone = True
-        self._out.reset = True
+        self._out.reset = not self._in.lost  # over a lost connection nothing is told
         self._in.buffer.clear()
         self._in.wake()
         self._out.wake()

@@ -86,15 +86,14 @@ class MuxedStream(Stream):
     async def finish(self) -> None:
         if self._finished or self._gone:
             return
-        if self._preface:
-            await self.send([])
-        self._finished = True
         raw = self._raw
-        if not (self._muxer.lost or raw.reset_received):
-            try:
+        try:
+            await self._flush_preface()
+            self._finished = True
+            if not (self._muxer.lost or raw.reset_received):
                 await self._muxer.put(WINDOW_UPDATE, FIN, raw.stream_id, 0)
-            except ConnectionLost:
-                pass  # whoever receives is told
+        except ConnectionLost:
+            self._finished = True  # whoever receives is told
         raw.send_closed = True
         raw.closed = raw.recv_closed
         await self._muxer.forget(raw, over=raw.closed)
@@ -109,8 +108,7 @@ class MuxedStream(Stream):
             raise ValueError("an empty buffer cannot tell data from the end")
         self._receiving = True
         try:
-            if self._preface:  # the far side answers only what it has been asked
-                await self._flush_preface()
+            await self._flush_preface()  # the far side answers only what it has been asked
             if self._answers is not None:
                 await self._receive_answers()
             return await self._receive(buffer)
@@ -119,7 +117,7 @@ class MuxedStream(Stream):
 
     async def _flush_preface(self) -> None:
         preface = self._take_preface()
-        if not (self._gone or self._finished or self._raw.reset_received or self._muxer.lost):
+        if preface and not (self._gone or self._finished or self._raw.reset_received or self._muxer.lost):
             self._raw.send_window -= len(preface)  # a fresh stream has 256 KiB
             await self._muxer.put(DATA, 0, self._raw.stream_id, len(preface), preface)
 

@@ -7,6 +7,7 @@ received. Here the connection is marked instead, and streams keep what arrived o
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from typing import cast
 
 import trio
@@ -35,6 +36,7 @@ class Muxer(Yamux):
         self.peer = peer
         self.wire = wire
         self.lost = False
+        self.on_lost: Callable[[], None] | None = None  # called once, at the instant of the loss
 
     async def put(self, kind: int, flags: int, stream_id: int, length: int, data: bytes = b"") -> None:
         """Send one frame, whole and without a checkpoint; raises ConnectionLost."""
@@ -72,6 +74,8 @@ class Muxer(Yamux):
         for event in self.stream_events.values():
             event.set()
         self.wire.shut()
+        if self.on_lost is not None:
+            self.on_lost()
 
     async def leave(self) -> None:
         """Say that we close, so that the far side need not guess; then lose the connection."""

@@ -39,7 +39,11 @@ class WireSocket(IRawConnection):
 
     def __init__(self, stream: trio.SocketStream, *, is_initiator: bool) -> None:
         self.is_initiator = is_initiator
-        peername = stream.socket.getpeername()
+        try:
+            peername = stream.socket.getpeername()
+        except OSError:  # reset by the far side before we looked
+            stream.socket.close()
+            raise
         self.remote: tuple[str, int] = (str(peername[0]), int(peername[1]))
         self._socket = socket.socket(fileno=stream.socket.detach())
         self._socket.setblocking(False)
@@ -174,4 +178,8 @@ def _keep_alive(sock: socket.socket) -> None:
 
 async def dial(host: str, port: int) -> WireSocket:
     """Connect; raises OSError. The caller's cancel scope is its deadline."""
-    return WireSocket(await trio.open_tcp_stream(host, port, happy_eyeballs_delay=0.25), is_initiator=True)
+    try:
+        stream = await trio.open_tcp_stream(host, port)
+    except UnicodeError as error:  # of the resolver, for names that no domain can have
+        raise OSError("not a host name") from error
+    return WireSocket(stream, is_initiator=True)

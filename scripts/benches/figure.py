@@ -37,11 +37,11 @@ class Figure:
 
 def show(figures: Sequence[Figure]) -> None:
     """All of them as a table on stdout."""
-    table = Table(title="medians; the spread is min to max", title_justify="left")
-    for heading in ("figure", "via", "median", "min", "max"):
-        table.add_column(heading, justify="left" if heading in ("figure", "via") else "right")
-    for heading in ("unit", "n", "with"):
-        table.add_column(heading)
+    table = Table()
+    for heading in ("figure", "via", "median", "min", "max", "unit", "n"):
+        right = heading in ("median", "min", "max", "n")
+        table.add_column(heading, justify="right" if right else "left", no_wrap=True)
+    table.add_column("with")
     for figure in figures:
         line = figure.to_map()
         numbers = [f"{line[key]:.2f}" for key in ("median", "min", "max")]

@@ -16,7 +16,7 @@ from processes import Failed
 SMALL = "a hundred bytes, " * 5 + "and these fifte"
 assert len(SMALL) == 100
 WARM_UP = 20  # calls before anything counts: connections, streams and the worker are there
-WORKER = "a callable in its worker process"
+WORKER = "callable"  # so its worker process is part of the way
 
 
 async def measure(swarm: Swarm) -> AsyncIterator[Figure]:

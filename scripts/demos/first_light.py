@@ -128,4 +128,4 @@ def classify(stage: Stage, troupe: Troupe, erin: PeerProcess, images: Path, labe
 
 def answer(done: Line, task: str, *, correct: bool) -> Answer:
     """An `invoke` command's last line as an answer."""
-    return Answer(done["model"], task, done["provider"], done["ms"]["total"], correct)
+    return Answer(done["model"], task, done["provider"], round(done["ms"]["total"], 1), correct)

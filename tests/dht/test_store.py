@@ -30,7 +30,7 @@ def cards(crowd: list[Person]) -> list[Sealed]:
 
 
 def everything(store: OfferStore, key: bytes, max_bytes: int) -> list[Sealed]:
-    found, cursor = [], b""
+    found, cursor = list[Sealed](), b""
     for _ in range(1000):
         page = store.page(key, cursor, max_bytes)
         found += page.sealeds

@@ -115,7 +115,8 @@ def test_a_trailing_p2p_is_stripped_from_addresses(bob: KeyPair, carol: KeyPair)
 def test_a_stock_peers_excess_is_cut_and_its_odd_contacts_left_out(bob: KeyPair) -> None:
     talkative = KadPeer(id=bytes(bob.id), addrs=[ADDR] * 40)
     odd = [KadPeer(id=b""), KadPeer(id=b"x"), KadPeer(id=bytes(65), addrs=[ADDR])]
-    wire = KadMessage(type=3, closer_peers=[*odd, talkative], provider_peers=[talkative] * 300)
+    usual = KadPeer(id=bytes(bob.id), addrs=[ADDR] * 20)
+    wire = KadMessage(type=3, closer_peers=[*odd, talkative], provider_peers=[usual] * 300)
     message = decode(wire.SerializeToString())
     assert message.closer == (Contact(bob.id, (ADDR,) * MAX_ADDRS),)
     assert len(message.providers) == MAX_PEERS

@@ -123,7 +123,7 @@ def _images(value: Value) -> Floats:
 
 
 def _check_range(images: Floats) -> None:
-    low, high = images.min(initial=0), images.max(initial=0)
+    low, high = images.min(initial=0) + 0.0, images.max(initial=0) + 0.0  # + 0.0: no minus before a zero
     if not 0 <= low <= high <= WHITE:  # false for NaN, too
         raise LocalError(
             Code.BAD_INPUT, f"{DIGITS} expected a tensor {SHAPE}, got values {low:g} to {high:g}"

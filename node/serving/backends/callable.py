@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import Any, cast
 
 from modelnet_p2p.errors import Code, LocalError
-from modelnet_p2p.node.serving.backends.contract import SYNC_SLOTS, Backend, Description, last_line
+from modelnet_p2p.node.serving.backends.contract import SYNC_SLOTS, Backend, Description, guard
 from modelnet_p2p.payload import Value
 from modelnet_p2p.records import Spec
 from modelnet_p2p.tensor import DTYPES
@@ -85,14 +85,14 @@ class CallableBackend(Backend):
         )
 
     async def invoke(self, value: Value, params: Mapping[str, Value]) -> Value:
-        self._check(value, params)
+        check_keywords(self.source.spec, self._signature, value, params)
         if self._kind is Kind.COROUTINE:
             return await self._target(value, **params)
         output = await self.offload(_steady(lambda: self._target(value, **params)))
         return await output if inspect.isawaitable(output) else output  # a wrapper around an async one
 
     async def stream(self, value: Value, params: Mapping[str, Value]) -> AsyncGenerator[Value, None]:
-        self._check(value, params)
+        check_keywords(self.source.spec, self._signature, value, params)
         if self._kind is Kind.ASYNC_GENERATOR:
             items = self._target(value, **params)
             try:
@@ -108,19 +108,6 @@ class CallableBackend(Backend):
         finally:
             await self.offload(generator.close)
 
-    def _check(self, value: Value, params: Mapping[str, Value]) -> None:
-        """A caller's wrong keyword is the caller's mistake; told apart from the model's own TypeError."""
-        if self._signature is None:
-            return
-        try:
-            self._signature.bind(value, **params)
-        except TypeError as error:
-            raise LocalError(
-                Code.BAD_INPUT,
-                f"{self.source.spec} does not take these parameters: {error}",
-                hint=f"it is called as {self.source.spec.rpartition(':')[2]}{self._signature}"[:500],
-            ) from error
-
     async def close(self) -> None:
         """Calls the instance's own `close`, if it has one without arguments."""
         close = getattr(self._owner, "close", None)
@@ -128,6 +115,22 @@ class CallableBackend(Backend):
             await close()
         elif callable(close):
             await self.offload(close)
+
+
+def check_keywords(
+    spec: str, signature: inspect.Signature | None, value: Value, params: Mapping[str, Value]
+) -> None:
+    """A caller's wrong keyword is the caller's mistake, told apart from the model's own TypeError."""
+    if signature is None:
+        return
+    try:
+        signature.bind(value, **params)
+    except TypeError as error:
+        raise LocalError(
+            Code.BAD_INPUT,
+            f"{spec} does not take these parameters: {error}",
+            hint=f"it is called as {spec.rpartition(':')[2]}{signature}"[:500],
+        ) from error
 
 
 def _steady(step: Callable[[], Value]) -> Callable[[], Value]:
@@ -152,25 +155,18 @@ def resolve(spec: str, cwd: str) -> object:
     if match is None:
         raise LocalError(Code.BAD_INPUT, f"{spec[:80]!r} is not MODULE:NAME")
     module, path = match.groups()
-    try:
+    trouble = f"cannot import {path} from module {module} in {cwd or '.'}: "
+    with guard(Code.BAD_INPUT, trouble, "publish from the directory that holds the module, or install it"):
         found: object = import_module(module)
         for name in path.split("."):
             found = getattr(found, name)
-    except (Exception, SystemExit) as error:  # importing runs a stranger's code: part of the worker's guard
-        raise LocalError(
-            Code.BAD_INPUT,
-            f"cannot import {path} from module {module} in {cwd or '.'}: {last_line(error)}",
-            hint="publish from the directory that holds the module, or install it",
-        ) from error
     return found
 
 
 def construct(cls: Callable[..., object], spec: str, fields: Mapping[str, object] | None = None) -> object:
     """An instance of a published class; raises LocalError (bad-input) with what its constructor raised."""
-    try:
+    with guard(Code.BAD_INPUT, f"cannot make an instance of {spec}: "):
         return cls(**(fields or {}))
-    except (Exception, SystemExit) as error:  # so does making an instance
-        raise LocalError(Code.BAD_INPUT, f"cannot make an instance of {spec}: {last_line(error)}") from error
 
 
 def _entry(found: object, spec: str) -> Callable[..., Any]:

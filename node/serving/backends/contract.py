@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
@@ -206,14 +207,23 @@ async def run_method(
 
 
 async def guarded(step: Awaitable[T]) -> T:
-    """The guard around a stranger's model: what it raises is logged and becomes one typed fault."""
-    try:
+    """One step of a stranger's model, inside of the guard."""
+    with guard(Code.MODEL_ERROR, "the model raised "):
         return await step
+
+
+@contextmanager
+def guard(code: Code, prefix: str, hint: str = "") -> Iterator[None]:
+    """The one guard around a stranger's code: what it raises, `sys.exit` included, is logged with its
+    traceback and becomes a LocalError of that code, whose message is `prefix` and the traceback's last
+    line. Typed errors pass."""
+    try:
+        yield
     except ModelnetError:
         raise
-    except Exception as error:
-        log.exception("the model raised")
-        raise LocalError(Code.MODEL_ERROR, f"the model raised {last_line(error)}") from error
+    except (Exception, SystemExit) as error:
+        log.exception("%s%s", prefix, type(error).__name__)
+        raise LocalError(code, f"{prefix}{last_line(error)}", hint=hint) from error
 
 
 def last_line(error: BaseException) -> str:

@@ -6,6 +6,7 @@ bfloat16 by its bits, for torch and numpy know no common name for it.
 
 from __future__ import annotations
 
+import inspect
 import json
 import mmap
 from collections import Counter
@@ -19,7 +20,7 @@ from safetensors import SafetensorError
 
 from modelnet_p2p.digest import listing_of
 from modelnet_p2p.errors import Code, LocalError
-from modelnet_p2p.node.serving.backends.callable import construct, resolve
+from modelnet_p2p.node.serving.backends.callable import check_keywords, construct, resolve
 from modelnet_p2p.node.serving.backends.contract import Backend, Description
 from modelnet_p2p.payload import Value
 from modelnet_p2p.records import Spec
@@ -37,6 +38,7 @@ class TorchModuleBackend(Backend):
 
     _module: torch.nn.Module
     _device: str
+    _signature: inspect.Signature
     _description: Description
 
     @classmethod
@@ -71,6 +73,7 @@ class TorchModuleBackend(Backend):
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         _fill(module, path)
         self._module = module.to(self._device).eval()
+        self._signature = inspect.signature(module.forward)
         self._description = Description(
             name=path.stem.lower().strip("._-") or "module",
             task=TASK,
@@ -86,6 +89,7 @@ class TorchModuleBackend(Backend):
 
     async def invoke(self, value: Value, params: Mapping[str, Value]) -> Value:
         """`module(input, **params)`, arrays anywhere in both becoming tensors, and back."""
+        check_keywords(self.source.module or "", self._signature, value, params)
         return await self.offload(lambda: self._invoke(value, params))
 
     def _invoke(self, value: Value, params: Mapping[str, Value]) -> Value:
@@ -98,12 +102,10 @@ class TorchModuleBackend(Backend):
 
 def _digest(path: Path) -> bytes:
     try:
-        with (
-            path.open("rb") as file,
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
-            memoryview(data) as view,
-        ):
-            return listing_of(view).root
+        with path.open("rb") as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        # not closed by hand: after an error the traceback still holds views on it
+        return listing_of(memoryview(data)).root
     except (OSError, ValueError) as error:  # BadArtifact, and mmap's own one for an empty file
         raise LocalError(Code.BAD_INPUT, f"cannot read {path}: {error}") from error
 

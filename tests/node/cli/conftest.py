@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import trio
 
-from modelnet_p2p.errors import Code, LocalError, NotFound, RemoteError
+from modelnet_p2p.errors import Code, NotFound, RemoteError
 from modelnet_p2p.node.cli import main
 from modelnet_p2p.node.control import serve
 from modelnet_p2p.node.home import Home
@@ -129,11 +129,6 @@ class FakePeer:
         if model != "acme/echo":
             raise NotFound(f"{model} is not published here")
         return {"model": model, "withdrawn": True, "seq": 9, "holders": {"asked": 1, "stored": 1}}
-
-    bootstrap = {"tried": 1, "reached": 0}  # noqa: RUF012  a constant of the fake
-
-    async def restore(self, on_event: Callable[[str], None]) -> None:
-        raise LocalError(Code.BAD_INPUT, "the file of acme/old is gone")
 
 
 @pytest.fixture

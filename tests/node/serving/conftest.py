@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 import trio
 
-from modelnet_p2p.node.serving.models import Answer, Models, Served, Source, open_models
+from modelnet_p2p.node.serving.models import Models, Served, Source, open_models
 from modelnet_p2p.payload import Value
 from modelnet_p2p.tuning import TEST
 
-SHOP = '''
+SHOP = """
 import asyncio, os, sys, time, threading
 from collections.abc import AsyncIterator, Iterator
 import numpy as np
@@ -33,6 +33,10 @@ def dying(text):
 
 def leaving(text):
     sys.exit(3)
+
+def interrupting(text):
+    os.kill(os.getpid(), 2)  # as Ctrl-C would, were the worker in the terminal's group
+    time.sleep(60)
 
 def selfkill(text):
     os.kill(os.getpid(), 9)
@@ -133,7 +137,7 @@ def closes_everything(text):
 
 def environment(name):
     return [os.environ.get(name), os.getcwd(), sys.path[0], os.getsid(0) == os.getpid()]
-'''
+"""
 
 
 @pytest.fixture
@@ -163,18 +167,19 @@ async def models() -> AsyncIterator[Models]:
 
 @pytest.fixture
 def call() -> Callable[..., object]:
-    """`await call(served, value, **params)` gives (answer, items)."""
+    """`await call(served, value, **params)` gives (value, items)."""
 
     async def run(
         served: Served, value: Value, *, method: str = "invoke", timeout: float = 20.0, **params: Value
-    ) -> tuple[Answer, list[Value]]:
+    ) -> tuple[Value, list[Value]]:
         items: list[Value] = []
 
         async def emit(item: Value) -> None:
             items.append(item)
 
         deadline = trio.current_time() + timeout
-        return await served.run(method, value, params, emit, deadline), items
+        answer = await served.run(method, value, params, emit, deadline)
+        return answer.value, items
 
     return run
 
@@ -196,6 +201,3 @@ def gone() -> Callable[[int], object]:
                 await trio.sleep(0.01)
 
     return wait
-
-
-Params = Mapping[str, Value]

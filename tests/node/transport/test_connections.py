@@ -33,9 +33,10 @@ async def settle(condition: Callable[[], bool]) -> None:
 async def test_both_sides_hear_of_each_other_once(open_peer: Opener) -> None:
     heard: list[tuple[str, PeerId]] = []
     async with open_peer("alice") as alice, open_peer("bob") as bob:
-        for network, name in ((alice, "alice"), (bob, "bob")):
-            network.on_connected(lambda peer, name=name: heard.append((f"{name} +", peer)))
-            network.on_disconnected(lambda peer, name=name: heard.append((f"{name} -", peer)))
+        alice.on_connected(lambda peer: heard.append(("alice +", peer)))
+        alice.on_disconnected(lambda peer: heard.append(("alice -", peer)))
+        bob.on_connected(lambda peer: heard.append(("bob +", peer)))
+        bob.on_disconnected(lambda peer: heard.append(("bob -", peer)))
         await alice.connect(bob.id, bob.addrs)
         await alice.connect(bob.id, bob.addrs)
         await alice.connect(bob.id)

@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager
 
 import pytest
 import trio
+import trio.testing
 
 from modelnet_p2p.errors import Code, RemoteError
 from modelnet_p2p.node.transport.contract import (
@@ -42,7 +43,13 @@ async def test_bytes_come_back_in_order_through_buffers_of_every_size(
         bob.handle("/echo", echo)
         await alice.connect(bob.id, bob.addrs)
         async with await alice.open_stream(bob.id, "/echo") as stream, trio.open_nursery() as nursery:
-            parts: list[bytes | memoryview] = [b"", sent[:1], memoryview(sent)[1:100_003], b"", sent[100_003:]]
+            parts: list[bytes | memoryview] = [
+                b"",
+                sent[:1],
+                memoryview(sent)[1:100_003],
+                b"",
+                sent[100_003:],
+            ]
             nursery.start_soon(stream.send, parts)
             assert await exactly(stream, len(sent)) == sent
         assert (stream.peer, stream.protocol) == (bob.id, "/echo")
@@ -387,7 +394,7 @@ async def test_too_many_streams_are_refused_as_busy_and_the_places_come_back(
         await alice.protocols(bob.id)
         with trio.fail_after(20):
             for _ in range(2):
-                streams = []
+                streams: list[Stream] = []
                 with pytest.raises(RemoteError) as caught:
                     while len(streams) <= 256:
                         streams.append(await alice.open_stream(bob.id, "/echo"))

@@ -1,0 +1,155 @@
+"""A js-libp2p peer from npm and one of ours: noise, yamux, identify, ping and streams, both ways."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from modelnet_p2p.errors import Code, RemoteError
+from modelnet_p2p.identity import KeyPair
+from modelnet_p2p.node.transport.addresses import split_p2p
+from modelnet_p2p.node.transport.contract import Network, Stream, StreamReset
+from modelnet_p2p.node.transport.ping import PING
+from modelnet_p2p.tuning import LAN
+
+pytestmark = [pytest.mark.js, pytest.mark.live]
+HERE = Path(__file__).parent
+ECHO = "/modelnet/echo/1.0.0"
+INSTALL_TIMEOUT = 300  # seconds: 130 small packages over a slow line
+
+
+def missing(what: str) -> None:
+    """Skip, or fail where a missing node is a failure."""
+    if os.environ.get("MODELNET_REQUIRE_JS") == "1":
+        pytest.fail(what)
+    pytest.skip(what)
+
+
+@pytest.fixture(scope="session")
+def node() -> str:
+    """The node program, with the packages of package-lock.json beside peer.mjs."""
+    program, npm = shutil.which("node"), shutil.which("npm")
+    if program is None or npm is None:
+        missing("node and npm are needed (Debian: apt-get install nodejs npm)")
+    installed, wanted = HERE / "node_modules" / ".package-lock.json", HERE / "package-lock.json"
+    if not installed.exists() or installed.stat().st_mtime < wanted.stat().st_mtime:
+        command = [str(npm), "ci", "--ignore-scripts"]
+        done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=INSTALL_TIMEOUT)
+        if done.returncode:
+            missing(f"npm ci failed: {done.stderr.strip()[-300:]}")
+        installed.touch()
+    return str(program)
+
+
+@asynccontextmanager
+async def open_ours() -> AsyncIterator[Network]:
+    from modelnet_p2p.node.transport.libp2p_network import open_libp2p
+
+    where = ["/ip4/127.0.0.1/tcp/0"]
+    async with open_libp2p(KeyPair(b"o" * 32), listen=where, tuning=LAN, network="public") as network:
+        yield network
+
+
+async def read_to_end(stream: Stream) -> bytes:
+    buffer, found = memoryview(bytearray(65536)), bytearray()
+    while n := await stream.receive_into(buffer):
+        found += buffer[:n]
+    return bytes(found)
+
+
+async def test_js_dials_us(node: str) -> None:
+    heard: list[str] = []
+
+    async def echo(stream: Stream) -> None:
+        await stream.send([await read_to_end(stream)])
+
+    async def gives_up(stream: Stream) -> None:
+        await stream.receive_into(memoryview(bytearray(1)))
+        await stream.reset()
+
+    async def listens(stream: Stream) -> None:
+        buffer = memoryview(bytearray(100))
+        try:
+            while n := await stream.receive_into(buffer):
+                heard.append(bytes(buffer[:n]).decode())
+            heard.append("end")
+        except StreamReset:
+            heard.append("reset")
+
+    async with open_ours() as ours:
+        ours.handle(ECHO, echo)
+        ours.handle("/modelnet/gives-up/1.0.0", gives_up)
+        ours.handle("/modelnet/listens/1.0.0", listens)
+        command = [node, "peer.mjs", "dial", ours.addrs[0]]
+        with trio.fail_after(60):
+            done = await trio.run_process(
+                command, cwd=HERE, capture_stdout=True, capture_stderr=True, check=False
+            )
+        assert done.returncode == 0, done.stderr.decode()[-2000:]
+        with trio.fail_after(5):
+            while ours.connected():
+                await trio.sleep(0.01)
+
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    said: dict[str, dict[str, Any]] = {line.pop("event"): line for line in lines}
+    assert said["connected"] == {"encryption": "/noise", "muxer": "/yamux/1.0.0"}
+    assert said["identified"]["agent"].startswith("modelnet/")
+    assert {ECHO, PING} <= set(said["identified"]["protocols"])
+    assert said["identified"]["addrs"] == [split_p2p(ours.addrs[0])[1]]
+    assert said["ping"]["ms"] >= 0
+    assert said["echo"] == {"equal": True}
+    assert said["unknown"] == {"refused": True}
+    assert said["reset"] == {"seen": True}
+    assert heard == ["so far", "reset"]
+
+
+async def test_we_dial_js(node: str) -> None:
+    command = [node, "peer.mjs", "listen"]
+    async with open_ours() as ours, trio.open_nursery() as nursery:
+        process = await nursery.start(
+            lambda task_status: trio.run_process(
+                command,
+                cwd=HERE,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                task_status=task_status,
+            )
+        )
+        with trio.fail_after(60):
+            line = b""
+            while not line.endswith(b"\n"):
+                line += await process.stdout.receive_some(4096)
+            peer, addr = split_p2p(json.loads(line)["addr"])
+            assert peer is not None
+            await ours.connect(peer, [addr])
+            assert {ECHO, PING} <= await ours.protocols(peer)
+            assert addr in ours.peer_addrs(peer)
+
+            async with await ours.open_stream(peer, PING) as stream:
+                for payload in (b"a" * 32, b"b" * 32):
+                    await stream.send([payload])
+                    buffer = bytearray(32)
+                    got = 0
+                    while got < 32:
+                        got += await stream.receive_into(memoryview(buffer)[got:])
+                    assert bytes(buffer) == payload
+
+            sent = bytes(range(256)) * 3000
+            async with await ours.open_stream(peer, ECHO) as stream:
+                await stream.send([sent])
+                await stream.finish()
+                assert await read_to_end(stream) == sent
+
+            with pytest.raises(RemoteError) as caught:
+                await ours.open_stream(peer, "/nobody/speaks/this")
+            assert caught.value.code is Code.UNKNOWN_METHOD
+            await process.stdin.aclose()

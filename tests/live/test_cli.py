@@ -1,0 +1,173 @@
+"""The journeys of a person at a shell: real `modelnet-peer` processes on 127.0.0.1."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.live
+PROGRAM = [sys.executable, "-c", "from modelnet_p2p.node.cli import main; main()"]
+READY_SECONDS = 60  # on a machine that is busy with other tests
+
+
+class Shell:
+    """One user's environment: a network name of its own, a runtime directory, homes by name."""
+
+    def __init__(self, base: Path) -> None:
+        self.base = base
+        self.env = {
+            **os.environ,
+            "XDG_RUNTIME_DIR": str(base),
+            "MODELNET_NETWORK": f"test-{uuid.uuid4().hex}",
+        }
+        for name in ("MODELNET_HOME", "MODELNET_BOOTSTRAP", "MODELNET_LISTEN"):
+            self.env.pop(name, None)
+
+    def command(self, who: str, *argv: str) -> list[str]:
+        return [*PROGRAM, *argv, "--home", str(self.base / who), "--json"]
+
+    def run(self, who: str, *argv: str) -> tuple[int, list[Any], str]:
+        command = self.command(who, *argv)
+        done = subprocess.run(
+            command, env=self.env, cwd=self.base, capture_output=True, text=True, timeout=90
+        )
+        return done.returncode, [json.loads(line) for line in done.stdout.splitlines()], done.stderr
+
+    @contextmanager
+    def join(self, who: str, *argv: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
+        """A running peer and its ready line; killed at the end if it still runs."""
+        log = open(self.base / f"{who}.log", "w")  # noqa: SIM115  closed below, when the process is gone
+        command = self.command(who, "join", *argv)
+        with subprocess.Popen(
+            command, env=self.env, cwd=self.base, stdout=subprocess.PIPE, stderr=log, text=True
+        ) as process:
+            try:
+                assert process.stdout is not None
+                line = process.stdout.readline()
+                assert line, (self.base / f"{who}.log").read_text()
+                yield process, json.loads(line)
+            finally:
+                process.kill()
+                log.close()
+
+
+@pytest.fixture
+def shell() -> Iterator[Shell]:
+    base = Path(tempfile.mkdtemp(prefix="mn-"))
+    yield Shell(base)
+    shutil.rmtree(base, ignore_errors=True)
+
+
+def error_of(stderr: str) -> dict[str, Any]:
+    error: dict[str, Any] = json.loads(stderr.splitlines()[-1])["error"]
+    return error
+
+
+def test_publish_find_and_invoke_between_two_peers_and_a_passer_by(shell: Shell) -> None:
+    images = shell.base / "images.npy"
+    np.save(images, np.zeros((2, 8, 8), np.float32))
+    with shell.join("alice", "--publish", "builtin:digits") as (_, alice), shell.join("bob") as (_, bob):
+        assert alice["event"] == "ready"
+        assert alice.keys() >= {"peer", "addrs", "pid", "control", "bootstrap", "version"}
+        assert bob["bootstrap"] == {"tried": 1, "reached": 1}
+        for who in ("bob", "carol"):  # carol runs no peer
+            status, offers, _ = shell.run(who, "find", "--task", "image-classification")
+            assert (status, [offer["provider"] for offer in offers]) == (0, [alice["peer"]])
+            status, lines, _ = shell.run(who, "invoke", "modelnet/digits", "--input", str(images))
+            assert (status, len(lines), lines[0]["done"]) == (0, 1, True)
+            assert lines[0]["output"]["scores"]["shape"] == [2, 10]
+            assert shell.run(who, "ping", alice["peer"])[1][0]["ok"] is True
+        status, lines, _ = shell.run("alice", "status")
+        assert lines[0]["models"][0]["calls"] == 2
+        assert lines[0]["control"] == alice["control"]
+        assert shell.run("bob", "peers")[1][0]["peer"] == alice["peer"]
+        assert shell.run("bob", "show", "modelnet/digits")[1][0]["verified"] is True
+        assert shell.run("bob", "unpublish", "modelnet/digits")[0] == 3
+        assert shell.run("alice", "unpublish", "modelnet/digits")[1][0]["withdrawn"] is True
+        assert shell.run("bob", "find", "--task", "image-classification")[0] == 3
+
+
+def test_a_generator_of_my_own_streams(shell: Shell) -> None:
+    (shell.base / "mine.py").write_text("def words(text):\n    yield from text.split()\n")
+    with shell.join("alice"):
+        status, lines, _ = shell.run("alice", "publish", "mine:words", "--model", "me/words")
+        assert (status, lines[0]["model"]) == (0, "me/words")
+        status, lines, _ = shell.run("carol", "invoke", "me/words", "to be or")
+        assert (status, [line.get("item") for line in lines]) == (0, ["to", "be", "or", None])
+        assert lines[-1]["output"] is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_join_ends_0_within_5_seconds(shell: Shell, number: int) -> None:
+    with shell.join("alice", "--publish", "builtin:digits") as (process, ready):
+        began = time.monotonic()
+        process.send_signal(number)
+        assert process.wait(10) == 0
+        assert time.monotonic() - began < 5
+    assert not Path(ready["control"]).exists()
+    assert shell.run("alice", "status")[0] == 7
+
+
+def test_kill_9_keeps_identity_models_and_sequence(shell: Shell) -> None:
+    with shell.join("alice", "--publish", "builtin:digits") as (process, before):
+        seq = shell.run("alice", "status")[1][0]["models"][0]["seq"]
+        process.kill()
+        process.wait()
+    with shell.join("alice") as (_, after):
+        assert after["peer"] == before["peer"]
+        deadline = time.monotonic() + READY_SECONDS
+        while not (models := shell.run("alice", "status")[1][0]["models"]) or not models[0]["seq"]:
+            assert time.monotonic() < deadline
+        assert models[0]["seq"] > seq
+
+
+def test_what_is_in_use_and_what_is_damaged_is_6(shell: Shell) -> None:
+    with shell.join("alice") as (_, alice):
+        status, _, stderr = shell.run("alice", "join")
+        assert (status, error_of(stderr)["code"]) == (6, "in-use")
+        busy = alice["addrs"][0].partition("/p2p/")[0]
+        status, _, stderr = shell.run("bob", "join", "--listen", busy)
+        assert (status, error_of(stderr)["code"]) == (6, "in-use")
+    key = shell.base / "alice" / "identity.key"
+    key.write_bytes(key.read_bytes()[:-1])
+    status, _, stderr = shell.run("alice", "join")
+    assert (status, error_of(stderr)["code"]) == (6, "bad-state")
+    assert str(key) in stderr
+
+
+def test_an_unreached_bootstrap_is_a_warning(shell: Shell) -> None:
+    with shell.join("alice") as (_, alice):
+        gone = alice["addrs"][0]
+    with shell.join("bob", "--bootstrap", gone) as (process, bob):
+        assert bob["bootstrap"] == {"tried": 1, "reached": 0}
+        assert process.poll() is None
+        assert "warning: 1 of 1 bootstrap" in (shell.base / "bob.log").read_text()
+
+
+def test_lan_says_what_it_opens_and_prints_the_line_for_the_next_machine(shell: Shell) -> None:
+    with shell.join("alice", "--lan"):
+        said = (shell.base / "alice.log").read_text()
+    assert "0.0.0.0" in said
+    assert "modelnet-peer join --lan --network test-" in said or "no address of this machine" in said
+
+
+def test_two_networks_do_not_meet(shell: Shell) -> None:
+    with shell.join("alice", "--publish", "builtin:digits"):
+        status, _, stderr = shell.run(
+            "carol", "find", "--task", "image-classification", "--network", uuid.uuid4().hex
+        )
+    assert (status, error_of(stderr)["code"]) == (4, "unreachable")

@@ -1,0 +1,139 @@
+"""The control socket: its bounds, its beats, and callers that hang up or send anything at all."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from modelnet_p2p.errors import Code, LocalError, NotFound, RemoteError
+from modelnet_p2p.exchange import Call, Exchange, Fault, Role
+from modelnet_p2p.node import control_wire
+from modelnet_p2p.node.control_client import ControlClient
+from modelnet_p2p.node.control_wire import PARAMS, to_error, to_fault
+from modelnet_p2p.node.home import Home
+from modelnet_p2p.node.runtime import Runtime
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        LocalError(Code.BAD_INPUT, "a", hint="b"),
+        RemoteError(Code.BUSY, "a", peer="carol"),
+        RemoteError(Code.UNREACHABLE, "a", retryable=False),
+        NotFound("a", code=Code.AMBIGUOUS, hint="b"),
+    ],
+)
+def test_an_error_crosses_whole(error: Any) -> None:
+    again = to_error(to_fault(error))
+    assert type(again) is type(error)
+    assert again.to_map() == error.to_map()
+
+
+def test_strange_faults_are_errors_all_the_same() -> None:
+    assert isinstance(to_error(Fault(Code.BUSY, "x", extra={"family": 3, "peer": [1]})), LocalError)
+
+
+def test_only_its_user_may_open_the_socket(home: Home, bob: Any) -> None:
+    mode = os.stat(Runtime("public", home).socket_path).st_mode
+    assert stat.S_ISSOCK(mode)
+    assert stat.S_IMODE(mode) == 0o600
+
+
+def test_hanging_up_cancels_the_call(home: Home, bob: Any) -> None:
+    with ControlClient.connect(home) as client, pytest.raises(LocalError) as caught:
+        client.call("invoke", {"target": "sleeper"}, timeout=0.2)
+    assert caught.value.code is Code.DEADLINE
+    assert bob.cancelled.wait(5)
+
+
+def test_ctrl_c_cancels_the_call_and_ends_130(home: Home, bob: Any) -> None:
+    program = "from modelnet_p2p.node.cli import main; main()"
+    command = [sys.executable, "-c", program, "invoke", "sleeper", "x", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as alice:
+        while not bob.asked:
+            time.sleep(0.01)
+        alice.send_signal(2)
+        out, err = alice.communicate(timeout=10)
+    assert (alice.returncode, out) == (130, "")
+    assert '"cancelled"' in err.splitlines()[-1]
+    assert bob.cancelled.wait(5)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\x00", b"GET / HTTP/1.1\r\n\r\n" * 10, b"\xff" * 100000, bytes(16), bytes([1]) + b"\xff" * 15],
+)
+def test_any_bytes_leave_the_peer_standing(home: Home, bob: Any, data: bytes) -> None:
+    path = str(Runtime("public", home).socket_path)
+    with socket.socket(socket.AF_UNIX) as mallory:
+        mallory.connect(path)
+        try:
+            mallory.sendall(data)
+            mallory.shutdown(socket.SHUT_WR)
+            while mallory.recv(4096):
+                pass
+        except OSError:
+            pass  # hung up on, as it should be
+    with ControlClient.connect(home) as client:
+        assert client.call("id", {}, timeout=5)["peer"] == bob.id
+
+
+@pytest.mark.parametrize(
+    ("method", "value", "code"),
+    [
+        ("__class__", {PARAMS: {}}, Code.UNKNOWN_METHOD),
+        ("find", {PARAMS: {"task": 3}}, Code.BAD_INPUT),
+        ("find", {PARAMS: {"limit": "x"}}, Code.BAD_INPUT),
+        ("find", {PARAMS: {"all": "x"}}, Code.BAD_INPUT),
+        ("publish", {PARAMS: {"source": "m:f", "tags": [1]}}, Code.BAD_INPUT),
+        ("invoke", {PARAMS: {}}, Code.BAD_INPUT),
+        ("status", {PARAMS: []}, Code.BAD_INPUT),
+        ("status", 3, Code.BAD_INPUT),
+    ],
+)
+def test_wishes_of_the_wrong_shape(home: Home, bob: Any, method: str, value: object, code: Code) -> None:
+    exchange = Exchange(Role.CALLER)
+    with socket.socket(socket.AF_UNIX) as alice:
+        alice.connect(str(Runtime("public", home).socket_path))
+        for buffer in exchange.send(Call("", value, method)):
+            alice.sendall(buffer)
+        while (event := exchange.next_event()) is None:
+            exchange.received(alice.recv_into(exchange.get_buffer()))
+    assert isinstance(event, Fault)
+    assert event.code is code
+    assert bob.asked == []
+
+
+def test_a_frozen_peer_is_a_deadline(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control_wire, "SILENCE_SECONDS", 0.1)
+    path = Runtime("public", home).socket_path
+    with socket.socket(socket.AF_UNIX) as frozen:
+        frozen.bind(str(path))
+        frozen.listen()
+        with ControlClient.connect(home) as client, pytest.raises(LocalError) as caught:
+            client.call("status", {})
+    assert caught.value.code is Code.DEADLINE
+
+
+def test_a_peer_that_dies_in_a_call_is_not_running(home: Home) -> None:
+    path = Runtime("public", home).socket_path
+    with socket.socket(socket.AF_UNIX) as dying:
+        dying.bind(str(path))
+        dying.listen()
+        thread = threading.Thread(target=lambda: dying.accept()[0].close())
+        thread.start()
+        with ControlClient.connect(home) as client, pytest.raises(LocalError) as caught:
+            client.call("status", {})
+        thread.join()
+    assert caught.value.code is Code.NOT_RUNNING
+    with pytest.raises(LocalError) as caught:  # the socket is still there, and nobody behind it
+        ControlClient.connect(home)
+    assert caught.value.code is Code.NOT_RUNNING

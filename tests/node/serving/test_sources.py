@@ -1,0 +1,128 @@
+"""Which backend takes which source, what annotations tell, and what state files and workers may hold."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncIterator, Generator
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modelnet_p2p.errors import Code, LocalError
+from modelnet_p2p.node.serving.backends.builtin import BuiltinBackend
+from modelnet_p2p.node.serving.backends.callable import CallableBackend, _specs
+from modelnet_p2p.node.serving.backends.contract import Backend, Description, Source
+from modelnet_p2p.node.serving.backends.registry import find_backend
+from modelnet_p2p.node.serving.backends.torch_module import TorchModuleBackend
+from modelnet_p2p.records import Spec
+
+ALICES = Source(
+    "shop:upper",
+    None,
+    "alice/upper@1",
+    "text-generation",
+    ("loud",),
+    "/usr/bin/python3",
+    "/home/alice",
+    {"A": "b"},
+)
+
+
+@pytest.mark.parametrize(
+    ("spec", "backend"),
+    [
+        ("builtin:digits", BuiltinBackend),
+        ("builtin:other", BuiltinBackend),
+        ("shop:upper", CallableBackend),
+        ("package.shop:Class.method", CallableBackend),
+        ("weights.safetensors", TorchModuleBackend),
+        ("/a dir/weights.safetensors", TorchModuleBackend),
+    ],
+)
+def test_each_source_has_one_backend(spec: str, backend: type[Backend]) -> None:
+    assert find_backend(spec) is backend
+
+
+@pytest.mark.parametrize(
+    ("spec", "code"),
+    [
+        ("model.pt", Code.UNSAFE),
+        ("a/b/MODEL.PKL", Code.UNSAFE),
+        ("http://127.0.0.1:8080/v1", Code.BAD_INPUT),
+        ("model.onnx", Code.BAD_INPUT),
+        ("", Code.BAD_INPUT),
+        ("shop:", Code.BAD_INPUT),
+        ("shop:a;b", Code.BAD_INPUT),
+    ],
+)
+def test_what_nobody_takes(spec: str, code: Code) -> None:
+    with pytest.raises(LocalError) as caught:
+        find_backend(spec)
+    assert caught.value.code is code
+
+
+EMPTY = inspect.Signature.empty
+
+
+@pytest.mark.parametrize(
+    ("takes", "gives", "kinds"),
+    [
+        (EMPTY, EMPTY, []),
+        (object, bytes, []),
+        (str, str | None, ["text", "text"]),
+        ("str", "Iterator[str]", ["text", "text"]),
+        (str, AsyncIterator[str], ["text", "text"]),
+        (str, Generator[dict[str, int], None, None], ["text", "json"]),
+        (dict[str, int], list[float], ["json", "json"]),
+        ("np.ndarray", "NDArray[np.float32]", ["tensor", "tensor float32"]),
+        (np.ndarray, npt.NDArray[np.int8], ["tensor", "tensor int8"]),
+        ("no.such[name", "][", []),
+    ],
+)
+def test_annotations_become_specs(takes: object, gives: object, kinds: list[str]) -> None:
+    first = inspect.Parameter("x", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=takes)
+    inputs, outputs = _specs(inspect.Signature([first], return_annotation=gives))
+    assert [f"{spec.kind} {spec.dtype or ''}".strip() for spec in (*inputs, *outputs)] == kinds
+
+
+def test_a_source_survives_its_map() -> None:
+    assert Source.from_map(ALICES.to_map()) == ALICES
+
+
+DESCRIPTION = Description(
+    "upper",
+    "x-modelnet/function",
+    "python",
+    inputs=(Spec("text", "text"),),
+    outputs=(Spec("o", "tensor", "int8", (None, 3)),),
+)
+
+
+def test_a_description_survives_its_map() -> None:
+    assert Description.from_map(DESCRIPTION.to_map()) == DESCRIPTION
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.binary(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.sampled_from([Source, Description]), st.data())
+def test_broken_maps_raise_their_own_error(
+    kind: type[Source] | type[Description], data: st.DataObject
+) -> None:
+    good = ALICES.to_map() if kind is Source else DESCRIPTION.to_map()
+    fields = (
+        data.draw(JSON)
+        if data.draw(st.booleans())
+        else {**good, data.draw(st.sampled_from([*good])): data.draw(JSON)}
+    )
+    try:
+        kind.from_map(fields)
+    except ValueError:
+        pass
