@@ -8,11 +8,10 @@ import trio
 
 from modelnet_p2p.events import Event
 from modelnet_p2p.exchange import Exchange, Role
+from modelnet_p2p.node.serving.backends.contract import MAX_BODY_BYTES
 from modelnet_p2p.node.transport.contract import Stream
 from modelnet_p2p.tree import Buffer
 from modelnet_p2p.tuning import Tuning
-
-MAX_BODY_BYTES = 512 << 20  # of one call or item: the largest tensor that a stranger may make us hold
 
 
 class EventPipe:

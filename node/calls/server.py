@@ -40,19 +40,25 @@ class CallServer:
     async def handle(self, stream: Stream) -> None:
         """Serve calls on `stream` until the far side ends it; the transport guards this handler."""
         pipe = EventPipe(stream, Role.ANSWERER, self._tuning)
-        try:
-            async with trio.open_nursery() as nursery:
-                session = _Session(pipe, self)
-                nursery.start_soon(session.read)
-                await session.serve()
-                nursery.cancel_scope.cancel()
-        except* RemoteProtocolError as errors:
+        error = await _Session(pipe, self).run()
+        if error is None:
+            return
+        if isinstance(error, RemoteProtocolError) and error.code is not Code.UNREACHABLE:
             self.malformed += 1
-            log.info("call stream of %s cut off: %s", stream.peer.short, errors.exceptions[0])
-            await stream.reset()
-        except* (ModelnetError, trio.TooSlowError) as errors:
-            log.debug("call stream of %s ended: %s", stream.peer.short, errors.exceptions[0])
-            await stream.reset()
+            log.info("call stream of %s cut off: %s", stream.peer.short, error.message)
+            await self._say_why(pipe, error)
+        else:
+            log.debug("call stream of %s ended: %s", stream.peer.short, error)
+        await stream.reset()
+
+    async def _say_why(self, pipe: EventPipe, error: ModelnetError) -> None:
+        """One last fault for a caller whose bytes made no sense: without it he would never learn why."""
+        with trio.move_on_after(self._tuning.frame_body_timeout):
+            try:
+                await pipe.send(Fault.of(error))
+                await pipe.stream.finish()
+            except ModelnetError as gone:
+                log.debug("%s could not be told: %s", pipe.stream.peer.short, gone.message)
 
     async def run(self, call: Call, pipe: EventPipe) -> Result:
         """Do what `call` asks, sending its items; raises ModelnetError for whatever goes wrong."""
@@ -119,20 +125,37 @@ class _Session:
     def __init__(self, pipe: EventPipe, server: CallServer) -> None:
         self._pipe = pipe
         self._server = server
+        self._error: ModelnetError | trio.TooSlowError | None = None
         # one call may arrive while the last one's result is still going out; more would be a flood
         self._inbox, self._calls = trio.open_memory_channel[Call](1)
 
-    async def read(self) -> None:
-        """Read for as long as the caller sends. Its clean end lets the running call finish; a reset
-        or a loss raises, and so cancels the work through the nursery that both tasks live in."""
-        async with self._inbox:
-            while (event := await self._pipe.receive()) is not None:
-                if isinstance(event, Call):
-                    await self._inbox.send(event)
+    async def run(self) -> ModelnetError | trio.TooSlowError | None:
+        """Both tasks, until the caller ends the stream in order, or until what is returned ended it."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._read, nursery.cancel_scope)
+            await self._serve()
+            nursery.cancel_scope.cancel()
+        return self._error
 
-    async def serve(self) -> None:
+    async def _read(self, both: trio.CancelScope) -> None:
+        """Read for as long as the caller sends; its loss cancels the work that is done for it."""
+        async with self._inbox:
+            try:
+                while (event := await self._pipe.receive()) is not None:
+                    if isinstance(event, Call):
+                        await self._inbox.send(event)
+            except (ModelnetError, trio.TooSlowError) as error:
+                self._error = error
+                both.cancel()
+
+    async def _serve(self) -> None:
         async for call in self._calls:
-            await self._pipe.send(await self._outcome(call))
+            end = await self._outcome(call)
+            try:
+                await self._pipe.send(end)
+            except (ModelnetError, trio.TooSlowError) as error:
+                self._error = error
+                return
 
     async def _outcome(self, call: Call) -> Result | Fault:
         try:
