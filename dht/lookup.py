@@ -4,11 +4,11 @@ A pure machine in the shape of rust-libp2p's `ClosestPeersIter`: `poll(now)` say
 answers and failures are fed in, and time comes with each call. No timer, no socket, no task.
 
 The walk asks the nearest peers that it knows, `alpha` at once, learns nearer ones from the answers, and
-ends when the `want` nearest that are not known to fail have answered (k to store, beta to read). A request
-that is silent for half of `patience` is late: the next peer is asked beside it, so that the dead cost
-their time together and not one after the other. After all of `patience` it no longer holds up the end
-either, but its answer still counts when it comes. Who asks must report each `Ask` with `on_answer` or, at
-the latest at its own timeout, `on_failure`.
+ends when the `want` nearest that are not known to fail have answered to some use (k to store, beta to
+read). A request that is silent for half of `patience` is late: the next peer is asked beside it, so that
+the dead cost their time together and not one after the other. After all of `patience` it no longer holds
+up the end either, but its answer still counts when it comes. Who asks must report each `Ask` with
+`on_answer` or, at the latest at its own timeout, `on_failure`.
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ class Candidate:
     state: State = State.HEARD
     asked: float = 0.0
     revived: bool = False
+    useful: bool = True  # its answer held what the walk is for
 
     def __lt__(self, other: Candidate) -> bool:
         return self.distance < other.distance
@@ -122,19 +123,21 @@ class Lookup:
         if self._done:
             return DONE
         self._lose_patience(now)
-        viable = 0  # nearer than the one at hand, answered or about to
+        viable = answers = 0  # nearer than the one at hand, answered or about to; with and without use
         complete = True
         for candidate in self._order:
-            if viable >= self.want:
+            if viable >= self.want or answers >= self.k:
                 break
             match candidate.state:
                 case State.WAITING:
                     viable += 1
+                    answers += 1
                     complete = False
                 case State.LATE:
                     complete = False
                 case State.ANSWERED:
-                    viable += 1
+                    viable += candidate.useful
+                    answers += 1
                 case State.HEARD if self.asked >= MAX_ASKED:
                     continue
                 case State.HEARD if len(self._waiting) < self.alpha:
@@ -145,16 +148,26 @@ class Lookup:
                     pass
         return self._end(now) if complete else Wait(self._soonest())
 
-    def on_answer(self, peer: PeerId, closer: Iterable[Contact], now: float) -> bool:
-        """`peer` answered and named these; False if it was not asked (then nothing changes)."""
+    def on_answer(self, peer: PeerId, closer: Iterable[Contact], now: float, *, useful: bool = True) -> bool:
+        """`peer` answered and named these; False if it was not asked (then nothing changes).
+
+        An answer that is not `useful` does not count towards `want`, only towards k: the nearest peers
+        may be newcomers that hold nothing yet.
+        """
         candidate = self._answered(peer, State.ANSWERED)
         if candidate is None:
             return False
+        candidate.useful = useful
         for count, contact in enumerate(closer):
             if count >= MAX_CLOSER:
                 break
             self._hear(contact, candidate.depth + 1)
         return True
+
+    def expects(self, peer: PeerId) -> bool:
+        """Whether `peer` was asked and has neither answered nor failed."""
+        candidate = self._known.get(peer)
+        return candidate is not None and candidate.state in ASKED
 
     def on_failure(self, peer: PeerId, now: float) -> bool:
         """`peer` could not be reached, or gave up; False if it was not asked."""

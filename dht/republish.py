@@ -7,7 +7,7 @@ it went. It keeps nothing on disk: after a restart it is filled again from the p
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from modelnet_p2p.dht.keyspace import position
@@ -17,6 +17,8 @@ from modelnet_p2p.records import Identity, Sealed
 JITTER = 0.1  # of the interval, by the key's place: keys published together part, so no walks in bursts
 GATHER = 0.25  # of the interval: what is due that soon under the same key shares the walk
 FIRST_RETRY = 5.0  # seconds after a store that missed its majority, doubled each time up to the interval
+NEWCOMER_DELAY = 1.0  # seconds: who joins is met by all its neighbours within one lookup
+NEWCOMER_PAUSE = 10.0  # seconds between two stores for newcomers' sake: under churn they come all the time
 MAX_OPEN = 4  # keys being stored at once: each is a walk of 10 requests in flight
 
 
@@ -61,6 +63,8 @@ class Republisher:
         self._tasks: dict[bytes, dict[Identity, _Task]] = {}
         self._open: dict[bytes, tuple[Sealed, ...]] = {}
         self._retry: dict[bytes, float] = {}  # the next delay after a failure
+        self._stored: dict[bytes, float] = {}  # when a store of the key last ended
+        self._again: set[bytes] = set()  # newcomers appeared while the key was being stored
         self._alone: set[bytes] = set()  # stored on nobody, for nobody was there
 
     def __len__(self) -> int:
@@ -98,6 +102,8 @@ class Republisher:
                 del self._tasks[key]
                 self._alone.discard(key)
                 self._retry.pop(key, None)
+                self._stored.pop(key, None)
+                self._again.discard(key)
 
     def poll(self, now: float) -> Due | Renew | Wait:
         """What to do next; call again until it is Wait."""
@@ -123,6 +129,8 @@ class Republisher:
     def on_stored(self, key: bytes, now: float, *, promised: bool, alone: bool = False) -> None:
         """The store of that key ended: with its majority, without it, or with nobody there to store it."""
         sealeds = self._open.pop(key, ())
+        if key in self._tasks:
+            self._stored[key] = now
         tasks = self._tasks.get(key)
         if tasks is None:
             return
@@ -132,6 +140,9 @@ class Republisher:
         else:
             delay = min(delay, self._retry.get(key, FIRST_RETRY))
             self._retry[key] = 2 * delay
+        if key in self._again:
+            self._again.discard(key)
+            delay = min(delay, NEWCOMER_PAUSE)
         (self._alone.add if alone else self._alone.discard)(key)
         for sealed in sealeds:
             task = tasks.get(sealed.identity)
@@ -144,6 +155,22 @@ class Republisher:
             for task in self._tasks[key].values():
                 task.due = now
         self._alone.clear()
+
+    def on_newcomer(self, holds: Callable[[bytes], bool], now: float) -> None:
+        """A peer has entered the table; keys that it should hold are told to it soon.
+
+        `holds(key)` says whether it is among the k closest to the key. A crowd of newcomers shares one
+        store: none begins earlier than NEWCOMER_DELAY after the first of them, nor than NEWCOMER_PAUSE
+        after the last store of that key.
+        """
+        for key, tasks in self._tasks.items():
+            if not holds(key):
+                continue
+            if key in self._open:
+                self._again.add(key)
+            soon = max(now + NEWCOMER_DELAY, self._stored.get(key, float("-inf")) + NEWCOMER_PAUSE)
+            for task in tasks.values():
+                task.due = min(task.due, soon)
 
     def alone(self, key: bytes) -> None:
         """The caller stored this key by itself and found nobody there."""

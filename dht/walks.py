@@ -20,6 +20,7 @@ from modelnet_p2p.tuning import Tuning
 
 MAX_RECORDS_PER_REPLY = 512  # 64 KiB hold no more; each may cost two signature checks of some 100 us
 MAX_PAGES = 128  # of one holder's answer: more than any holder of ours keeps under one key
+MAX_BAD = 1024  # refused records that are recognised when another holder sends them too
 MAX_MERGED = 8192  # records, and providers, of one read: 32 MiB at the very worst
 TELLERS = 2  # different peers that must name a peer's addresses before FindPeer is content
 
@@ -77,8 +78,9 @@ class Walk:
         """
         if reply.kind is not self.request.kind:
             self.lookup.on_failure(peer, now)
-        elif self.lookup.on_answer(peer, reply.closer, now):
-            self._on_answer(peer, reply, now)
+        elif self.lookup.expects(peer):
+            useful = self._on_answer(peer, reply, now)
+            self.lookup.on_answer(peer, reply.closer, now, useful=useful)
 
     def on_failure(self, peer: PeerId, now: float) -> None:
         """`peer` could not be reached, broke off, or did not answer in time."""
@@ -88,9 +90,11 @@ class Walk:
     def hops(self) -> int:
         return self.lookup.hops
 
-    def _on_answer(self, peer: PeerId, reply: Message, now: float) -> None:
+    def _on_answer(self, peer: PeerId, reply: Message, now: float) -> bool:
+        """Take what the answer holds; whether it counts towards the end of the walk."""
         if reply.records is not None:
             self.ours.add(peer)
+        return True
 
     def _send(self, contact: Contact, message: Message, *, expects_reply: bool = True) -> Send:
         self.messages += 1
@@ -143,17 +147,19 @@ class FindPeer(Walk):
         contact = self.lookup.contact(self.peer)
         return contact if contact is not None and contact.addrs else None
 
-    def _on_answer(self, peer: PeerId, reply: Message, now: float) -> None:
-        super()._on_answer(peer, reply, now)
+    def _on_answer(self, peer: PeerId, reply: Message, now: float) -> bool:
         if peer == self.peer or any(c.id == self.peer and c.addrs for c in reply.closer):
             self._tellers.add(peer)
+        return super()._on_answer(peer, reply, now)
 
 
 class Collect(Walk):
     """The records under one key, merged from several holders: one holder's answer is never the truth.
 
     Each record is admitted by itself, so a bad one costs nobody but itself. Ends when the beta closest peers
-    have answered, and further pages were read until `limit` live records are known (None: all pages).
+    that hold any record here have answered (or the k closest, whatever they hold: the very closest may be
+    newcomers whom no publisher has told yet), and further pages were read until `limit` live records are
+    known (None: all pages).
     """
 
     def __init__(
@@ -177,7 +183,8 @@ class Collect(Walk):
         self.providers: dict[PeerId, Contact] = {}  # also those that only stock peers know of
         self._now, self._now_us = now, now_us
         self._merged: dict[Identity, Sealed] = {}
-        self._checked: set[bytes] = set()  # several holders send the same bytes: one check is enough
+        self._admitted: set[bytes] = set()
+        self._bad: set[bytes] = set()
         self._next: deque[tuple[Contact, bytes]] = deque()  # pages to ask for
         self._open: dict[PeerId, float] = {}  # pages asked for, and when
         self._pages: Counter[PeerId] = Counter()
@@ -194,7 +201,6 @@ class Collect(Walk):
     def on_local(self, sealeds: Iterable[Sealed], contacts: Iterable[Contact]) -> None:
         """What my own store holds under the key: I am one holder among the others."""
         for sealed in sealeds:
-            self._checked.add(sealed.envelope)
             self._merge(sealed)
         self._tell(contacts)
 
@@ -221,24 +227,34 @@ class Collect(Walk):
         if self._open.pop(peer, None) is None:
             super().on_failure(peer, now)
 
-    def _on_answer(self, peer: PeerId, reply: Message, now: float) -> None:
+    def _on_answer(self, peer: PeerId, reply: Message, now: float) -> bool:
         super()._on_answer(peer, reply, now)
+        holds = False
         now_us = self._now_us + int((now - self._now) * 1e6)
         for envelope in (reply.records or ())[:MAX_RECORDS_PER_REPLY]:
-            if envelope and envelope not in self._checked and len(self._checked) < MAX_MERGED:
-                self._checked.add(envelope)
+            if envelope in self._admitted:  # several holders send the same bytes: one check is enough
+                holds = True
+            elif envelope and envelope not in self._bad and len(self._admitted) < MAX_MERGED:
                 try:
                     self._merge(admit(envelope, network=self.network, now_us=now_us, key=self.target))
+                    holds = True
                 except BadRecord as bad:
                     self.refused[bad.refusal] += 1
+                    self._remember_bad(envelope)
         self._tell(reply.providers)
         contact = self.lookup.contact(peer)
         if reply.cursor and contact is not None and self._pages[peer] < MAX_PAGES:
             self._pages[peer] += 1
             self._next.append((contact, reply.cursor))
+        return holds
 
     def _merge(self, sealed: Sealed) -> None:
+        self._admitted.add(sealed.envelope)
         self._merged[sealed.identity] = newest(self._merged.get(sealed.identity), sealed)
+
+    def _remember_bad(self, envelope: bytes) -> None:
+        if len(self._bad) < MAX_BAD:
+            self._bad.add(envelope)
 
     def _tell(self, contacts: Iterable[Contact]) -> None:
         for contact in contacts:
@@ -259,12 +275,12 @@ class Stored:
     key: bytes
     asked: int
     stored: int  # holders that acknowledged every record
-    promised: bool  # a majority of min(k, known) acknowledged, or nobody else is there
+    promised: bool  # a majority of min(k, known) acknowledged, or nobody of ours is there
     refused: Counter[str]  # reasons of those that refused
 
     @property
     def alone(self) -> bool:
-        return self.asked == 0
+        return self.promised and self.asked == 0
 
 
 class Store(Walk):
@@ -341,7 +357,9 @@ class Store(Walk):
     def report(self) -> Stored:
         holders = self._holders or {}
         stored = sum(self._acknowledged[peer] == len(self._envelopes) for peer in holders)
-        promised = self._holders is not None and (not holders or 2 * stored > len(holders))
+        # with nobody of ours there it succeeds; but known peers that are all silent are not nobody
+        nobody = not holders and (self.lookup.asked == 0 or bool(self.lookup.closest(1)))
+        promised = self._holders is not None and (nobody or 2 * stored > len(holders))
         return Stored(self.target, len(holders), stored, promised, Counter(self._refused))
 
     def _choose(self) -> dict[PeerId, Contact]:

@@ -230,6 +230,13 @@ class Exchange:
             self._on_end()
         return None
 
+    def refuse(self, code: Code, message: str) -> RemoteProtocolError:
+        """This side takes no more of what arrives; to be raised, as `next_event` does from now on.
+
+        As after a violation, an answerer may still say so in one fault before the stream is reset.
+        """
+        return self._failed(code, message)
+
     def _on_end(self) -> None:
         """The stream ended and all that it brought is taken: well between calls, and nowhere else."""
         if self.state is State.ENDED:

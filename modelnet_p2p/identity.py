@@ -44,7 +44,10 @@ class PeerId(bytes):
         try:
             if not 2 <= len(text) <= 100:
                 raise ValueError("its length is wrong")
-            return cls(base58.b58decode(text))
+            raw = base58.b58decode(text)
+            if len(raw) < 2 or raw[1] != len(raw) - 2:  # multihash: function, length, digest
+                raise ValueError("it ends too early, or is no id at all")
+            return cls(raw)
         except ValueError as error:
             raise LocalError(Code.BAD_INPUT, f"{text[:100]!r} is not a peer id: {error}") from error
 

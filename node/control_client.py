@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -74,21 +75,29 @@ class ControlClient:
         """
         until = None if timeout is None else time.monotonic() + timeout
         exchange = Exchange(Role.CALLER, max_body=wire.MAX_BODY_BYTES)
-        try:
+        with self._told():
             for buffer in exchange.send(Call("", {wire.PARAMS: dict(params), wire.INPUT: value}, method)):
                 self._socket.sendall(buffer)
-            while True:
-                match self._next(exchange, until):
-                    case Item(value={wire.ITEM: item}):
-                        on_item(item)
-                    case Item(value={wire.NOTICE: str(line)}):
-                        on_notice(line)
-                    case Result(value=result):
-                        return result
-                    case Fault() as fault:
-                        raise wire.to_error(fault)
-                    case _:
-                        pass  # a beat, or what a newer peer says besides
+        while True:
+            with self._told():  # the sinks stay outside: a pipe that breaks there is not this socket
+                event = self._next(exchange, until)
+            match event:
+                case Item(value={wire.ITEM: item}):
+                    on_item(item)
+                case Item(value={wire.NOTICE: str(line)}):
+                    on_notice(line)
+                case Result(value=result):
+                    return result
+                case Fault() as fault:
+                    raise wire.to_error(fault)
+                case _:
+                    pass  # a beat, or what a newer peer says besides
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """What the socket raises, in words."""
+        try:
+            yield
         except TimeoutError as error:
             raise LocalError(
                 Code.DEADLINE,

@@ -13,7 +13,7 @@ from typing import Any, NoReturn, Protocol
 
 import trio
 
-from modelnet_p2p.errors import Code, LocalError, ModelnetError
+from modelnet_p2p.errors import Code, LocalError, ModelnetError, NotFound
 from modelnet_p2p.node.control_wire import ITEM, NOTICE
 
 # Any: a value of the wire (None, bool, int, float, str, bytes, list, dict, array); the Exchange checks it
@@ -144,6 +144,8 @@ async def _find(peer: Answering, request: Request, emit: Emit) -> Value:
         all=request.flag("all"),
         timeout=request.number("timeout", 30.0),
     )
+    if not offers:
+        await _check_company(peer)
     for offer in offers:
         await emit(ITEM, offer.to_map())
 
@@ -152,15 +154,30 @@ async def _invoke(peer: Answering, request: Request, emit: Emit) -> Value:
     async def on_item(value: Value) -> None:
         await emit(ITEM, value)
 
-    outcome = await peer.call(
-        request.text("target"),
-        request.value,
-        params=request.mapping("params"),
-        provider=request.maybe_text("provider"),
-        timeout=request.number("timeout", 30.0),
-        on_item=on_item,
-    )
+    try:
+        outcome = await peer.call(
+            request.text("target"),
+            request.value,
+            params=request.mapping("params"),
+            provider=request.maybe_text("provider"),
+            timeout=request.number("timeout", 30.0),
+            on_item=on_item,
+        )
+    except NotFound as error:
+        if error.code is Code.NOT_FOUND:
+            await _check_company(peer)
+        raise
     return outcome_to_map(outcome)
+
+
+async def _check_company(peer: Answering) -> None:
+    """Raises LocalError (unreachable) for a peer that is alone: "nobody has it" is not for it to say."""
+    if not any(line.get("connected") for line in await peer.peers()):
+        raise LocalError(
+            Code.UNREACHABLE,
+            "this peer does not have it, and reaches no other peer to ask",
+            hint="modelnet-peer join --bootstrap MULTIADDR, with an address that another peer's `id` prints",
+        )
 
 
 async def _publish(peer: Answering, request: Request, emit: Emit) -> Value:

@@ -26,6 +26,7 @@ from modelnet_p2p.node.logs import set_up_logging
 from modelnet_p2p.node.runtime import Runtime
 from modelnet_p2p.node.shell import publisher
 
+RESTORE_SECONDS = 2.0  # that the ready line waits for what was published before; large models take longer
 ORDERLY_SECONDS = 3.5  # to say goodbye and let calls end; then everything is cancelled
 HARD_SECONDS = 4.5  # then the process ends whatever it is doing: the contract says 5
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -45,6 +46,8 @@ class Joined(Answering, Protocol):
 
     @property
     def bootstrapped(self) -> Bootstrapped: ...
+    @property
+    def restored(self) -> trio.Event: ...
 
 
 Opener = Callable[[Settings], AbstractAsyncContextManager[Joined]]
@@ -116,6 +119,7 @@ async def _serve(
             _tell_bootstrap(peer.bootstrapped, notice)
             if settings.lan:
                 tell_lan(peer.addrs, settings.network, notice)
+            await _wait_restored(peer, notice)
             for source in sources:
                 answer = await peer.publish(source, **publisher(), on_event=notice)
                 notice(f"serving {answer['model']}")
@@ -123,6 +127,13 @@ async def _serve(
             await trio.sleep_forever()
     finally:
         runtime.forget_control()
+
+
+async def _wait_restored(peer: Joined, notice: Callable[[str], None]) -> None:
+    with trio.move_on_after(RESTORE_SECONDS) as scope:
+        await peer.restored.wait()
+    if scope.cancelled_caught:
+        notice("still loading what was published before: see modelnet-peer status")
 
 
 def _ready(peer: Joined, control: str) -> dict[str, Any]:

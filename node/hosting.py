@@ -13,16 +13,16 @@ from collections.abc import Callable, Mapping, Sequence
 
 import trio
 
-from modelnet_p2p.errors import LocalError, ModelnetError, NotFound
+from modelnet_p2p.errors import LocalError, ModelnetError, NotFound, RemoteError
 from modelnet_p2p.identity import KeyPair
 from modelnet_p2p.names import ModelUri
-from modelnet_p2p.node.overlay.publisher import Publisher
+from modelnet_p2p.node.overlay.publisher import Published, Publisher
 from modelnet_p2p.node.serving.backends.contract import Description, Source
 from modelnet_p2p.node.serving.drafting import draft_offer
 from modelnet_p2p.node.serving.models import Models, Served
 from modelnet_p2p.node.state import State
 from modelnet_p2p.offers import Offer
-from modelnet_p2p.records import BadRecord, Identity, OfferRecord, admit
+from modelnet_p2p.records import BadRecord, Identity, OfferRecord, Sealed, admit
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +65,7 @@ class Hosting:
         self._sequences = sequences
         self._state = state
         self._identities: dict[str, Identity] = {}  # by model name: what of mine is published
+        self._unrestored: dict[str, str] = {}  # by model name: "loading", or why it is not served again
         self._changing = trio.Lock()  # one publish or unpublish at a time: they touch disk, table and network
 
     async def publish(self, source: Source, notice: Notice, *, remember: bool = True) -> dict[str, object]:
@@ -74,21 +75,49 @@ class Hosting:
         """
         async with self._changing:
             notice(f"loading {source.spec}")
+            seq = self._sequences.take()  # first: a full disk is found out before anything is loaded
             served = await self._models.add(source)
-            draft = self._draft(served, self._sequences.take())
-            before = self._identities.get(draft.name)
+            try:  # nobody is told, and nothing kept, of what cannot be told and kept
+                draft = self._draft(served, seq)
+                self._publisher.check(draft)
+                before = self._identities.get(draft.name)
+                replaced = before is not None and before != draft.identity
+                tombstone = self._publisher.entomb(before) if before is not None and replaced else None
+                if remember and self._state is not None:
+                    self._state.remember(draft.name, source.to_map(), draft.seq)
+            except LocalError:
+                if served.description.name not in self._identities:
+                    await self._models.remove(served.description.name)
+                raise
             self._identities[draft.name] = draft.identity
-            if remember and self._state is not None:
-                self._state.remember(draft.name, source.to_map(), draft.seq)
-            if before is not None and before != draft.identity:
-                await self._publisher.bury(self._publisher.entomb(before))
+            self._unrestored.pop(draft.name, None)
             notice(f"telling the network of {draft.name}")
-            published = await self._publisher.publish(draft)
+            published = await self._tell(draft, tombstone)
         return {
             **_report(draft),
             "holders": {"asked": published.asked, "stored": published.stored},
             "expires_unix": published.sealed.expires_us // 1_000_000,
         }
+
+    async def _tell(self, draft: OfferRecord, tombstone: Sealed | None) -> Published:
+        """Publish `draft`, and take back what it replaces: both at once, for either may fail or be left."""
+        trouble: RemoteError | None = None
+        async with trio.open_nursery() as nursery:
+            if tombstone is not None:
+                nursery.start_soon(self._bury, tombstone)
+            try:
+                published = await self._publisher.publish(draft)
+            except RemoteError as error:
+                trouble = error
+        if trouble is not None:
+            raise trouble
+        return published
+
+    async def _bury(self, tombstone: Sealed) -> None:
+        try:
+            await self._publisher.bury(tombstone)
+        except RemoteError as error:
+            log.warning("the withdrawal of %s is not told yet: %s", tombstone.identity.name, error.message)
 
     async def rehearse(self, source: Source, notice: Notice) -> dict[str, object]:
         """What publishing `source` would say; the model is loaded and let go, nobody is told."""
@@ -102,15 +131,21 @@ class Hosting:
         """Serve `model` no longer and take its record back; the contract's `unpublish` object."""
         async with self._changing:
             name = ModelUri.parse(model).name
-            identity = self._identities.pop(name, None)
+            identity = self._identities.get(name)
+            if identity is None and name in self._unrestored and self._state is not None:
+                del self._unrestored[name]
+                seq = self._state.last_seq(name)
+                self._state.drop(name)
+                return {"model": name, "withdrawn": True, "seq": seq, "holders": {"asked": 0, "stored": 0}}
             if identity is None:
                 hint = "modelnet-peer status lists what it serves"
                 raise NotFound(f"this peer does not serve {name!r}", hint=hint)
-            await self._models.remove(name)
             tombstone = self._publisher.entomb(identity)
-            if self._state is not None:
+            if self._state is not None:  # may fail, and then all is as it was
                 expires_unix = tombstone.expires_us // 1_000_000
                 self._state.forget(name, tombstone.seq, tombstone.envelope, expires_unix)
+            del self._identities[name]
+            await self._models.remove(name)
             buried = await self._publisher.bury(tombstone)
         return {
             "model": name,
@@ -123,21 +158,28 @@ class Hosting:
         """Serve again what an earlier run had published, and tell of what it had withdrawn."""
         if self._state is None:
             return
-        self._state.settle(time.time())
+        try:
+            self._state.settle(time.time())
+        except LocalError as error:
+            log.error("what was withdrawn long ago cannot be forgotten: %s", error.message)
+        self._unrestored = dict.fromkeys(self._state.published, "loading")
         for model, owed in list(self._state.withdrawn.items()):
             await self._restore_tombstone(model, owed.envelope)
         for model, fields in list(self._state.published.items()):
             await self._restore_model(model, fields)
 
     def lines(self) -> list[dict[str, object]]:
-        """The models of the contract's `status` object."""
-        return [self._line(served) for served in self._models.all().values()]
+        """The models of the contract's `status` object; those not yet served again after them."""
+        none: dict[str, object] = {"seq": None, "in_flight": 0, "queued": 0, "calls": 0, "faults": 0}
+        waiting = [{"model": name, "state": state, **none} for name, state in self._unrestored.items()]
+        return [self._line(served) for served in self._models.all().values()] + waiting
 
     def _line(self, served: Served) -> dict[str, object]:
         name, version = served.description.name, served.description.version
         identity = self._identities.get(name)
         seq = self._publisher.seq(identity) if identity else None
-        return {"model": f"{name}@{version}" if version else name, "seq": seq, **served.stats()}
+        full = f"{name}@{version}" if version else name
+        return {"model": full, "state": "serving", "seq": seq, **served.stats()}
 
     def _draft(self, served: Served, seq: int) -> OfferRecord:
         return self._draft_of(served.description, served.source.tags, seq)
@@ -159,14 +201,18 @@ class Hosting:
         try:
             source = Source.from_map(fields)
         except ValueError as error:
-            log.error("cannot serve %s again: its remembered source is damaged: %s", model, error)
+            self._lost(model, f"its remembered source is damaged: {error}")
             return
         try:
             await self.publish(source, _quiet, remember=False)
         except LocalError as error:
-            log.error("cannot serve %s again: %s", model, error.message)
+            self._lost(model, error.message)
         except ModelnetError as error:
             log.warning("%s is served, but the network is not told yet: %s", model, error.message)
+
+    def _lost(self, model: str, why: str) -> None:
+        self._unrestored[model] = "failed"
+        log.error("cannot serve %s again: %s (to forget it: modelnet-peer unpublish %s)", model, why, model)
 
 
 def _report(draft: OfferRecord) -> dict[str, object]:

@@ -8,8 +8,13 @@ import os
 LEVELS = {"error": logging.ERROR, "info": logging.INFO, "debug": logging.DEBUG}
 
 
+def chosen_level() -> int:
+    """What MODELNET_LOG says: error, info or debug; error if it is not set or something else."""
+    return LEVELS.get(os.environ.get("MODELNET_LOG", ""), logging.ERROR)
+
+
 def set_up_logging() -> None:
-    """Log at MODELNET_LOG (error, info or debug; error if it is not set or something else)."""
-    level = LEVELS.get(os.environ.get("MODELNET_LOG", ""), logging.ERROR)
+    """Log at the chosen level, to stderr."""
+    level = chosen_level()
     # force: libp2p writes to the root logger while it is imported, which sets a handler of its own
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)

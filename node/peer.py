@@ -29,6 +29,7 @@ from modelnet_p2p.dht.store import OfferStore
 from modelnet_p2p.errors import Code, LocalError, NotFound, RemoteError
 from modelnet_p2p.identity import SEED_BYTES, KeyPair, PeerId
 from modelnet_p2p.names import PUBLIC_NETWORK, ModelUri, check_network, protocol
+from modelnet_p2p.node.calls.budget import Budget
 from modelnet_p2p.node.calls.client import DEADLINE_GRACE, CallClient
 from modelnet_p2p.node.calls.router import Memory, Outcome, Router, Target
 from modelnet_p2p.node.calls.server import CallServer
@@ -48,6 +49,7 @@ from modelnet_p2p.node.transport.addresses import split_p2p
 from modelnet_p2p.node.transport.contract import Network, Stream
 from modelnet_p2p.node.transport.libp2p_network import open_libp2p
 from modelnet_p2p.node.transport.memory_stream import stream_pair
+from modelnet_p2p.node.transport.registry import Handlers
 from modelnet_p2p.offers import Offer
 from modelnet_p2p.offers import State as Life
 from modelnet_p2p.payload import Value
@@ -80,12 +82,16 @@ class Peer:
         self.peer_id = key.id
         self.network_name = name
         self.bootstrapped = Bootstrap((), ())
+        self.restored = trio.Event()  # set when what an earlier run had published is served again
         self._tuning = tuning
         self._network = overlay.network
         self._overlay = overlay
         self._nursery = nursery
-        self._server = CallServer(key.id, models, tuning)
-        self._client = CallClient(self._network, protocol(name, "call"), tuning, self._loopback)
+        budget = Budget(key.id)
+        self._server = CallServer(key.id, models, tuning, budget)
+        self._mine = Handlers()  # answers my calls to myself, with the same guard as those of others
+        self._mine.add(protocol(name, "call"), self._server.handle)
+        self._client = CallClient(self._network, protocol(name, "call"), tuning, budget, self._loopback)
         self._memory = Memory(rng)
         sequences = Sequences(state)
         self._publisher = Publisher(overlay, key, sequences.take)
@@ -161,13 +167,17 @@ class Peer:
         """Meet the peers at `where()`, keep trying while nobody is known, serve what was served before."""
         await self.bootstrap(where())
         self._nursery.start_soon(self._overlay.stay_joined, where)
-        self._nursery.start_soon(self._hosting.restore)
+        self._nursery.start_soon(self._restore)
+
+    async def _restore(self) -> None:
+        await self._hosting.restore()
+        self.restored.set()
 
     def _loopback(self) -> Stream:
         """A stream to my own call server."""
         me = self.peer_id
         mine, theirs = stream_pair(me, me, protocol(self.network_name, "call"), trio.lowlevel.checkpoint)
-        self._nursery.start_soon(self._server.handle, theirs)
+        self._nursery.start_soon(self._mine.serve, theirs)
         return mine
 
     @property
@@ -217,10 +227,11 @@ class Peer:
         for offer in await self.find(task, model, tag, limit=limit):
             yield offer
 
-    async def show(self, model: str) -> list[dict[str, object]]:
-        """The signed records of a model, whoever is alive; raises NotFound."""
+    async def show(self, model: str, *, timeout: float = 30.0) -> list[dict[str, object]]:
+        """The signed records of a model, whoever is alive; raises NotFound, RemoteError (deadline)."""
         query = Query.of_uri(ModelUri.parse(model), self.network_name)
-        offers = await self._finder.offers(query, MAX_CANDIDATES)
+        with _within(timeout, "the search"):
+            offers = await self._finder.offers(query, MAX_CANDIDATES)
         if not offers:
             raise NotFound(f"nobody offers {model!r}", hint="modelnet-peer find --task TASK")
         return [shown(offer) for offer in offers]
@@ -259,7 +270,7 @@ class Peer:
         Each item of a streamed answer goes to `on_item`, which may be slow: the model then waits.
         """
         aim = self._target(target, provider)
-        with _within(timeout + DEADLINE_GRACE, f"the call of {target}"):
+        with _within(timeout, f"the call of {target}", DEADLINE_GRACE):
             return await self._router.call(aim, input, params or {}, timeout, on_item)
 
     def stream(
@@ -277,6 +288,7 @@ class Peer:
         its answer as the one item.
         """
         aim = self._target(target, provider)
+        check_timeout(timeout)
         return Items(self._nursery, lambda: self._router.open(aim, input, params or {}, timeout, "stream"))
 
     def _target(self, target: str, provider: str | None) -> Target:
@@ -287,6 +299,10 @@ class Peer:
 
     async def ping(self, target: str, count: int = 3, *, timeout: float = 30.0) -> dict[str, object]:
         """Round trips to a peer id or multiaddr; raises RemoteError when there is no answer."""
+        with _within(timeout, f"the ping of {target}"):
+            return await self._ping(target, count)
+
+    async def _ping(self, target: str, count: int) -> dict[str, object]:
         if target.startswith("/"):
             peer, addr = split_p2p(target)
             if peer is None:
@@ -404,13 +420,21 @@ def check_bootstraps(addrs: Sequence[str]) -> None:
             )
 
 
+def check_timeout(timeout: float) -> None:
+    """Raises LocalError (bad-input) for what is no time to wait."""
+    if not timeout >= 0:  # not a number, too
+        raise LocalError(Code.BAD_INPUT, f"a timeout of {timeout:g} s", hint="at least 0 seconds")
+
+
 @contextmanager
-def _within(timeout: float, what: str) -> Iterator[None]:
-    """The block ends in `timeout` seconds, by RemoteError (deadline) if not by itself."""
-    with trio.move_on_after(timeout) as scope:
+def _within(timeout: float, what: str, grace: float = 0.0) -> Iterator[None]:
+    """The block ends in `timeout` seconds, by RemoteError (deadline) if not by itself within `grace` more."""
+    check_timeout(timeout)
+    with trio.move_on_after(timeout + grace) as scope:
         yield
     if scope.cancelled_caught:
-        raise RemoteError(Code.DEADLINE, f"{what} took longer than {timeout:g} s", hint="a longer timeout")
+        hint = f"give it longer: --timeout {2 * timeout:g}"
+        raise RemoteError(Code.DEADLINE, f"{what} took longer than {timeout:g} s", hint=hint)
 
 
 def _quiet(line: str) -> None:

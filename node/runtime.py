@@ -88,8 +88,11 @@ class Runtime:
             ) from error
         except OSError as error:
             raise LocalError(Code.BAD_STATE, f"cannot lock {path}: {reason(error)}") from error
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        except OSError as error:
+            raise LocalError(Code.BAD_STATE, f"cannot write {path}: {reason(error)}") from error
 
     def announce(self, peer_id: str, addrs: Sequence[str]) -> None:
         """Tell other peers of this user where I am; again with new addresses replaces the old ones."""

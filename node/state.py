@@ -119,6 +119,12 @@ class State:
         self.withdrawn[model] = owed
         self._note(model, seq)
 
+    def drop(self, model: str) -> None:
+        """Forget a published model whose record nobody can take back; it expires by itself."""
+        remove_durably(self._model_path(model), disk=self.disk)
+        self.published.pop(model, None)
+        self._seqs.pop(model, None)
+
     def settle(self, now_unix: float) -> None:
         """Let go of tombstones whose records would have expired by now."""
         for model in [name for name, owed in self.withdrawn.items() if owed.expires_unix <= now_unix]:

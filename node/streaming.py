@@ -12,7 +12,7 @@ from contextlib import AbstractAsyncContextManager
 
 import trio
 
-from modelnet_p2p.errors import ModelnetError
+from modelnet_p2p.errors import Code, LocalError, ModelnetError
 from modelnet_p2p.node.calls.router import Outcome, Running
 from modelnet_p2p.payload import Value
 
@@ -28,6 +28,7 @@ class _Pump:
         self.scope = trio.CancelScope()
         self.error: ModelnetError | None = None
         self.outcome: Outcome | None = None
+        self.left = False  # nobody wants more
         self._opening = opening
 
     async def run(self) -> None:
@@ -39,8 +40,10 @@ class _Pump:
                     self.outcome = running.outcome
             except ModelnetError as error:
                 self.error = error
-            except trio.BrokenResourceError:
-                pass  # nobody reads any more
+
+    def leave(self) -> None:
+        self.left = True
+        self.scope.cancel()
 
 
 class Items:
@@ -49,22 +52,32 @@ class Items:
     def __init__(self, nursery: trio.Nursery, opening: Opening) -> None:
         self._nursery = nursery
         self._pump = _Pump(opening)
-        self._begun = False
+        self._token: trio.lowlevel.TrioToken | None = None  # once the call has begun
 
     def __aiter__(self) -> Items:
         return self
 
     async def __anext__(self) -> Value:
         """The next item; raises NotFound, RemoteError or LocalError when the call fails."""
-        if not self._begun:
-            self._begun = True
-            self._nursery.start_soon(self._pump.run)
+        pump = self._pump
+        if self._token is None:
+            self._begin()
         try:
-            return await self._pump.receive.receive()
+            return await pump.receive.receive()
         except trio.EndOfChannel:
-            if self._pump.error is not None:
-                raise self._pump.error from None
+            if pump.error is not None:
+                raise pump.error from None
+            if pump.outcome is None and not pump.left:  # an end that nobody meant is not the end
+                raise _closed() from None
             raise StopAsyncIteration from None
+
+    def _begin(self) -> None:
+        self._token = trio.lowlevel.current_trio_token()
+        try:
+            self._nursery.start_soon(self._pump.run)
+        except RuntimeError:  # the nursery is closed
+            self._pump.send.close()
+            raise _closed() from None
 
     @property
     def outcome(self) -> Outcome | None:
@@ -72,10 +85,19 @@ class Items:
 
     def close(self) -> None:
         """Cancel the call; harmless when it has ended."""
-        self._pump.scope.cancel()
+        self._pump.leave()
 
     async def aclose(self) -> None:
         self.close()
 
     def __del__(self) -> None:
-        self._pump.scope.cancel()
+        # the collector may run anywhere, in another thread or inside of trio itself: only this is safe there
+        if self._token is not None:
+            try:
+                self._token.run_sync_soon(self._pump.leave)
+            except trio.RunFinishedError:
+                pass  # and with it the call
+
+
+def _closed() -> LocalError:
+    return LocalError(Code.NOT_RUNNING, "the peer was closed before the answer was complete")

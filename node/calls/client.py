@@ -14,23 +14,27 @@ from dataclasses import dataclass, replace
 
 import trio
 
-from modelnet_p2p.errors import Code, RemoteError
+from modelnet_p2p.errors import Code, LocalError, ModelnetError, RemoteError
 from modelnet_p2p.events import Call, Fault, Item, Result
 from modelnet_p2p.exchange import RemoteProtocolError, Role
 from modelnet_p2p.identity import PeerId
+from modelnet_p2p.node.calls.budget import Budget
 from modelnet_p2p.node.calls.pipe import EventPipe
+from modelnet_p2p.node.serving.backends.contract import MAX_BODY_BYTES
 from modelnet_p2p.node.transport.contract import ConnectionLost, Network, Stream, StreamReset
 from modelnet_p2p.tuning import Tuning
 
 MAX_IDLE_STREAMS = 16  # kept open per peer: enough for a burst of callers, far below the stream cap
 DEADLINE_GRACE = 0.25  # the far side's own deadline fault may still arrive, and says more than ours
+LAST_WORDS = 1.0  # seconds for the fault of a far side that broke off while the call was being sent
+MAX_DEADLINE = 86_400.0  # seconds that are told to the far side, which has a limit of its own
 
 
 @dataclass(slots=True)
 class Progress:
     """How far a call got; decides whether another provider may be asked after a failure."""
 
-    sent: bool = False  # the first byte of the call may have left this machine
+    sent: bool = False  # the last byte of the call may have left this machine; before that nothing can run
     items: int = 0  # handed to the caller
 
 
@@ -41,6 +45,11 @@ class Ongoing:
         self._pipe = pipe
         self._progress = progress
         self.ended = False  # the far side has said its last word; the stream can serve another call
+
+    @property
+    def bytes_in(self) -> int:
+        """Bytes of this call's answer so far."""
+        return self._pipe.exchange.bytes_in
 
     async def receive(self) -> Item | Result:
         """The next item, or the result, after which nothing follows.
@@ -54,13 +63,15 @@ class Ongoing:
         except RemoteProtocolError as error:
             if error.code is Code.UNREACHABLE:  # an end in the middle of the call
                 raise StreamReset(peer, self._pipe.stream.protocol) from error
+            code = error.code if error.code is Code.TOO_LARGE else Code.INTERNAL
             raise RemoteError(
-                Code.INTERNAL, f"peer {peer.short} broke the call protocol: {error.message}", peer=peer.text
+                code, f"peer {peer.short} broke the call protocol: {error.message}", peer=peer.text
             ) from error
-        except trio.TooSlowError as error:
-            raise RemoteError(
-                Code.UNREACHABLE, f"peer {peer.short} stopped in the middle of an answer", peer=peer.text
-            ) from error
+        except RemoteError as error:
+            if error.code is not Code.DEADLINE:
+                raise
+            raise RemoteError(Code.UNREACHABLE, error.message, peer=peer.text) from error
+        self._pipe.release(self._pipe.received)  # from here on it is the caller's own
         match event:
             case Item():
                 self._progress.items += 1
@@ -79,10 +90,11 @@ class CallClient:
     """Calls to any peer over one network; keeps idle streams for the next call."""
 
     def __init__(
-        self, network: Network, protocol: str, tuning: Tuning, loopback: Callable[[], Stream]
+        self, network: Network, protocol: str, tuning: Tuning, budget: Budget, loopback: Callable[[], Stream]
     ) -> None:
         """`loopback` opens a stream to this peer's own server: nobody dials itself."""
         self._network = network
+        self._budget = budget
         self._loopback = loopback
         self._protocol = protocol
         self._tuning = tuning
@@ -97,23 +109,28 @@ class CallClient:
         call: Call,
         timeout: float,
         progress: Progress | None = None,
+        *,
+        max_body: int = MAX_BODY_BYTES,
     ) -> AsyncIterator[Ongoing]:
         """Send `call` to `peer` and yield it as it runs; all of it ends within `timeout` seconds.
 
-        Raises RemoteError: unreachable, deadline, or whatever fault the far side answers.
+        `max_body` bounds each value that the peer may send. Raises RemoteError: unreachable, deadline, or
+        whatever fault the far side answers.
         """
         progress = progress or Progress()
         deadline = trio.current_time() + timeout
         with trio.CancelScope(deadline=deadline + DEADLINE_GRACE) as scope:
             pipe, ongoing = await self._start(peer, addrs, call, deadline, progress)
+            pipe.limit = max_body
             try:
                 yield ongoing
             finally:
-                if ongoing.ended:
+                pipe.close()
+                # bytes behind the last word would be taken for the next call's answer
+                if ongoing.ended and not pipe.exchange.in_frame:
                     self._keep(peer, pipe)
                 else:
-                    with trio.CancelScope(shield=True):
-                        await pipe.stream.reset()
+                    await _reset(pipe)
         if scope.cancelled_caught:
             raise RemoteError(
                 Code.DEADLINE,
@@ -123,10 +140,17 @@ class CallClient:
             )
 
     async def unary(
-        self, peer: PeerId, addrs: Sequence[str], call: Call, timeout: float, progress: Progress | None = None
+        self,
+        peer: PeerId,
+        addrs: Sequence[str],
+        call: Call,
+        timeout: float,
+        progress: Progress | None = None,
+        *,
+        max_body: int = MAX_BODY_BYTES,
     ) -> Result:
         """A call whose items nobody wants: its result."""
-        async with self.open(peer, addrs, call, timeout, progress) as ongoing:
+        async with self.open(peer, addrs, call, timeout, progress, max_body=max_body) as ongoing:
             while True:
                 event = await ongoing.receive()
                 if isinstance(event, Result):
@@ -135,53 +159,84 @@ class CallClient:
     async def _start(
         self, peer: PeerId, addrs: Sequence[str], call: Call, deadline: float, progress: Progress
     ) -> tuple[EventPipe, Ongoing]:
-        if (pipe := self._reuse(peer)) is not None:
+        if (pipe := await self._reuse(peer)) is not None:
             try:
                 await self._send(pipe, call, deadline)
             except (StreamReset, ConnectionLost):
-                pass  # it died while it was idle: nothing of this call reached the far side
+                pass  # it died while it was idle, or before all was sent: nothing can have run there
             else:
                 progress.sent = True
                 return pipe, Ongoing(pipe, progress)
-        pipe = EventPipe(await self._open_stream(peer, addrs), Role.CALLER, self._tuning)
-        progress.sent = True
+        stream = await self._open_stream(peer, addrs)
+        pipe = EventPipe(stream, Role.CALLER, self._tuning, self._budget)
         await self._send(pipe, call, deadline)
+        progress.sent = True
         return pipe, Ongoing(pipe, progress)
 
     async def _open_stream(self, peer: PeerId, addrs: Sequence[str]) -> Stream:
         if peer == self._network.id:
             return self._loopback()
-        await self._network.connect(peer, addrs)
+        try:
+            await self._network.connect(peer, addrs)
+        except LocalError as error:  # a stranger's address that is none
+            raise RemoteError(Code.UNREACHABLE, error.message, peer=peer.text) from error
         return await self._network.open_stream(peer, self._protocol)
 
     async def _send(self, pipe: EventPipe, call: Call, deadline: float) -> None:
-        remaining = max(0.0, deadline - trio.current_time())
+        """Send all of the call; a stream on which that did not succeed is reset."""
+        remaining = min(max(0.0, deadline - trio.current_time()), MAX_DEADLINE)
+        sent = False
         try:
             await pipe.send(replace(call, deadline_us=int(remaining * 1e6)))
-        except BaseException as error:
-            with trio.CancelScope(shield=True):
-                await pipe.stream.reset()
-            if isinstance(error, trio.TooSlowError):
-                peer = pipe.stream.peer.text
-                raise RemoteError(Code.SLOW_READER, "the peer does not take the call", peer=peer) from error
-            raise
+            sent = True
+        except StreamReset:
+            fault = await _last_words(pipe)
+            if fault is None:
+                raise
+            raise fault.error(pipe.stream.peer.text) from None
+        finally:
+            if not sent:
+                await _reset(pipe)
 
-    def _reuse(self, peer: PeerId) -> EventPipe | None:
+    async def _reuse(self, peer: PeerId) -> EventPipe | None:
+        """The idle stream that was used last, unless that is so long ago that the far side may let go."""
         idle = self._idle.get(peer)
-        return idle.pop()[0] if idle else None
+        if not idle:
+            return None
+        pipe, since = idle.pop()
+        if trio.current_time() - since <= self._tuning.idle_stream:
+            return pipe
+        await _reset(pipe)
+        return None
 
     def _keep(self, peer: PeerId, pipe: EventPipe) -> None:
-        idle = self._idle.setdefault(peer, deque())
-        idle.append((pipe, trio.current_time()))
+        self._idle.setdefault(peer, deque()).append((pipe, trio.current_time()))
 
     async def close_idle(self) -> None:
         """Close streams that have been idle for `tuning.idle_stream`, and those above the bound."""
         oldest = trio.current_time() - self._tuning.idle_stream
         for peer, idle in list(self._idle.items()):
             while idle and (idle[0][1] < oldest or len(idle) > MAX_IDLE_STREAMS):
-                await idle.popleft()[0].stream.reset()
-            if not idle:
+                await _reset(idle.popleft()[0])
+            if not idle and self._idle.get(peer) is idle:  # the peer may have gone, and come, meanwhile
                 del self._idle[peer]
 
     def _forget(self, peer: PeerId) -> None:
         self._idle.pop(peer, None)
+
+
+async def _reset(pipe: EventPipe) -> None:
+    with trio.CancelScope(shield=True):  # quick: nothing of the far side is waited for
+        await pipe.stream.reset()
+    pipe.close()
+
+
+async def _last_words(pipe: EventPipe) -> Fault | None:
+    """Why the far side broke off while it was being sent to, if it said so."""
+    with trio.move_on_after(LAST_WORDS):
+        try:
+            event = await pipe.receive()
+        except ModelnetError:
+            return None
+        return event if isinstance(event, Fault) else None
+    return None

@@ -20,6 +20,7 @@ from modelnet_p2p.events import Call, Item, Result
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.names import ModelUri, check_task
 from modelnet_p2p.node.calls.client import CallClient, Ongoing, Progress
+from modelnet_p2p.node.serving.backends.contract import MAX_BODY_BYTES
 from modelnet_p2p.node.serving.policy.ranking import Experience, rank
 from modelnet_p2p.offers import Offer
 from modelnet_p2p.payload import Value
@@ -30,6 +31,9 @@ log = logging.getLogger(__name__)
 TASK_SCHEME = "task:"
 MAX_ATTEMPTS = 5  # providers asked for one call; were all of these dead, the sixth is no better bet
 MAX_KNOWN_PROVIDERS = 1024  # whose past behaviour is remembered
+# of an answer in items that is collected into one list: a provider that never ends must not fill our memory
+MAX_COLLECTED_BYTES = MAX_BODY_BYTES
+MAX_COLLECTED_ITEMS = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +82,11 @@ class Running:
         self._ongoing = ongoing
         self._first: Item | Result | None = first
         self._started = started
+
+    @property
+    def bytes_in(self) -> int:
+        """Bytes of the answer so far."""
+        return self._ongoing.bytes_in
 
     def __aiter__(self) -> Running:
         return self
@@ -161,15 +170,18 @@ class Router:
     ) -> AsyncIterator[Running]:
         """Yield the call once a provider has begun to answer; leaving early cancels it there.
 
-        Raises NotFound, RemoteError (the last provider's), LocalError (bad-input).
+        All of it, the search too, ends within `timeout` seconds. Raises NotFound, RemoteError (the last
+        provider's, or deadline), LocalError (bad-input).
         """
         started = trio.current_time()
-        offers = one_owner(target, await self._search(target.query))
+        offers = one_owner(target, await self._find(target, timeout))
         key = self._rng.randbytes(16).hex()
+        at = f" at peer {target.query.provider}" if target.query.provider else ""
         last: ModelnetError = NotFound(
-            f"nobody alive offers {target.text!r}", hint="modelnet-peer find shows what is on offer"
+            f"nobody alive offers {target.text!r}{at}",
+            hint="modelnet-peer find --task TASK lists who offers what",
         )
-        for attempt, offer in enumerate(offers[: 1 if target.pinned else MAX_ATTEMPTS], 1):
+        for attempt, offer in enumerate(candidates(target, offers), 1):
             call = Call(target=offer.uri, value=value, method=method, params=params, key=key)
             left = timeout - (trio.current_time() - started)
             progress = Progress()
@@ -181,15 +193,26 @@ class Router:
                     running = Running(offer, attempt, ongoing, first, started)
                     yielded = True
                     yield running
-                    self._memory.of(offer).succeeded((trio.current_time() - started) * 1e3)
+                if running.outcome is not None:
+                    self._memory.of(offer).succeeded(running.outcome.total_ms)
                 return
             except RemoteError as error:
-                self._note(offer, error)
+                if error.peer == offer.provider:  # and not out of the caller's own block
+                    self._note(offer, error)
                 if yielded or not may_move(error, progress, offer):
                     raise
                 log.info("%s did not answer %s: %s", offer.provider[-8:], target.text, error.message)
                 last = error
         raise last
+
+    async def _find(self, target: Target, timeout: float) -> Sequence[Offer]:
+        with trio.move_on_after(timeout):
+            return await self._search(target.query)
+        raise RemoteError(
+            Code.DEADLINE,
+            f"the search for {target.text!r} took longer than {timeout:g} s",
+            hint="a longer timeout",
+        )
 
     async def call(
         self,
@@ -203,23 +226,45 @@ class Router:
         items: list[Value] = []
         async with self.open(target, value, params, timeout) as running:
             async for item in running:
-                if on_item is None:
-                    items.append(item)
-                else:
+                if on_item is not None:
                     await on_item(item)
+                    continue
+                items.append(item)
+                if len(items) > MAX_COLLECTED_ITEMS or running.bytes_in > MAX_COLLECTED_BYTES:
+                    raise _too_long(running.offer)
         assert running.outcome is not None
-        return replace(running.outcome, output=items) if items else running.outcome
+        empty = on_item is None and running.outcome.output is None and "items" in running.offer.record.gives
+        return replace(running.outcome, output=items) if items or empty else running.outcome
 
     def _note(self, offer: Offer, error: RemoteError) -> None:
         if error.code in (Code.UNREACHABLE, Code.DEADLINE, Code.BUSY):
             self._memory.of(offer).failed(trio.current_time())
 
 
+def candidates(target: Target, offers: Sequence[Offer]) -> list[Offer]:
+    """Whom to ask in turn: each provider once, by the first of its offers."""
+    first: dict[str, Offer] = {}
+    for offer in offers:
+        first.setdefault(offer.provider, offer)
+    return list(first.values())[: 1 if target.pinned else MAX_ATTEMPTS]
+
+
 def may_move(error: RemoteError, progress: Progress, offer: Offer) -> bool:
     """Whether another provider may be asked after this failure without doing the work twice."""
-    if error.code is Code.BUSY or not progress.sent:
-        return error.retryable
+    if error.code is Code.BUSY:
+        return True
+    if not progress.sent:  # nothing can have run there
+        return error.retryable or error.code is Code.UNKNOWN_METHOD
     return error.code is Code.UNREACHABLE and progress.items == 0 and offer.record.idempotent
+
+
+def _too_long(offer: Offer) -> RemoteError:
+    return RemoteError(
+        Code.TOO_LARGE,
+        f"{offer.model} gave more than {MAX_COLLECTED_ITEMS} items or {MAX_COLLECTED_BYTES >> 20} MiB",
+        peer=offer.provider,
+        hint="take the items one by one: peer.stream(…), modelnet-peer invoke --stream",
+    )
 
 
 def one_owner(target: Target, offers: Sequence[Offer]) -> Sequence[Offer]:

@@ -2,7 +2,8 @@
 
 The caller takes only from a closed table of methods. A caller that resets or loses its stream
 cancels the work at once; a caller that ends cleanly is done. A call ends exactly once, with a
-result or with a typed fault; after either the stream takes the next call.
+result or with a typed fault; after either the stream takes the next call. A stream without a call is
+kept for a while, and not at all when there are too many.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import trio
 
 from modelnet_p2p.errors import Code, LocalError, ModelnetError
 from modelnet_p2p.events import Call, Fault, Hop, Item, Result
-from modelnet_p2p.exchange import RemoteProtocolError, Role
+from modelnet_p2p.exchange import LocalProtocolError, RemoteProtocolError, Role
+from modelnet_p2p.frames import MAX_HOPS
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.names import ModelUri, digest_text
+from modelnet_p2p.node.calls.budget import Budget
 from modelnet_p2p.node.calls.pipe import EventPipe
 from modelnet_p2p.node.serving.models import Models, Served
 from modelnet_p2p.node.transport.contract import Stream
@@ -26,21 +29,44 @@ log = logging.getLogger(__name__)
 
 PING = "ping"
 MODEL_METHODS = frozenset({"invoke", "stream"})
+MAX_CALL_SECONDS = 3600.0  # a slot is not held longer than this, whatever deadline a caller names
+MAX_STREAMS = 4096  # of all callers together; 16 KiB of scratch each are 64 MiB
+IDLE_FACTOR = 2.0  # of `tuning.idle_stream`: callers of ours let go first, so no call meets a closing door
 
 
 class CallServer:
     """The handler of the call protocol for one peer's models."""
 
-    def __init__(self, me: PeerId, models: Models, tuning: Tuning) -> None:
+    def __init__(
+        self, me: PeerId, models: Models, tuning: Tuning, budget: Budget, *, max_streams: int = MAX_STREAMS
+    ) -> None:
         self._me = me
         self._models = models
         self._tuning = tuning
+        self._budget = budget
+        self._max_streams = max_streams
+        self._sessions: dict[_Session, None] = {}  # whose last call ended first comes first
         self.malformed = 0  # streams that were cut off because their bytes made no sense
+
+    @property
+    def streams(self) -> int:
+        """Call streams that are open now."""
+        return len(self._sessions)
 
     async def handle(self, stream: Stream) -> None:
         """Serve calls on `stream` until the far side ends it; the transport guards this handler."""
-        pipe = EventPipe(stream, Role.ANSWERER, self._tuning)
-        error = await _Session(pipe, self).run()
+        if not self._make_room():
+            log.info("call stream of %s refused: all %d are busy", stream.peer.short, self._max_streams)
+            await stream.reset()
+            return
+        pipe = EventPipe(stream, Role.ANSWERER, self._tuning, self._budget)
+        session = _Session(pipe, self, self._tuning.idle_stream * IDLE_FACTOR)
+        self._sessions[session] = None
+        try:
+            error = await session.run()
+        finally:
+            del self._sessions[session]
+            pipe.close()
         if error is None:
             return
         if isinstance(error, RemoteProtocolError) and error.code is not Code.UNREACHABLE:
@@ -50,6 +76,20 @@ class CallServer:
         else:
             log.debug("call stream of %s ended: %s", stream.peer.short, error)
         await stream.reset()
+
+    def _make_room(self) -> bool:
+        """Whether one more stream may be served; where all places are taken, the longest idle one goes."""
+        if len(self._sessions) < self._max_streams:
+            return True
+        idle = next((session for session in self._sessions if session.idle), None)
+        if idle is not None:
+            idle.leave()
+        return idle is not None
+
+    def on_idle(self, session: _Session) -> None:
+        """A call of this stream has ended."""
+        del self._sessions[session]
+        self._sessions[session] = None
 
     async def _say_why(self, pipe: EventPipe, error: ModelnetError) -> None:
         """One last fault for a caller whose bytes made no sense: without it he would never learn why."""
@@ -72,6 +112,8 @@ class CallServer:
                 f"no method {call.method[:64]!r}",
                 hint=f"one of {', '.join(sorted(MODEL_METHODS | {PING}))}",
             )
+        if len(call.trace) >= MAX_HOPS:  # before the work: its result could not be sent
+            raise LocalError(Code.BAD_INPUT, f"the call has been through {len(call.trace)} peers already")
         served = self._resolve(call.target)
 
         async def emit(value: Value) -> None:
@@ -105,7 +147,7 @@ class CallServer:
     def _resolve(self, target: str) -> Served:
         uri = ModelUri.parse(target)
         served = self._models.get(uri.name, uri.version)
-        if served is None:
+        if served is None or uri.provider not in (None, self._me):
             raise LocalError(
                 Code.NOT_FOUND,
                 f"peer {self._me.short} does not serve {uri.name!r}",
@@ -116,49 +158,103 @@ class CallServer:
         return served
 
 
-MAX_CALL_SECONDS = 3600.0  # a slot is not held longer than this, whatever deadline a caller names
-
-
 class _Session:
-    """One stream's calls, one after the other, and the watch over its caller."""
+    """One stream's calls, one after the other, and the watch over its caller.
 
-    def __init__(self, pipe: EventPipe, server: CallServer) -> None:
+    Between two calls nothing of the last one is held: its input and its answer may be large, and the
+    stream may wait for long. So each step is a method of its own, whose variables end with it.
+    """
+
+    def __init__(self, pipe: EventPipe, server: CallServer, idle_seconds: float) -> None:
         self._pipe = pipe
         self._server = server
-        self._error: ModelnetError | trio.TooSlowError | None = None
-        # one call may arrive while the last one's result is still going out; more would be a flood
-        self._inbox, self._calls = trio.open_memory_channel[Call](1)
+        self._idle_seconds = idle_seconds
+        self._error: ModelnetError | None = None
+        self._both = trio.CancelScope()
+        # one call may arrive while the last one's result is still going out; more would be a flood.
+        # Beside each is how many bytes of the budget it holds.
+        self._inbox, self._calls = trio.open_memory_channel[tuple[Call, int]](1)
+        self._waiting = False
 
-    async def run(self) -> ModelnetError | trio.TooSlowError | None:
+    @property
+    def idle(self) -> bool:
+        """Whether it waits for a call of which nothing has arrived."""
+        return self._waiting and not self._pipe.exchange.in_frame
+
+    async def run(self) -> ModelnetError | None:
         """Both tasks, until the caller ends the stream in order, or until what is returned ended it."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._read, nursery.cancel_scope)
-            await self._serve()
-            nursery.cancel_scope.cancel()
+        with self._both:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._read)
+                while await self._serve_one():
+                    self._server.on_idle(self)
+                nursery.cancel_scope.cancel()
         return self._error
 
-    async def _read(self, both: trio.CancelScope) -> None:
+    def leave(self) -> None:
+        """Give up on a stream that is idle: its place is wanted."""
+        self._waiting = False
+        self._end(LocalError(Code.BUSY, "its place was needed"))
+
+    def _end(self, error: ModelnetError) -> None:
+        self._error = self._error or error
+        self._both.cancel()
+
+    async def _read(self) -> None:
         """Read for as long as the caller sends; its loss cancels the work that is done for it."""
         async with self._inbox:
             try:
-                while (event := await self._pipe.receive()) is not None:
-                    if isinstance(event, Call):
-                        await self._inbox.send(event)
-            except (ModelnetError, trio.TooSlowError) as error:
-                self._error = error
-                both.cancel()
+                while await self._read_one():
+                    pass
+            except ModelnetError as error:
+                self._end(error)
 
-    async def _serve(self) -> None:
-        async for call in self._calls:
-            end = await self._outcome(call)
+    async def _read_one(self) -> bool:
+        event = await self._pipe.receive()
+        if isinstance(event, Call):
+            await self._inbox.send((event, self._pipe.received))
+        elif event is not None:  # an item of a call that takes none: it is not kept
+            self._pipe.release(self._pipe.received)
+        return event is not None
+
+    async def _serve_one(self) -> bool:
+        """Serve the next call; False when there will be none."""
+        arrived = await self._next_call()
+        if arrived is None:
+            return False
+        call, size = arrived
+        end = await self._outcome(call)
+        try:
+            await self._send_end(end)
+        except ModelnetError as error:
+            self._error = self._error or error
+            return False
+        self._pipe.release(size)
+        return True
+
+    async def _next_call(self) -> tuple[Call, int] | None:
+        while True:
+            self._waiting = True
             try:
-                await self._pipe.send(end)
-            except (ModelnetError, trio.TooSlowError) as error:
-                self._error = error
-                return
+                with trio.move_on_after(self._idle_seconds):
+                    return await self._calls.receive()
+            except trio.EndOfChannel:
+                return None
+            finally:
+                self._waiting = False
+            if not self._pipe.exchange.in_frame:  # a large call may take long to arrive
+                self._error = LocalError(Code.DEADLINE, f"no call for {self._idle_seconds:g} s")
+                return None
 
     async def _outcome(self, call: Call) -> Result | Fault:
         try:
             return await self._server.run(call, self._pipe)
         except ModelnetError as error:
             return Fault.of(error)
+
+    async def _send_end(self, end: Result | Fault) -> None:
+        try:
+            await self._pipe.send(end)
+        except LocalProtocolError as error:  # an answer that cannot be sent; its reason can
+            code = error.code if error.code is Code.TOO_LARGE else Code.MODEL_ERROR
+            await self._pipe.send(Fault(code, f"the answer cannot be sent: {error.message}"))

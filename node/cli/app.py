@@ -8,6 +8,7 @@ for the next step, with --json one object, and the contract's exit code.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -17,6 +18,7 @@ import click
 
 from modelnet_p2p import __version__
 from modelnet_p2p.errors import Code, LocalError, ModelnetError, RemoteError
+from modelnet_p2p.node.cli.examples import examples
 
 PROGRAM = "modelnet-peer"
 _COMMANDS = {  # in the order in which help lists them, with the module of each and its short help
@@ -47,6 +49,17 @@ _LOCAL_EXITS = {
     Code.BUSY: 5,
 }
 INTERRUPTED = 130
+_NEXT = {  # the next step after an error that brought none of its own
+    Code.NOT_FOUND: "modelnet-peer find --help",
+    Code.UNREACHABLE: "modelnet-peer peers lists who is there",
+    Code.DEADLINE: "give it longer: --timeout 60",
+    Code.BUSY: "try again, or ask another one: --provider ID",
+    Code.BAD_INPUT: "modelnet-peer COMMAND --help shows examples",
+    Code.MODEL_ERROR: "its peer's log says more; modelnet-peer find --model MODEL lists others",
+    Code.TOO_LARGE: "send less at once",
+    Code.BAD_STATE: "make room or repair it, or be another peer: --home DIR",
+    Code.IN_USE: "modelnet-peer status",
+}
 _Hook = Callable[[type[BaseException], BaseException, TracebackType | None], None]
 
 
@@ -76,18 +89,36 @@ class _Lazy(click.Group):
             formatter.write_dl([(name, short) for name, (_, short) in _COMMANDS.items()])
 
 
-@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_Lazy,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    invoke_without_command=True,
+    epilog=examples(
+        "modelnet-peer join                      # in one terminal: a peer, on this machine only",
+        "modelnet-peer publish builtin:digits    # in another one",
+        "modelnet-peer find --task image-classification",
+    ),
+)
 @click.version_option(__version__, "--version", prog_name=PROGRAM, message="%(prog)s %(version)s")
-def app() -> None:
+@click.pass_context
+def app(ctx: click.Context) -> None:
     """A peer of a network of AI models without a centre: publish, find and call models."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help(), err=True)
+        ctx.exit(2)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def run_app(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit status is returned, or given to the shell when `argv` is None."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for name in ("stdout", "stderr"):  # None where the shell closed it: `>&-`
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  as long as the process
     as_json = "--json" in arguments
     if argv is None:
         sys.excepthook = _on_bug(as_json)
+        if arguments[:1] != ["join"]:  # which has its own manner of ending, from the first moment on
+            signal.signal(signal.SIGINT, signal.default_int_handler)
     status = _run(arguments, as_json)
     if argv is None:
         sys.exit(status)
@@ -100,6 +131,8 @@ def _run(arguments: list[str], as_json: bool) -> int:
         sys.stdout.flush()
         return outcome if isinstance(outcome, int) else 0
     except ModelnetError as error:
+        hint = _NEXT.get(error.code, "")
+        error.hint = error.hint or hint.replace("COMMAND", app_command(arguments))
         print_error(error, as_json=as_json)
         return exit_code(error)
     except click.UsageError as error:
@@ -113,10 +146,25 @@ def _run(arguments: list[str], as_json: bool) -> int:
     except (click.Abort, KeyboardInterrupt):
         print_error(LocalError(Code.CANCELLED, "interrupted"), as_json=as_json)
         return INTERRUPTED
-    except BrokenPipeError:
-        # whoever read the results has had enough; without this Python complains again at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (BrokenPipeError, SystemExit):
+        # whoever read the results has had enough (click makes an exit of that); without this Python
+        # complains again at exit
+        _no_more_output()
         return 0
+    except OSError as error:  # all others are translated where they happen
+        _no_more_output()
+        words = f"cannot write the results: {error.strerror or error}"
+        print_error(LocalError(Code.BAD_STATE, words, hint="make room where stdout goes"), as_json=as_json)
+        return 6
+
+
+def _no_more_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def app_command(arguments: Sequence[str]) -> str:
+    """The command among these arguments, `COMMAND` where there is none."""
+    return next((word for word in arguments if word in _COMMANDS), "COMMAND")
 
 
 def print_error(error: ModelnetError, *, as_json: bool) -> None:
@@ -140,9 +188,11 @@ def _on_bug(as_json: bool) -> _Hook:
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if os.environ.get("MODELNET_LOG") == "debug":
             sys.__excepthook__(kind, error, trace)
+        while isinstance(error, BaseExceptionGroup):  # nurseries wrap; the first cause tells the most
+            error = error.exceptions[0]
         bug = LocalError(
             Code.INTERNAL,
-            f"{kind.__name__}: {error}",
+            f"{type(error).__name__}: {error}",
             hint="this is a bug; MODELNET_LOG=debug prints its traceback",
         )
         print_error(bug, as_json=as_json)

@@ -8,12 +8,20 @@ import click
 
 from modelnet_p2p.errors import Code, LocalError, NotFound
 from modelnet_p2p.node.cli.common import Session, common_flags
+from modelnet_p2p.node.cli.examples import examples
 from modelnet_p2p.node.cli.values import check_out, for_people, parse_params, read_input, write_out
 
 Value = Any  # a value of the wire: None, bool, int, float, str, bytes, list, dict or array
 
 
-@click.command("find")
+@click.command(
+    "find",
+    epilog=examples(
+        "modelnet-peer find --task image-classification",
+        "modelnet-peer find --model modelnet/digits --all",
+        "modelnet-peer find --tag english --json",
+    ),
+)
 @common_flags
 @click.option("--task", metavar="T", help="Such as text-classification.")
 @click.option("--model", metavar="M", help="A model's name, with @VERSION or as a modelnet: URI too.")
@@ -46,9 +54,8 @@ def find_command(
     with output.progress(f"looking for {asked}"):
         session.ask("find", {**params, "timeout": session.settings.timeout}, on_item=on_offer)
     if not offers:
-        raise NotFound(
-            f"nobody offers {asked}", hint="modelnet-peer publish builtin:digits, or ask for another"
-        )
+        hint = f"offer it yourself: modelnet-peer publish MODULE:NAME --task {task}" if task else ""
+        raise NotFound(f"nobody offers {asked}", hint=hint or "--all lists those that do not answer, too")
     if not output.as_json:
         columns = ("model", "task", "state", "rtt ms", "load", "provider")
         output.table(columns, [_row(offer) for offer in offers])
@@ -66,7 +73,15 @@ def _row(offer: dict[str, Any]) -> tuple[object, ...]:
     )
 
 
-@click.command("invoke")
+@click.command(
+    "invoke",
+    epilog=examples(
+        "modelnet-peer invoke task:summarization 'Long text …'",
+        "modelnet-peer invoke mymodel 'some text' --param n=3 --timeout 60",
+        "modelnet-peer invoke modelnet/digits --input digit.npy --json",
+        "cat letter.txt | modelnet-peer invoke mymodel --input -",
+    ),
+)
 @common_flags
 @click.argument("target")
 @click.argument("text", required=False)
@@ -91,12 +106,19 @@ def invoke_command(
     value = read_input(text, source)
     printer = _Printer(session)
     asked = {"target": target, "params": params, "provider": provider, "timeout": session.settings.timeout}
-    with session.output.progress(f"calling {target}"):
+    with session.output.progress(f"calling {target}"), printer:
         done = session.ask("invoke", asked, value, on_item=printer.item)
         session.output.quiet()
-    printer.done(done, wrote=out is not None)
-    if out is not None:
-        session.output.notice(write_out(out, done["output"]))
+    if out is None:
+        printer.done(done)
+        return
+    try:
+        wrote = write_out(out, done["output"])
+    except LocalError:
+        printer.done(done)  # an answer that was waited for is not lost
+        raise
+    printer.done(done, wrote=True)
+    session.output.notice(wrote)
 
 
 class _Printer:
@@ -106,6 +128,12 @@ class _Printer:
         self._output = session.output
         self._open_line = False  # text was printed that did not end its line
         self._items = 0
+
+    def __enter__(self) -> _Printer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close_line()  # also before an error, which is a line of its own
 
     def item(self, item: Value) -> None:
         self._output.quiet()
@@ -119,11 +147,10 @@ class _Printer:
             self._close_line()
             self._output.text(for_people(item))
 
-    def done(self, done: dict[str, Value], *, wrote: bool) -> None:
+    def done(self, done: dict[str, Value], *, wrote: bool = False) -> None:
         if self._output.as_json:
             self._output.line(done)
             return
-        self._close_line()
         if not wrote and not (self._items and done.get("output") is None):
             self._output.text(for_people(done.get("output")))
 

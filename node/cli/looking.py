@@ -8,9 +8,16 @@ import click
 
 from modelnet_p2p.errors import Code, LocalError, NotFound, RemoteError
 from modelnet_p2p.node.cli.common import Session, common_flags
+from modelnet_p2p.node.cli.examples import examples
 
 
-@click.command("status")
+@click.command(
+    "status",
+    epilog=examples(
+        "modelnet-peer status",
+        "modelnet-peer status --json",
+    ),
+)
 @common_flags
 def status_command(session: Session) -> None:
     """Show how the running peer is: connections, records, models, what it refused."""
@@ -36,13 +43,19 @@ def status_command(session: Session) -> None:
             ("refused", ", ".join(f"{count} {name}" for name, count in refused.items()) or "nothing"),
         ]
     )
-    columns = ("model", "in_flight", "queued", "calls", "faults", "seq")
+    columns = ("model", "state", "in_flight", "queued", "calls", "faults", "seq")
     if models:
         output.text("")
         output.table(columns, [[model.get(name) for name in columns] for model in models])
 
 
-@click.command("peers")
+@click.command(
+    "peers",
+    epilog=examples(
+        "modelnet-peer peers",
+        "modelnet-peer peers --json",
+    ),
+)
 @common_flags
 def peers_command(session: Session) -> None:
     """List the peers that the running peer knows."""
@@ -68,7 +81,13 @@ def peers_command(session: Session) -> None:
     output.table(("peer", "state", "connected", "rtt ms", "address"), rows)
 
 
-@click.command("id")
+@click.command(
+    "id",
+    epilog=examples(
+        "modelnet-peer id",
+        "modelnet-peer id --home /tmp/second",
+    ),
+)
 @common_flags
 def id_command(session: Session) -> None:
     """Print this home's peer id, making its key on first use; with the addresses if it is running."""
@@ -87,7 +106,13 @@ def id_command(session: Session) -> None:
         session.output.text(addr)
 
 
-@click.command("ping")
+@click.command(
+    "ping",
+    epilog=examples(
+        "modelnet-peer ping 12D3KooW…",
+        "modelnet-peer ping /ip4/192.0.2.7/tcp/4001/p2p/12D3KooW… -c 10",
+    ),
+)
 @common_flags
 @click.argument("target", metavar="PEER|MULTIADDR")
 @click.option(
@@ -114,7 +139,13 @@ def ping_command(session: Session, target: str, count: int) -> None:
         )
 
 
-@click.command("show")
+@click.command(
+    "show",
+    epilog=examples(
+        "modelnet-peer show modelnet/digits",
+        "modelnet-peer show modelnet/digits --json",
+    ),
+)
 @common_flags
 @click.argument("model")
 def show_command(session: Session, model: str) -> None:

@@ -75,7 +75,9 @@ class Output:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(*columns, box=None, pad_edge=False, header_style="bold")
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for column in columns:  # the last, an id, address or number, folds where the terminal is narrow
+            table.add_column(column, no_wrap=column != columns[-1])
         for row in cells:
             table.add_row(*(Text(cell, overflow="fold") for cell in row))
         Console(no_color=_no_color()).print(table)

@@ -9,10 +9,20 @@ import click
 
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.cli.common import Session, common_flags
+from modelnet_p2p.node.cli.examples import examples
+from modelnet_p2p.node.control_client import home_flag
 from modelnet_p2p.node.shell import publisher
 
 
-@click.command("join")
+@click.command(
+    "join",
+    epilog=examples(
+        "modelnet-peer join",
+        "modelnet-peer join --publish builtin:digits",
+        "modelnet-peer join --home /tmp/second",
+        "modelnet-peer join --bootstrap /ip4/192.0.2.7/tcp/4001/p2p/12D3Koo…",
+    ),
+)
 @common_flags
 @click.option(
     "--listen", multiple=True, metavar="MULTIADDR", help="Default: /ip4/127.0.0.1/tcp/0; repeatable."
@@ -44,9 +54,20 @@ def _ready(session: Session, ready: dict[str, Any]) -> None:
         ]
     )
     sys.stdout.flush()
+    if output.to_terminal:
+        where = home_flag(session.settings.home)
+        output.notice(f"Ctrl-C leaves. In another terminal: modelnet-peer publish builtin:digits{where}")
 
 
-@click.command("publish")
+@click.command(
+    "publish",
+    epilog=examples(
+        "modelnet-peer publish builtin:digits",
+        "modelnet-peer publish mymodels:summarise --task summarization --tag english",
+        "modelnet-peer publish weights.safetensors --module mymodels:Net",
+        "modelnet-peer publish mymodels:summarise --dry-run",
+    ),
+)
 @common_flags
 @click.argument("source")
 @click.option("--model", metavar="NAME[@VERSION]", help="The name to serve it under.")
@@ -93,7 +114,12 @@ def publish_command(
     )
 
 
-@click.command("unpublish")
+@click.command(
+    "unpublish",
+    epilog=examples(
+        "modelnet-peer unpublish modelnet/digits",
+    ),
+)
 @common_flags
 @click.argument("model")
 def unpublish_command(session: Session, model: str) -> None:
@@ -119,4 +145,6 @@ def refuse_pickle(source: str) -> None:
 
 def _holders(holders: dict[str, int]) -> str:
     stored = holders.get("stored", 0)
+    if not holders.get("asked", 0):
+        return "by nobody else yet: the first peer that comes is told"
     return f"on {stored} other peer{'' if stored == 1 else 's'}"

@@ -48,6 +48,13 @@ def ask_temporary(
     async def ask() -> Value:
         opened = Peer.open(bootstrap=bootstrap, listen=(), network=settings.network, tuning=settings.tuning)
         async with opened as peer:
+            if not peer.bootstrapped.reached:
+                tried = ", ".join(peer.bootstrapped.tried)
+                raise LocalError(
+                    Code.UNREACHABLE,
+                    f"nobody to ask answers at {tried}",
+                    hint="modelnet-peer join there, or name another one: --bootstrap MULTIADDR",
+                )
             return await dispatch(peer, method, Request(params, value), emit)
 
     try:

@@ -147,7 +147,11 @@ def _read_source(source: str) -> bytes:
             with open(source, "rb") as file:
                 data = file.read(MAX_INPUT_BYTES + 1)
     except OSError as error:
-        raise LocalError(Code.BAD_INPUT, f"cannot read {source}: {error.strerror or error}") from error
+        raise LocalError(
+            Code.BAD_INPUT,
+            f"cannot read {source}: {error.strerror or error}",
+            hint="--input takes a file's path, or - for what is piped in",
+        ) from error
     if len(data) > MAX_INPUT_BYTES:
         raise LocalError(Code.TOO_LARGE, f"{source} has more than {MAX_INPUT_BYTES} bytes")
     return data
@@ -162,7 +166,11 @@ def _load_npy(source: str, data: bytes) -> Value:
             raise ValueError("it holds several arrays")
         return array
     except (ValueError, EOFError, OSError) as error:
-        raise LocalError(Code.BAD_INPUT, f"{source} is not a .npy tensor: {error}") from error
+        raise LocalError(
+            Code.BAD_INPUT,
+            f"{source} is not a .npy tensor: {error}",
+            hint="numpy.save writes them; pickled objects are not read",
+        ) from error
 
 
 def check_out(path: str | None) -> None:
@@ -184,7 +192,11 @@ def write_out(path: str, output: Value) -> str:
 
     tensors = list(_tensors_in(output))
     if len(tensors) != 1:
-        raise LocalError(Code.BAD_INPUT, f"--out takes one tensor, and the answer holds {len(tensors)}")
+        raise LocalError(
+            Code.BAD_INPUT,
+            f"--out takes one tensor, and the answer holds {len(tensors)}",
+            hint="without --out all of it is printed, as JSON with --json",
+        )
     tensor = tensors[0]
     note = ""
     if tensor.dtype.kind == "V" or _is_small_float(tensor):

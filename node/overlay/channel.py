@@ -1,10 +1,9 @@
 """One long-lived kad stream to one peer: requests go out, replies come back in the same order.
 
 The kad protocol has no request ids; order is the only thing that ties a reply to its request. So a
-request that times out poisons the stream: it is reset, all that wait on it fail, and the next
-request opens a fresh one. Some stock nodes reset a kad stream that was idle for ten seconds; a
-stream that dies with nothing in flight is reopened without any failure counted, and so is one
-that dies before it ever answered the request that was written to it after an idle time.
+request that is given up poisons the stream: it is reset, and the others that wait on it are asked once
+more on a fresh one, as are those whose stream died of its own. Some stock nodes reset a kad stream that
+was idle for ten seconds; that counts as nobody's failure.
 """
 
 from __future__ import annotations
@@ -20,17 +19,20 @@ from modelnet_p2p.node.transport.contract import ConnectionLost, Network, Stream
 
 MAX_IN_FLIGHT = 8  # what a peer will read ahead for us; js allows 32 streams, go one request at a time
 READ_BYTES = 65536
+LINGER = 5.0  # seconds that a stock peer has to take a message and end its side
 
 
 class _Slot:
     """Where one request waits for its reply."""
 
-    __slots__ = ("done", "error", "reply", "request")
+    __slots__ = ("done", "error", "first", "reply", "request", "spoilt")
 
     def __init__(self, request: Message) -> None:
         self.request = request
         self.reply: Message | None = None
         self.error: RemoteError | None = None
+        self.first = False  # its stream was opened for it
+        self.spoilt = False  # its stream was reset because another request was given up
         self.done = trio.Event()
 
 
@@ -58,49 +60,60 @@ class KadChannel:
 
     async def notify(self, message: Message, timeout: float) -> None:
         """Send what will not be answered (ADD_PROVIDER to a stock node) on a stream of its own."""
+        data = frame(message)
         with trio.move_on_after(timeout):
-            stream = await self._network.open_stream(self._peer, self._protocol)
-            await stream.send([frame(message)])
-            await stream.finish()
+            async with await self._network.open_stream(self._peer, self._protocol) as stream:
+                await stream.send([data])
+                await stream.finish()
+                with trio.move_on_after(LINGER):  # a reset now could overtake the message
+                    scratch = memoryview(bytearray(1024))
+                    while await stream.receive_into(scratch):
+                        pass
             return
         raise RemoteError(Code.DEADLINE, "the message could not be sent in time", peer=self._peer.text)
 
     async def _attempt(self, message: Message) -> Message:
-        reused = self._stream is not None
-        try:
-            return await self._once(message)
-        except (StreamReset, ConnectionLost):
-            if not reused:
-                raise
-        return await self._once(message)  # the idle stream had died; DHT requests may be repeated
-
-    async def _once(self, message: Message) -> Message:
         slot = _Slot(message)
+        try:
+            return await self._once(slot)
+        except (StreamReset, ConnectionLost):
+            if slot.first and not slot.spoilt:
+                raise
+        return await self._once(_Slot(message))  # DHT requests may be repeated
+
+    async def _once(self, slot: _Slot) -> Message:
+        data = frame(slot.request)
         async with self._sending:
             stream = self._stream
             if stream is None:
                 stream = self._stream = await self._network.open_stream(self._peer, self._protocol)
                 self._nursery.start_soon(self._read, stream, self._waiting)
-            waiting = self._waiting
-            waiting.append(slot)
+                slot.first = True
+            self._waiting.append(slot)
+            sent = False
             try:
-                await stream.send([frame(message)])
-            except BaseException:
-                self._drop(stream)  # half a frame may be out: nothing more can follow it
-                with trio.CancelScope(shield=True):
-                    await stream.reset()
-                raise
+                await stream.send([data])
+                sent = True
+            except trio.ClosedResourceError:  # another request was given up while this one went out
+                slot.spoilt = True
+                raise StreamReset(self._peer, self._protocol) from None
+            finally:
+                if not sent:
+                    await self._give_up(stream)  # half a frame may be out: nothing more can follow it
         try:
             await slot.done.wait()
-        except trio.Cancelled:
-            self._drop(stream)  # its reply would be taken for the next one's
-            with trio.CancelScope(shield=True):
-                await stream.reset()
-            raise
+        finally:
+            if not slot.done.is_set():
+                await self._give_up(stream)  # its reply would be taken for the next one's
         if slot.error is not None:
             raise slot.error
         assert slot.reply is not None
         return slot.reply
+
+    async def _give_up(self, stream: Stream) -> None:
+        self._drop(stream)
+        with trio.CancelScope(shield=True):
+            await stream.reset()
 
     def _drop(self, stream: Stream) -> None:
         """Let `stream` take no more requests; its reader fails those that still wait on it."""
@@ -109,11 +122,17 @@ class KadChannel:
             self._waiting = deque()
 
     async def _read(self, stream: Stream, waiting: deque[_Slot]) -> None:
-        error = await self._read_replies(stream, waiting)
+        """Hand each reply to its request; when the stream can carry no more, fail those that still wait."""
+        spoilt = False
+        try:
+            error = await self._read_replies(stream, waiting)
+        except trio.ClosedResourceError:  # a request was given up
+            error, spoilt = StreamReset(self._peer, self._protocol), True
         self._drop(stream)
         await stream.reset()
         for slot in waiting:
-            slot.error = error
+            slot.spoilt = spoilt
+            slot.error = self._again(error)
             slot.done.set()
         waiting.clear()
 
@@ -127,7 +146,9 @@ class KadChannel:
                     if not waiting:
                         return self._refuse("sent a DHT reply that nobody asked for")
                     slot = waiting[0]
-                    if reply.kind is not slot.request.kind:
+                    asked = slot.request
+                    # stock nodes leave the key of some replies out
+                    if reply.kind is not asked.kind or (reply.key and reply.key != asked.key):
                         return self._refuse("answered another DHT question than the one asked")
                     waiting.popleft()
                     slot.reply = reply
@@ -140,3 +161,12 @@ class KadChannel:
 
     def _refuse(self, what: str) -> RemoteError:
         return RemoteError(Code.BAD_INPUT, f"{self._peer.short} {what}", peer=self._peer.text)
+
+    def _again(self, error: RemoteError) -> RemoteError:
+        """The same error once more: one exception cannot be raised by several tasks at once."""
+        match error:
+            case StreamReset():
+                return StreamReset(self._peer, self._protocol)
+            case ConnectionLost():
+                return ConnectionLost(self._peer)
+        return RemoteError(error.code, error.message, retryable=error.retryable, peer=error.peer)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -17,15 +18,16 @@ from typing import Protocol
 
 import trio
 
+from modelnet_p2p.dht.limits import Throttle
 from modelnet_p2p.dht.lookup import Done, Patience, Wait
 from modelnet_p2p.dht.routing import RoutingTable
 from modelnet_p2p.dht.server import KadServer
 from modelnet_p2p.dht.walks import FindClosest, FindPeer, Send
-from modelnet_p2p.errors import LocalError, ModelnetError, RemoteError
+from modelnet_p2p.errors import Code, LocalError, ModelnetError, RemoteError
 from modelnet_p2p.identity import PeerId
-from modelnet_p2p.kad import BadMessage, Contact, Framer, Message, frame
+from modelnet_p2p.kad import MAX_MESSAGE_BYTES, BadMessage, Contact, Framer, Message, frame
 from modelnet_p2p.names import protocol
-from modelnet_p2p.node.overlay.channel import READ_BYTES, KadChannel
+from modelnet_p2p.node.overlay.channel import KadChannel
 from modelnet_p2p.node.transport.addresses import split_p2p, to_binary, to_text
 from modelnet_p2p.node.transport.contract import Network, Stream
 from modelnet_p2p.tuning import Tuning
@@ -36,6 +38,10 @@ MAX_EVENTS = (
     1024  # connections that came or went and were not looked at yet; more are dropped and found later
 )
 EXPIRE_SECONDS = 30.0  # between two looks for records that are over
+MAX_STREAMS_PER_PEER = 32  # kad streams that one peer may keep open here; ours keep one, js up to 32
+MAX_STREAMS = 1024  # of all peers together; with what arrives on them less than 256 MiB
+REQUEST_BYTES = 4096  # read at once: of the smallest requests a thousand, decoded before the first is served
+IDLE_FACTOR = 2.0  # of `tuning.idle_stream`: a stream without a request this long is closed
 
 
 class Machine(Protocol):
@@ -74,10 +80,12 @@ class Overlay:
         self.name = name
         self.wall_us = wall_us
         self.patience = Patience(tuning.patience, tuning.request_timeout)
-        self.neighbours = trio.Event()  # set, and replaced, whenever a peer enters the table
+        self._newcomers: list[Callable[[PeerId], None]] = []
         self._protocol = protocol(name, "kad")
         self._nursery = nursery
         self._channels: dict[PeerId, KadChannel] = {}
+        self._throttle = Throttle(tuning.requests_per_second, tuning.requests_burst)
+        self._inbound: Counter[PeerId] = Counter()  # kad streams that are answered
         self._arrivals, self._arrived = trio.open_memory_channel[PeerId](MAX_EVENTS)
 
     # --- walks ---
@@ -149,7 +157,8 @@ class Overlay:
                 await channel.notify(message, self.tuning.request_timeout)
         except RemoteError as error:
             log.debug("%s did not answer a DHT request: %s", contact.id.short, error.message)
-            self.table.failed(contact.id, trio.current_time())
+            if error.code is not Code.BUSY:  # it is we who have too much open
+                self.table.failed(contact.id, trio.current_time())
         except LocalError as error:  # an address that this machine cannot dial
             log.debug("cannot dial %s: %s", contact.id.short, error.message)
         if expects_reply:
@@ -161,31 +170,65 @@ class Overlay:
                 pass
 
     def _channel(self, peer: PeerId) -> KadChannel:
-        if peer not in self._channels:
-            self._channels[peer] = KadChannel(self.network, peer, self._protocol, self._nursery)
-        return self._channels[peer]
+        channel = self._channels.get(peer)
+        if channel is None:
+            channel = KadChannel(self.network, peer, self._protocol, self._nursery)
+            if peer in self.network.connected():  # who left meanwhile is forgotten already
+                self._channels[peer] = channel
+        return channel
 
     # --- answering ---
 
     async def handle(self, stream: Stream) -> None:
         """Answer one peer's requests in order, until it ends the stream or sends what is no message."""
-        framer = Framer()
-        buffer = memoryview(bytearray(READ_BYTES))
-        group = self.network.remote_group(stream.peer)
+        peer = stream.peer
+        if self._inbound[peer] >= MAX_STREAMS_PER_PEER or self._inbound.total() >= MAX_STREAMS:
+            log.info("DHT stream of %s refused: it has %d open", peer.short, self._inbound[peer])
+            await stream.reset()
+            return
+        self._inbound[peer] += 1
         try:
-            while count := await stream.receive_into(buffer):
-                for request in framer.feed(bytes(buffer[:count])):
-                    now = trio.current_time()
-                    reply = self.server.handle(request, stream.peer, group, now, self.wall_us())
-                    if reply is not None:
-                        with trio.fail_after(self.tuning.stall_timeout):
-                            await stream.send([frame(reply)])
+            await self._answer(stream)
         except (BadMessage, trio.TooSlowError) as error:
-            log.info("DHT stream of %s cut off: %s", stream.peer.short, error)
+            log.info("DHT stream of %s cut off: %s", peer.short, error)
             await stream.reset()
         except RemoteError as error:
-            log.debug("DHT stream of %s ended: %s", stream.peer.short, error.message)
+            log.debug("DHT stream of %s ended: %s", peer.short, error.message)
             await stream.reset()
+        finally:
+            self._inbound[peer] -= 1
+            if not self._inbound[peer]:
+                del self._inbound[peer]
+
+    async def _answer(self, stream: Stream) -> None:
+        """Until the stream ends; raises trio.TooSlowError where it stands still, and whatever ends it."""
+        framer = Framer(MAX_MESSAGE_BYTES)
+        buffer = memoryview(bytearray(REQUEST_BYTES))
+        group = self.network.remote_group(stream.peer)
+        due = trio.current_time() + IDLE_FACTOR * self.tuning.idle_stream
+        while True:
+            with trio.fail_at(due):
+                count = await stream.receive_into(buffer)
+            if not count:
+                return
+            began = framer.pending > 0  # else what is left over now has just begun
+            requests = framer.feed(bytes(buffer[:count]))
+            for request in requests:
+                await self._serve(request, stream, group)
+            if not framer.pending:
+                due = trio.current_time() + IDLE_FACTOR * self.tuning.idle_stream
+            elif requests or not began:
+                due = trio.current_time() + self.tuning.request_timeout  # for the whole of the message
+
+    async def _serve(self, request: Message, stream: Stream, group: str | None) -> None:
+        now = trio.current_time()
+        if (delay := self._throttle.delay(stream.peer, now)) > 0:
+            await trio.sleep(delay)
+            now = trio.current_time()
+        reply = self.server.handle(request, stream.peer, group, now, self.wall_us())
+        if reply is not None:
+            with trio.fail_after(self.tuning.stall_timeout):
+                await stream.send([frame(reply)])
 
     # --- joining, and staying joined ---
 
@@ -227,9 +270,17 @@ class Overlay:
         if self._protocol not in await self.network.protocols(peer):
             return
         addrs = binaries(self.network.peer_addrs(peer))
+        if not addrs:
+            return  # nobody could dial it
+        known = peer in self.table
         self.table.add(Contact(peer, addrs), trio.current_time(), self.network.remote_group(peer))
-        self.neighbours.set()
-        self.neighbours = trio.Event()
+        if not known:
+            for callback in self._newcomers:
+                callback(peer)
+
+    def on_newcomer(self, callback: Callable[[PeerId], None]) -> None:
+        """Call back whenever a peer enters the table; quick, and must not raise."""
+        self._newcomers.append(callback)
 
     async def watch_arrivals(self) -> None:
         """Meet whoever connects; one at a time would let a silent one hold up the rest."""

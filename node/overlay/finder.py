@@ -3,22 +3,27 @@
 Keys that many share hold cards; the offers behind them are read from their models' own keys, so that
 what is returned was checked with both seals. The best few are then pinged at the same time: one round
 trip tells who is there, how far away, and how loaded.
+
+What holders tell is taken from all of them in turns. One that tells thousands of records, or a dozen
+false addresses of somebody else's provider, fills its own turns and no more.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import trio
 
-from modelnet_p2p.dht.walks import Collect
-from modelnet_p2p.errors import Code, RemoteError
+from modelnet_p2p.dht.walks import MAX_MERGED, Collect
+from modelnet_p2p.errors import Code, LocalError, RemoteError
 from modelnet_p2p.events import Call
 from modelnet_p2p.identity import PeerId
-from modelnet_p2p.kad import Contact
+from modelnet_p2p.kad import Contact, Message
 from modelnet_p2p.names import Keys, provider_key
 from modelnet_p2p.node.calls.client import CallClient
 from modelnet_p2p.node.calls.server import PING
@@ -33,6 +38,11 @@ log = logging.getLogger(__name__)
 PAGE_BYTES = 1 << 20  # of my own store's records under one key, read at once
 READ_AHEAD = 4  # cards read for each offer wanted: some are withdrawn, expired, or do not match
 MAX_MODELS_READ = 64  # models whose keys one search reads: each is a walk of its own
+MAX_PROVIDERS_READ = 512  # of one such model: 64 times as many are 128 MiB at the very worst
+MAX_ADDRS = 16  # of one provider: as many as one dial tries
+MAX_SOUGHT = 8  # providers of whom no holder told an address, and for whom a walk is made
+PING_BODY_BYTES = 64 << 10  # an honest answer has a load for each of at most 64 models
+MAX_LOADS = 256  # models of one provider whose load is remembered
 MAX_PINGS = 8  # candidates pinged at the same time
 PING_ROUNDS = 3  # if all of the first candidates are dead, the next ones are asked
 VITAL_SECONDS = 2.0  # how long a sign of life is believed
@@ -47,6 +57,60 @@ class Vital:
     at: float  # monotonic seconds
     rtt_ms: float | None = None
     loads: dict[str, float] | None = None  # by model name
+
+
+class _Reading(Collect):
+    """A read that remembers in which place of its holder's answer each record and address stood."""
+
+    # `Collect` merges in the order of arrival: whoever answers first with most would be all that is seen
+    def __init__(self, key: bytes, overlay: Overlay, limit: int | None) -> None:
+        super().__init__(
+            key,
+            overlay.seeds(key),
+            me=overlay.me,
+            network=overlay.name,
+            tuning=overlay.tuning,
+            now=trio.current_time(),
+            now_us=overlay.wall_us(),
+            limit=limit,
+            patience=overlay.patience.seconds,
+        )
+        self._me = overlay.me
+        self._told: Counter[PeerId] = Counter()  # records that each holder has told so far
+        self._places: dict[bytes, int] = {}
+        self._addrs: defaultdict[PeerId, dict[bytes, int]] = defaultdict(dict)
+
+    def on_local(self, sealeds: Iterable[Sealed], contacts: Iterable[Contact]) -> None:
+        sealeds, contacts = list(sealeds), list(contacts)
+        super().on_local(sealeds, contacts)
+        self._note(self._me, [sealed.envelope for sealed in sealeds], contacts)
+
+    def on_reply(self, peer: PeerId, reply: Message, now: float) -> None:
+        super().on_reply(peer, reply, now)
+        self._note(peer, reply.records or (), reply.providers)
+
+    @property
+    def in_turns(self) -> list[Sealed]:
+        """The live records: the first of every holder, then the second of every holder, and so on."""
+        return sorted(self.records, key=lambda sealed: self._places.get(sealed.envelope, MAX_MERGED))
+
+    def addresses(self, provider: PeerId) -> tuple[bytes, ...]:
+        """Where this provider is said to be, the first address of every teller first."""
+        places = self._addrs.get(provider, {})
+        return tuple(sorted(places, key=places.__getitem__))[:MAX_ADDRS]
+
+    def _note(self, holder: PeerId, envelopes: Iterable[bytes], contacts: Iterable[Contact]) -> None:
+        for envelope in envelopes:
+            place = self._told[holder]
+            self._told[holder] += 1
+            if envelope in self._places or len(self._places) < MAX_MERGED:
+                self._places[envelope] = min(place, self._places.get(envelope, place))
+        for contact in contacts:
+            if contact.id not in self._addrs and len(self._addrs) >= MAX_MERGED:
+                continue
+            places = self._addrs[contact.id]
+            for place, addr in enumerate(contact.addrs[:MAX_ADDRS]):
+                places[addr] = min(place, places.get(addr, place))
 
 
 class Finder:
@@ -74,33 +138,27 @@ class Finder:
 
     async def offers(self, query: Query, limit: int) -> list[Offer]:
         """Offers that match, whoever is alive; both seals of each were checked."""
-        first = await self._collect(query.key(), limit * READ_AHEAD)
-        found = {sealed.identity: sealed for sealed in first.records if query.matches(sealed.record)}
+        # who asks for one version or owner must not lose it behind a crowd of others of the same name
+        narrow = query.version is not None or query.owner is not None
+        enough = max(limit * READ_AHEAD, MAX_PROVIDERS_READ if narrow else 0)
+        first = await self._collect(query.key(), enough)
+        found = {sealed.identity: sealed for sealed in first.in_turns if query.matches(sealed.record)}
         walks = [first]
         if query.finds_cards():
             wanted = list(found.values())[: limit * READ_AHEAD]
             walks = await self._read_models(query, wanted)
             found = self._behind(wanted, walks, query)
-        offers = [
-            Offer(sealed.record, sealed.envelope, await self._addresses(sealed.identity.provider, walks))
-            for sealed in found.values()
+        sealeds = list(found.values())[: limit * READ_AHEAD]
+        addrs = await self._addresses([sealed.identity.provider for sealed in sealeds], walks)
+        return [
+            Offer(sealed.record, sealed.envelope, addrs[sealed.identity.provider])
+            for sealed in sealeds
             if isinstance(sealed.record, OfferRecord)
         ]
-        return offers[: limit * READ_AHEAD]
 
-    async def _collect(self, key: bytes, limit: int | None) -> Collect:
+    async def _collect(self, key: bytes, limit: int | None) -> _Reading:
         overlay = self._overlay
-        walk = Collect(
-            key,
-            overlay.seeds(key),
-            me=overlay.me,
-            network=overlay.name,
-            tuning=overlay.tuning,
-            now=trio.current_time(),
-            now_us=overlay.wall_us(),
-            limit=limit,
-            patience=overlay.patience.seconds,
-        )
+        walk = _Reading(key, overlay, limit)
         held = overlay.server.store.page(key, b"", PAGE_BYTES)
         walk.on_local(held.sealeds, held.contacts)
         walk.on_local(self._publisher.under(key), [overlay.contact()])
@@ -109,14 +167,14 @@ class Finder:
             self.refused[reason.value] = self.refused.get(reason.value, 0) + count
         return walk
 
-    async def _read_models(self, query: Query, cards: Sequence[Sealed]) -> list[Collect]:
+    async def _read_models(self, query: Query, cards: Sequence[Sealed]) -> list[_Reading]:
         """The walks to the keys of all models that the cards name."""
         keys = Keys(query.network)
         names = list(dict.fromkeys(card.identity.name for card in cards))[:MAX_MODELS_READ]
-        walks: list[Collect] = []
+        walks: list[_Reading] = []
 
         async def read(name: str) -> None:
-            walks.append(await self._collect(provider_key(keys.model(name)), None))
+            walks.append(await self._collect(provider_key(keys.model(name)), MAX_PROVIDERS_READ))
 
         async with trio.open_nursery() as nursery:
             for name in names:
@@ -124,27 +182,46 @@ class Finder:
         return walks
 
     def _behind(
-        self, cards: Sequence[Sealed], walks: Sequence[Collect], query: Query
+        self, cards: Sequence[Sealed], walks: Sequence[_Reading], query: Query
     ) -> dict[Identity, Sealed]:
         """The offers that the cards stand for: the very bytes, or a newer version that still matches."""
         read = {sealed.identity: sealed for walk in walks for sealed in walk.records}
         found: dict[Identity, Sealed] = {}
         for card in cards:
             offer = read.get(card.identity)
-            assert isinstance(card.record, Card)
-            if offer is None or not isinstance(offer.record, OfferRecord):
+            if (
+                not isinstance(card.record, Card)
+                or offer is None
+                or not isinstance(offer.record, OfferRecord)
+            ):
                 continue
             same = hashlib.sha256(offer.envelope).digest() == card.record.offer_sha256
             if (same or offer.seq > card.seq) and query.matches(offer.record):
                 found[offer.identity] = offer
         return found
 
-    async def _addresses(self, provider: PeerId, walks: Sequence[Collect]) -> tuple[str, ...]:
-        if provider == self._overlay.me:
-            return tuple(self._overlay.network.addrs)
-        contacts: list[Contact] = [walk.contact(provider) for walk in walks]
-        found = tuple(dict.fromkeys(addr for contact in contacts for addr in texts(contact.addrs)))
-        return found or await self._overlay.find_peer(provider)
+    async def _addresses(
+        self, providers: Iterable[PeerId], walks: Sequence[_Reading]
+    ) -> dict[PeerId, tuple[str, ...]]:
+        """Text addresses of all these; those of whom no holder told any are looked up, a few of them."""
+        overlay = self._overlay
+        found: dict[PeerId, tuple[str, ...]] = {}
+        for provider in dict.fromkeys(providers):
+            if provider == overlay.me:
+                found[provider] = tuple(overlay.network.addrs)
+                continue
+            told = dict.fromkeys(addr for walk in walks for addr in texts(walk.addresses(provider)))
+            found[provider] = tuple(told)[:MAX_ADDRS] or overlay.known_addrs(provider)
+
+        async def look_up(provider: PeerId) -> None:
+            found[provider] = await overlay.find_peer(provider)
+
+        lost = [provider for provider, addrs in found.items() if not addrs and provider != overlay.me]
+        with trio.move_on_after(overlay.tuning.request_timeout):
+            async with trio.open_nursery() as nursery:
+                for provider in lost[:MAX_SOUGHT]:
+                    nursery.start_soon(look_up, provider)
+        return found
 
     # --- signs of life ---
 
@@ -186,13 +263,16 @@ class Finder:
                     await self._overlay.network.connect(peer, addrs)
             started = trio.current_time()
             call = Call(target="", method=PING)
-            result = await self._client.unary(peer, addrs, call, timeout)
+            result = await self._client.unary(peer, addrs, call, timeout, max_body=PING_BODY_BYTES)
         except trio.TooSlowError:
             return Vital(State.SUSPECT, trio.current_time())
         except RemoteError as error:
             log.debug("%s gave no sign of life: %s", peer.short, error.message)
             state = State.DEAD if error.code is Code.UNREACHABLE else State.SUSPECT
             return Vital(state, trio.current_time())
+        except LocalError as error:  # told addresses that are none
+            log.debug("%s cannot be dialled: %s", peer.short, error.message)
+            return Vital(State.DEAD, trio.current_time())
         now = trio.current_time()
         return Vital(State.ALIVE, now, (now - started) * 1e3, _loads(result.value))
 
@@ -204,6 +284,6 @@ def _loads(value: object) -> dict[str, float]:
         return {}
     return {
         name: min(1.0, max(0.0, float(load)))
-        for name, load in models.items()
+        for name, load in islice(models.items(), MAX_LOADS)
         if isinstance(load, int | float) and not isinstance(load, bool) and load == load
     }

@@ -11,8 +11,8 @@ import trio
 from modelnet_p2p.dht.lookup import Wait
 from modelnet_p2p.dht.republish import Due, Renew, Republisher
 from modelnet_p2p.dht.walks import Store, Stored
-from modelnet_p2p.errors import Code, RemoteError
-from modelnet_p2p.identity import KeyPair
+from modelnet_p2p.errors import Code, LocalError, RemoteError
+from modelnet_p2p.identity import KeyPair, PeerId
 from modelnet_p2p.node.overlay.driver import Overlay
 from modelnet_p2p.records import (
     Identity,
@@ -26,6 +26,7 @@ from modelnet_p2p.records import (
 
 log = logging.getLogger(__name__)
 
+RENEW_RETRY = 60.0  # seconds until a renewal is tried again that the disk did not allow
 STORE_ATTEMPTS = 3  # walks of one publish; what still lacks its majority then is retried in the background
 
 
@@ -49,6 +50,7 @@ class Publisher:
         self._records: dict[Identity, Mapping[bytes, Sealed]] = {}
         self._calendar = Republisher(overlay.tuning.republish)
         self._changed = trio.Event()
+        overlay.on_newcomer(self._on_newcomer)
 
     def under(self, key: bytes) -> list[Sealed]:
         """My own records at this key: I know them without asking anybody."""
@@ -63,26 +65,42 @@ class Publisher:
         """Sign `draft` (its sequence is taken, its times are set here), store it, and keep it stored.
 
         Raises RemoteError (unreachable) when no majority of the holders could be reached; the offer
-        stays published here and is stored again in the background.
+        stays published here and is stored again in the background, as it is when this is cancelled.
+        LocalError (bad-input, too-large) when no sound record can be made of it; then nothing has changed.
         """
         sealed, records = self._sign(draft, draft.seq)
+        self._offers[sealed.identity] = sealed
         return await self._tell(sealed, records, expires=None)
 
+    def check(self, draft: OfferRecord) -> None:
+        """Raises LocalError (bad-input, too-large) when no sound record can be made of `draft`."""
+        self._sign(draft, draft.seq)
+
     def entomb(self, identity: Identity) -> Sealed:
-        """Take the offer from what is kept stored; its tombstone, which `bury` tells the holders of."""
+        """The tombstone of an offer that is published; nothing changes until `bury`.
+
+        Raises LocalError when no sequence number can be taken for it.
+        """
         tombstone = tombstone_of(self._offers[identity], seq=self._take_seq(), now_us=self._overlay.wall_us())
-        del self._offers[identity]
         return seal_tombstone(tombstone, self._key)
 
     async def bury(self, sealed: Sealed) -> Published:
-        """Tell the holders that an offer is taken back, and keep telling until it would have expired."""
+        """Tell the holders that an offer is taken back, and keep telling until it would have expired.
+
+        Raises RemoteError when no majority heard of it yet; that changes nothing here.
+        """
+        self._offers.pop(sealed.identity, None)
+        self._calendar.remove(sealed.identity)
+        now_us = self._overlay.wall_us()
+        for identity, known in list(self._records.items()):
+            if all(record.is_tombstone and record.expires_us <= now_us for record in known.values()):
+                del self._records[identity]
         records = dict.fromkeys(sealed.keys, sealed)
         return await self._tell(sealed, records, expires=sealed.expires_us)
 
     async def keep(self) -> None:
         """Carry out the calendar for as long as the peer lives."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._watch_neighbours)
             while True:
                 changed = self._changed
                 match self._calendar.poll(trio.current_time()):
@@ -105,39 +123,49 @@ class Publisher:
             expires_us=now_us + int(self._overlay.tuning.record_lifetime * 1e6),
         )
         sealed = seal_offer(offer, self._key)
-        records = records_of(sealed, self._key)
-        self._offers[sealed.identity] = sealed
-        return sealed, records
+        return sealed, records_of(sealed, self._key)
 
     def _renew(self, identity: Identity) -> None:
         offer = self._offers[identity].record
         assert isinstance(offer, OfferRecord)
-        sealed, records = self._sign(offer, self._take_seq())
+        try:
+            sealed, records = self._sign(offer, self._take_seq())
+        except LocalError as error:
+            log.error("the offer of %s cannot be signed anew yet: %s", identity.name, error.message)
+            now = trio.current_time()
+            self._calendar.add(self._records[identity], now, renew_at=now + RENEW_RETRY, stored=True)
+            return
+        self._offers[identity] = sealed
         self._schedule(sealed, records, expires=None, stored=False)
 
     async def _tell(self, sealed: Sealed, records: Mapping[bytes, Sealed], expires: int | None) -> Published:
         self._records[sealed.identity] = records
         reports: dict[bytes, Stored] = {}
-        for _ in range(STORE_ATTEMPTS):
-            missing = [key for key in records if key not in reports or not reports[key].promised]
-            async with trio.open_nursery() as nursery:
-                for key in missing:
-                    nursery.start_soon(self._store_into, reports, key, records[key])
-            if all(report.promised for report in reports.values()):
-                break
-        promised = all(report.promised for report in reports.values())
-        self._schedule(sealed, records, expires, stored=promised)
+        promised = False
+        try:
+            for _ in range(STORE_ATTEMPTS):
+                missing = [key for key in records if key not in reports or not reports[key].promised]
+                async with trio.open_nursery() as nursery:
+                    for key in missing:
+                        nursery.start_soon(self._store_into, reports, key, records[key])
+                promised = all(report.promised for report in reports.values())
+                if promised:
+                    break
+        finally:  # also when whoever waited for it has given up
+            if self._records.get(sealed.identity) is records:  # and nobody has said otherwise meanwhile
+                self._schedule(sealed, records, expires, stored=promised)
         for key, report in reports.items():
             if report.alone:
                 self._calendar.alone(key)
         weakest = min(reports.values(), key=lambda report: (report.promised, report.stored))
         if not promised:
             reasons = ", ".join(sorted(weakest.refused)) or "no answer"
+            what = "it stays published" if expires is None else "it is withdrawn here"
             raise RemoteError(
                 Code.UNREACHABLE,
                 f"only {weakest.stored} of {weakest.asked} holders keep the record of "
                 f"{sealed.identity.name} ({reasons})",
-                hint="it stays published and is stored again in the background",
+                hint=f"{what}, and the holders are told again in the background",
             )
         return Published(sealed, weakest.asked, weakest.stored)
 
@@ -178,11 +206,16 @@ class Publisher:
         self._calendar.on_stored(key, trio.current_time(), promised=report.promised, alone=report.alone)
         self._wake()
 
-    async def _watch_neighbours(self) -> None:
-        while True:
-            await self._overlay.neighbours.wait()
-            self._calendar.on_neighbour(trio.current_time())
-            self._wake()
+    def _on_newcomer(self, peer: PeerId) -> None:
+        """A peer has entered the table: the first neighbour, or one that should hold some of my records."""
+        table, now = self._overlay.table, trio.current_time()
+
+        def holds(key: bytes) -> bool:
+            return any(contact.id == peer for contact in table.closest(key, table.k))
+
+        self._calendar.on_neighbour(now)
+        self._calendar.on_newcomer(holds, now)
+        self._wake()
 
     def _wake(self) -> None:
         self._changed.set()

@@ -34,6 +34,7 @@ from modelnet_p2p.exchange import (
     Result,
     Role,
 )
+from modelnet_p2p.node.logs import chosen_level
 from modelnet_p2p.node.serving.backends.contract import (
     MAX_BODY_BYTES,
     Backend,
@@ -251,7 +252,7 @@ def first_to_die() -> None:
 
 
 def main() -> None:
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s worker: %(message)s")
+    logging.basicConfig(stream=sys.stderr, level=chosen_level(), format="%(levelname)s worker: %(message)s")
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr] # both are TextIOWrapper at start
     atexit.register(end_children)

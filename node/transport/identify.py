@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 from libp2p.identity.identify.pb.identify_pb2 import Identify
 
 from modelnet_p2p import __version__
+from modelnet_p2p.envelope import uvarint
 from modelnet_p2p.errors import Code, LocalError, RemoteError
 from modelnet_p2p.identity import PUBLIC_KEY_HEADER, PeerId
 from modelnet_p2p.node.transport.addresses import split_p2p, to_binary, to_text
@@ -46,7 +47,7 @@ def encode(me: PeerId, addrs: Iterable[str], protocols: Iterable[str], observed:
         observed_addr=to_binary(observed),
         protocols=sorted(protocols),
     ).SerializeToString()
-    return _uvarint(len(message)) + message
+    return uvarint(len(message)) + message
 
 
 def decode(body: bytes) -> Told:
@@ -98,12 +99,3 @@ async def receive(stream: Stream) -> Told:
 
 def _bad(peer: PeerId, why: str) -> RemoteError:
     return RemoteError(Code.UNREACHABLE, f"peer {peer} does not identify itself: {why}", peer=str(peer))
-
-
-def _uvarint(n: int) -> bytes:
-    out = bytearray()
-    while n >= 0x80:
-        out.append(n & 0x7F | 0x80)
-        n >>= 7
-    out.append(n)
-    return bytes(out)

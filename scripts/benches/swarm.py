@@ -41,9 +41,8 @@ def open_swarm(quick: bool) -> Iterator[Swarm]:
         each = ["--peers", str(PEERS_EACH)]
         (first,) = troupe.start_module("h0", module="benches.host", arguments=each, cwd=HERE)
         known = [*each, "--bootstrap", first.address]
-        (provider,) = troupe.start_module(
-            "h1", module="benches.host", arguments=[*known, "--publish"], cwd=HERE
-        )
         others = [f"h{number}" for number in range(2, PROCESSES)]
         troupe.start_module(*others, module="benches.host", arguments=known, cwd=HERE)
+        serving = [*known, "--publish"]
+        (provider,) = troupe.start_module("h1", module="benches.host", arguments=serving, cwd=HERE)
         yield Swarm(troupe, first, provider, quick)

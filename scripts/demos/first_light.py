@@ -7,13 +7,14 @@ identifier that is a plain Python function. Erin knows Alice's address and nothi
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from demos.stage import Answer, Stage
-from processes import Failed, Line, PeerProcess, Troupe
+from processes import COMMAND, Failed, Line, PeerProcess, Troupe
 
 HERE = Path(__file__).resolve().parent
 VISION, TEXT = "image-classification", "text-classification"
@@ -68,10 +69,10 @@ def play(stage: Stage) -> None:
         if second == first:
             raise Failed(f"{victim.name} was killed and still answered")
     stage.say("")
+    command = os.path.relpath(COMMAND) if COMMAND.is_relative_to(Path.cwd()) else COMMAND
     stage.say("Now yours, in two terminals:")
-    stage.say("  modelnet-peer join --publish builtin:digits")
-    stage.say(f"  modelnet-peer find --task {VISION}")
-    stage.say("[dim]modelnet-peer lies in .venv/bin; --help shows the rest.[/]")
+    stage.say(f"  {command} join --publish builtin:digits")
+    stage.say(f"  {command} find --task {VISION}")
 
 
 def gather(stage: Stage, troupe: Troupe) -> PeerProcess:

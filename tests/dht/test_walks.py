@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from modelnet_p2p.dht.keyspace import position
 from modelnet_p2p.dht.lookup import Done, Wait
 from modelnet_p2p.dht.routing import RoutingTable
 from modelnet_p2p.dht.server import KadServer
@@ -281,3 +282,38 @@ def test_every_walk_ends_whatever_its_peers_answer(
                     break
         else:
             pytest.fail(f"did not end, seed {seed}")
+
+
+def test_a_reader_goes_past_newcomers_that_hold_nothing_yet(
+    alice: Person, carol: Person, model_key: bytes, now_us: int
+) -> None:
+    """The beta closest joined after the publish: they answer, but know no record, or a bad one."""
+    nearest = sorted(PEERS, key=lambda peer: position(peer.id) ^ position(model_key))
+    walk = Collect(model_key, PEERS, me=carol.id, network="public", tuning=TEST, now=0.0, now_us=now_us)
+    forged = alice.offer().envelope[:-1] + b"\x00"
+    asked = []
+    while batch := sends(walk):
+        for send in batch:
+            asked.append(send.contact)
+            holds = nearest.index(send.contact) >= 3
+            envelope = alice.offer().envelope if holds else forged
+            walk.on_reply(send.contact.id, Message(Kind.GET_PROVIDERS, records=(envelope,)), 0.0)
+    assert asked[:3] == nearest[:3]
+    assert len(asked) == 5
+    assert [sealed.record.provider for sealed in walk.records] == [alice.id]
+
+
+def test_a_store_among_silent_neighbours_is_no_success(alice: Person, model_key: bytes) -> None:
+    def store(seeds: list[Contact]) -> Store:
+        return Store(model_key, [alice.offer()], alice.contact, seeds, tuning=TEST)
+
+    silent = store(PEERS[:3])
+    for send in sends(silent):
+        silent.on_failure(send.contact.id, 0.0)
+    assert silent.poll(0.0) == Done()
+    assert not silent.report.promised
+    assert not silent.report.alone
+    nobody = store([])
+    assert nobody.poll(0.0) == Done()
+    assert nobody.report.promised
+    assert nobody.report.alone

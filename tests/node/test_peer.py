@@ -118,6 +118,19 @@ async def test_alone_in_the_world_and_told_to_the_first_neighbour(open_town: Ope
         assert (await bob.find(task=TASK))[0].provider == alice.id
 
 
+async def test_readers_find_what_was_published_before_most_peers_joined(open_town: OpenTown) -> None:
+    async with open_town() as town:
+        for name in ("ann", "ben", "cat"):
+            await town.peer(name)
+        tags = [f"tag{i}" for i in range(8)]
+        await town.peers["ben"].publish("builtin:digits", tags=tags)
+        for number in range(12):  # each of the keys gets newcomers that are closer than its holders
+            await town.peer(f"newcomer{number}")
+        for reader in ("newcomer0", "newcomer11", "ann"):
+            for tag in tags:
+                assert await town.peers[reader].find(tag=tag), f"{reader} finds nothing under {tag}"
+
+
 async def test_two_owners_of_one_name_are_told_apart(open_town: OpenTown, shop: Path) -> None:
     async with open_town() as town:
         alice, bob = await town.peer("alice"), await town.peer("bob")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -138,3 +139,21 @@ def test_somebody_else_sits_in_its_place(environ: dict[str, str], make: str) -> 
     with pytest.raises(LocalError, match=str(place)) as caught:
         runtime_directory(environ)
     assert caught.value.code is Code.BAD_STATE
+
+
+def test_a_disk_that_takes_nothing_is_one_error_that_names_the_file(
+    environ: dict[str, str], tmp_path: Path
+) -> None:
+    home = Home(tmp_path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        with (
+            pytest.raises(LocalError, match="cannot write") as caught,
+            Runtime("n", home, environ=environ).lock(),
+        ):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.code is Code.BAD_STATE
+    assert str(home.lock_path) in caught.value.message

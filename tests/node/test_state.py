@@ -273,3 +273,13 @@ def test_peers_met_before_are_a_cache(home: Home) -> None:
     for text in ("", "[]", "{", '{"a": 3}', "[" * 100000):
         home.peers_path.write_text(text)
         assert home.load_peers() == {}
+
+
+def test_a_dropped_model_is_gone_and_its_number_is_not_given_out_again(home: Home) -> None:
+    state = State.open(home)
+    seq = state.take_seq(1.0)
+    state.remember("me/words", {"spec": "mine:words"}, seq)
+    state.drop("me/words")
+    again = State.open(home)
+    assert (again.published, again.withdrawn) == ({}, {})
+    assert again.take_seq(1.0) > seq

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from enum import Enum, auto
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, cast
 
 from modelnet_p2p.errors import Code, LocalError
@@ -156,11 +158,30 @@ def resolve(spec: str, cwd: str) -> object:
         raise LocalError(Code.BAD_INPUT, f"{spec[:80]!r} is not MODULE:NAME")
     module, path = match.groups()
     trouble = f"cannot import {path} from module {module} in {cwd or '.'}: "
-    with guard(Code.BAD_INPUT, trouble, "publish from the directory that holds the module, or install it"):
+    if not _exists(module):
+        words = f"{trouble}No module named {module!r}"
+        raise LocalError(
+            Code.BAD_INPUT, words, hint="publish from the directory that holds it, or install it"
+        )
+    with guard(Code.BAD_INPUT, trouble, f"see it whole with: python -c 'import {module}'"):
         found: object = import_module(module)
-        for name in path.split("."):
-            found = getattr(found, name)
+    for name in path.split("."):
+        if not hasattr(found, name):
+            words = f"{trouble}it has no {name!r}"
+            raise LocalError(Code.BAD_INPUT, words, hint=f"it has {_names(found)}")
+        found = getattr(found, name)
     return found
+
+
+def _exists(module: str) -> bool:
+    """Whether the import system knows the top of that module's name; nothing of it is run."""
+    return module.partition(".")[0] in sys.modules or find_spec(module.partition(".")[0]) is not None
+
+
+def _names(found: object) -> str:
+    """The callables that could have been meant, some of them."""
+    names = [name for name, value in vars(found).items() if callable(value) and not name.startswith("_")]
+    return ", ".join(names[:8]) or "nothing that can be called"
 
 
 def construct(cls: Callable[..., object], spec: str, fields: Mapping[str, object] | None = None) -> object:

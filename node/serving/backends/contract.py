@@ -8,6 +8,7 @@ goes through the `Offload` that its host hands in.
 from __future__ import annotations
 
 import logging
+import os
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
@@ -214,19 +215,32 @@ async def guarded(step: Awaitable[T]) -> T:
 
 @contextmanager
 def guard(code: Code, prefix: str, hint: str = "") -> Iterator[None]:
-    """The one guard around a stranger's code: what it raises, `sys.exit` included, is logged with its
-    traceback and becomes a LocalError of that code, whose message is `prefix` and the traceback's last
-    line. Typed errors pass."""
+    """The one guard around a stranger's code: what it raises, `sys.exit` included, is logged (a line;
+    its traceback at `info`) and becomes a LocalError of that code, whose message is `prefix` and what a
+    traceback ends with. Typed errors pass."""
     try:
         yield
     except ModelnetError:
         raise
     except (Exception, SystemExit) as error:
-        log.exception("%s%s", prefix, type(error).__name__)
-        raise LocalError(code, f"{prefix}{last_line(error)}", hint=hint) from error
+        words = last_line(error)
+        log.error("%s%s%s", prefix, words, _where(error))
+        log.info("its traceback", exc_info=error)
+        raise LocalError(code, f"{prefix}{words}", hint=hint) from error
 
 
 def last_line(error: BaseException) -> str:
     """What a traceback ends with: the exception's type and text, on one bounded line."""
-    lines = "".join(traceback.format_exception_only(error)).strip().splitlines() or [type(error).__name__]
-    return " ".join(lines[-1].split())[:MAX_FAULT_CHARS]
+    text = "".join(traceback.format_exception_only(error)).strip() or type(error).__name__
+    if isinstance(error, SyntaxError):  # whose lines begin with the place and the code
+        file = os.path.basename(error.filename or "")
+        text = f"{text.splitlines()[-1]} ({file}, line {error.lineno})"
+    return " ".join(text.split())[:MAX_FAULT_CHARS]
+
+
+def _where(error: BaseException) -> str:
+    """` (file.py:7)`: where the exception was raised, empty if nobody knows."""
+    if isinstance(error, SyntaxError):
+        return ""  # its words say so already
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<frozen")]
+    return f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""

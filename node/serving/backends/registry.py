@@ -1,24 +1,19 @@
-"""Which backend serves a source: our own ones first, then what is installed beside us.
+"""Which backend serves a source: every one is an entry point in the group `modelnet.backends`.
 
-Another package adds a kind of model by an entry point in the group `modelnet.backends` that names a
-subclass of `Backend`; it is looked up in the worker, so in the publisher's own environment.
+Another package adds a kind of model by an entry point that names a subclass of `Backend`. It is looked
+up in the worker, so in the publisher's own environment; our own ones are asked first.
 """
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import PurePath
 
 from modelnet_p2p.errors import Code, LocalError
-from modelnet_p2p.node.serving.backends.builtin import BuiltinBackend
-from modelnet_p2p.node.serving.backends.callable import CallableBackend
 from modelnet_p2p.node.serving.backends.contract import Backend
-from modelnet_p2p.node.serving.backends.torch_module import TorchModuleBackend
 
 GROUP = "modelnet.backends"
 UNSAFE_SUFFIXES = frozenset({".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".joblib"})
-
-_OURS: tuple[type[Backend], ...] = (BuiltinBackend, TorchModuleBackend, CallableBackend)
 
 
 def check_safe(spec: str) -> None:
@@ -35,12 +30,7 @@ def check_safe(spec: str) -> None:
 def find_backend(spec: str) -> type[Backend]:
     """The backend for `spec`; raises LocalError: unsafe, or bad-input when there is none."""
     check_safe(spec)
-    for backend in _OURS:
-        if backend.claims(spec):
-            return backend
-    for point in entry_points(group=GROUP):
-        if point.value.startswith("modelnet_p2p."):
-            continue
+    for point in sorted(entry_points(group=GROUP), key=_order):
         found = point.load()
         if isinstance(found, type) and issubclass(found, Backend) and found.claims(spec):
             return found
@@ -49,3 +39,8 @@ def find_backend(spec: str) -> type[Backend]:
         f"nothing here serves {spec[:200]!r}",
         hint="publish builtin:digits, MODULE:NAME, or FILE.safetensors --module MODULE:CLASS",
     )
+
+
+def _order(point: EntryPoint) -> tuple[bool, str]:
+    """Ours first: nobody takes `builtin:` or a callable from us by being installed."""
+    return not point.value.startswith("modelnet_p2p."), point.name

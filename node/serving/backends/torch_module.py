@@ -49,13 +49,17 @@ class TorchModuleBackend(Backend):
         await self.offload(self._load)
 
     def _load(self) -> None:
+        path = Path(self.source.cwd or ".", self.source.spec)
+        if not path.is_file():
+            hint = "name a file below the directory you are in, or its whole path"
+            raise LocalError(Code.BAD_INPUT, f"there is no file {path}", hint=hint)
         try:
             import torch
         except ImportError as error:
             raise LocalError(
                 Code.BAD_INPUT,
                 f"{self.source.spec} needs torch, and {self.source.interpreter or 'this Python'} has none",
-                hint="pip install 'modelnet-p2p[torch]'",
+                hint="pip install torch",
             ) from error
         if self.source.module is None:
             raise LocalError(
@@ -63,7 +67,6 @@ class TorchModuleBackend(Backend):
                 f"{self.source.spec} holds weights and no code",
                 hint="add --module MODULE:CLASS, the torch module that they belong to",
             )
-        path = Path(self.source.cwd or ".", self.source.spec)
         digest = _digest(path)
         cls = resolve(self.source.module, self.source.cwd)
         if not (isinstance(cls, type) and issubclass(cls, torch.nn.Module)):

@@ -23,6 +23,7 @@ from modelnet_p2p.node.home import Home
 from modelnet_p2p.node.runtime import Runtime
 
 BOB = "12D3KooWBob"
+CAROL = {"peer": "carol", "addrs": ["/ip4/9"], "connected": True, "rtt_ms": 1.5, "state": "alive"}
 
 
 @dataclass
@@ -33,9 +34,18 @@ class FakePeer:
     addrs: tuple[str, ...] = ("/ip4/127.0.0.1/tcp/4001/p2p/" + BOB,)
     asked: list[tuple[str, Any]] = field(default_factory=list)
     cancelled: threading.Event = field(default_factory=threading.Event)
+    known: list[dict[str, Any]] = field(default_factory=lambda: [dict(CAROL)])
 
     async def status(self) -> dict[str, Any]:
-        model = {"model": "acme/echo", "seq": 7, "in_flight": 0, "queued": 0, "calls": 1, "faults": 0}
+        model = {
+            "model": "acme/echo",
+            "state": "serving",
+            "seq": 7,
+            "in_flight": 0,
+            "queued": 0,
+            "calls": 1,
+            "faults": 0,
+        }
         return {
             "peer": self.id,
             "addrs": list(self.addrs),
@@ -47,7 +57,7 @@ class FakePeer:
         }
 
     async def peers(self) -> list[dict[str, Any]]:
-        return [{"peer": "carol", "addrs": ["/ip4/9"], "connected": True, "rtt_ms": 1.5, "state": "alive"}]
+        return self.known
 
     async def ping(self, target: str, count: int = 3) -> dict[str, Any]:
         self.asked.append(("ping", (target, count)))
@@ -109,6 +119,11 @@ class FakePeer:
                     self.cancelled.set()
             case "broken":
                 raise RemoteError(Code.MODEL_ERROR, "ValueError: no\nsecond \x1b[31mline", peer="carol")
+            case "broken-off":
+                await on_item("half a ")
+                raise RemoteError(Code.UNREACHABLE, "it is gone", peer="carol", retryable=False)
+            case "nothing":
+                raise NotFound("nobody offers it")
             case "bug":
                 raise ZeroDivisionError("oh")
             case "digits":

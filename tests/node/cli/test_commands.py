@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -180,7 +181,7 @@ def test_the_hint_for_a_string_parameter_can_be_copied(cli: Cli, bob: Any) -> No
 def test_a_model_that_fails_is_one_line_and_names_the_peer(cli: Cli, bob: Any) -> None:
     ran = cli("invoke", "broken", "x")
     assert (ran.status, ran.out) == (5, "")
-    assert len(ran.err.splitlines()) == 1
+    assert [line.partition(":")[0] for line in ran.err.splitlines()] == ["error", "hint"]
     assert "\x1b" not in ran.err
     assert "carol" in ran.err
     assert error_of(cli("invoke", "broken", "x", "--json"))["peer"] == "carol"
@@ -231,3 +232,79 @@ def test_a_bad_config_is_one_line_that_names_it(cli: Cli, home: Any, text: str, 
     assert says in ran.err
     assert str(home.config_path) in ran.err
     assert len(ran.err.splitlines()) == 2
+
+
+def test_without_a_command_it_shows_its_help_as_an_error_of_usage(cli: Cli) -> None:
+    ran = cli()
+    assert (ran.status, ran.out) == (2, "")
+    assert "Commands:" in ran.err
+    assert "modelnet-peer join" in ran.err
+
+
+@pytest.mark.parametrize(
+    "command", ["join", "publish", "unpublish", "find", "invoke", "status", "peers", "id", "ping", "show"]
+)
+def test_each_help_ends_with_examples_to_copy(cli: Cli, command: str) -> None:
+    ran = cli(command, "--help")
+    assert ran.status == 0
+    *_, examples = ran.out.partition("Examples:")
+    assert f"modelnet-peer {command}" in examples
+
+
+def test_a_text_that_breaks_off_ends_its_line_before_the_error(cli: Cli, bob: Any) -> None:
+    ran = cli("invoke", "broken-off", "x")
+    assert (ran.status, ran.out) == (4, "half a \n")
+
+
+def test_an_answer_without_a_tensor_is_not_lost_to_out(cli: Cli, bob: Any, tmp_path: Path) -> None:
+    ran = cli("invoke", "echo", "dear", "--out", str(tmp_path / "x.npy"))
+    assert (ran.status, ran.out) == (2, "dear\n")
+    assert "--out takes one tensor" in ran.err
+
+
+def test_a_peer_that_is_alone_does_not_say_that_nobody_has_it(cli: Cli, bob: Any) -> None:
+    bob.known = []
+    for argv in (["find", "--model", "nothing"], ["invoke", "nothing", "x"]):
+        ran = cli(*argv, "--json")
+        assert (ran.status, error_of(ran)["code"]) == (4, "unreachable")
+    assert cli("find", "--model", "two-owners").status == 3
+
+
+@pytest.mark.parametrize(
+    "argv", [["invoke", "broken", "x"], ["ping", "nobody"], ["find", "--model", "nothing"]]
+)
+def test_every_error_has_a_next_step(cli: Cli, bob: Any, argv: list[str]) -> None:
+    error = error_of(cli(*argv, "--json"))
+    assert error["hint"]
+    assert "COMMAND" not in error["hint"]
+
+
+def test_a_bug_is_one_line_that_names_the_cause_inside_of_its_groups() -> None:
+    program = (
+        "import sys\nimport modelnet_p2p.node.cli.app as app\n"
+        "sys.excepthook = app._on_bug(False)\n"
+        "raise ExceptionGroup('nursery', [ExceptionGroup('nursery', [KeyError('x')])])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stderr.splitlines()[0] == "error: KeyError: 'x'"
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("target", "status"), [("pipe", 0), ("full", 6)])
+def test_results_that_nobody_takes(home: Any, bob: Any, target: str, status: int) -> None:
+    program = "from modelnet_p2p.node.cli import main; main()"
+    command = [sys.executable, "-c", program, "invoke", "tokens", "x", "--json"]
+    if target == "pipe":
+        reader, writer = os.pipe()
+        os.close(reader)
+    elif not Path("/dev/full").exists():
+        pytest.skip("only Linux has /dev/full")
+    else:
+        writer = os.open("/dev/full", os.O_WRONLY)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert done.returncode == status
+    assert "Traceback" not in done.stderr
+    if status:
+        error = json.loads(done.stderr.splitlines()[-1])["error"]
+        assert error["code"] == "bad-state"

@@ -63,7 +63,14 @@ async def test_without_torch_the_hint_says_what_to_install(
 ) -> None:
     with pytest.raises(LocalError, match="needs torch") as caught:
         await models.add(source("line.safetensors", module="nets:Line"))
-    assert caught.value.hint == "pip install 'modelnet-p2p[torch]'"
+    assert caught.value.hint == "pip install torch"
+
+
+async def test_a_file_that_is_not_there_is_told_before_what_it_would_need(
+    models: Models, source: MakeSource
+) -> None:
+    with pytest.raises(LocalError, match="there is no file"):
+        await models.add(source("nowhere.safetensors", module="nets:Line"))
 
 
 @needs_torch

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
 
 from modelnet_p2p.errors import Code, LocalError, RemoteError
 from modelnet_p2p.identity import KeyPair, PeerId
@@ -358,3 +360,16 @@ def test_importing_the_network_says_nothing_on_stderr() -> None:
     code = "import modelnet_p2p.node.transport.libp2p_network"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")
+
+
+@given(st.binary(max_size=600))
+def test_whatever_a_peer_tells_of_itself_is_read_or_refused(noise: bytes) -> None:
+    me = KeyPair(b"a" * 32).id
+    sound = identify.encode(me, [f"/ip4/1.2.3.4/tcp/1/p2p/{me}"], ["/a"], "/ip4/5.6.7.8/tcp/9")[1:]
+    for body in (noise, sound + noise, sound[: len(noise)] + noise):
+        try:
+            told = identify.decode(body)
+        except ValueError:
+            continue
+        assert len(told.protocols) <= identify.MAX_PROTOCOLS
+        assert len(told.addrs) <= identify.MAX_ADDRESSES

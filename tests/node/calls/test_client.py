@@ -1,0 +1,250 @@
+"""What a provider may do to a caller: break off, dawdle, say too much, say nothing."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import trio
+import trio.testing
+
+from modelnet_p2p.errors import Code, RemoteError
+from modelnet_p2p.events import Call, Fault, Item, Result
+from modelnet_p2p.frames import HEADER, Kind
+from modelnet_p2p.node.calls.client import Progress
+from modelnet_p2p.node.calls.router import candidates, may_move
+from modelnet_p2p.node.transport.contract import Stream
+
+# Any: the fixture that opens a pair of peers, see conftest.py
+OpenPair = Any
+CALL = Call("m", 1)
+
+
+async def test_a_stream_that_went_stale_in_the_pool_costs_no_call(open_pair: OpenPair) -> None:
+    async def one_call_a_stream(line: Any) -> None:
+        await line.say(Result((await line.hear()).value))
+        await line.stream.reset()
+
+    async with open_pair(one_call_a_stream) as pair:
+        for number in range(5):
+            assert (await pair.ask(Call("m", number))).value == number
+            await trio.testing.wait_all_tasks_blocked()
+
+
+async def test_a_stream_that_was_idle_for_long_is_not_used_again(
+    open_pair: OpenPair, autojump_clock: trio.testing.MockClock
+) -> None:
+    opened = 0
+
+    async def answers(line: Any) -> None:
+        nonlocal opened
+        opened += 1
+        while (call := await line.hear()) is not None:
+            await line.say(Result(call.value))
+
+    async with open_pair(answers) as pair:
+        for pause in (9.0, 10.5, 0.0):  # the pool keeps streams for ten seconds
+            await pair.ask(CALL)
+            await trio.sleep(pause)
+        assert opened == 2
+
+
+async def test_an_answer_given_in_advance_is_not_taken_for_the_next_call(open_pair: OpenPair) -> None:
+    async def eager(line: Any) -> None:
+        while (call := await line.hear()) is not None:
+            frames = line.exchange.send(Result(call.value))
+            stale = HEADER.pack(Kind.RESULT, 0, 0, 1) + b"\x07"
+            await line.stream.send([b"".join([*frames, stale])])
+
+    async with open_pair(eager) as pair:
+        for number in range(3):
+            assert (await pair.ask(Call("m", number))).value == number
+
+
+async def test_who_trickles_an_answer_byte_by_byte_is_left(
+    open_pair: OpenPair, autojump_clock: trio.testing.MockClock
+) -> None:
+    async def trickles(line: Any) -> None:
+        await line.hear()
+        frames = b"".join(line.exchange.send(Result("x" * 1000)))
+        for byte in frames:
+            await line.stream.send([bytes([byte])])
+            await trio.sleep(0.9)  # a byte within each second, as if that were progress
+
+    async with open_pair(trickles) as pair:
+        progress = Progress()
+        started = trio.current_time()
+        with pytest.raises(RemoteError, match="stopped in the middle") as caught:
+            await pair.ask(CALL, 600, progress)
+        assert caught.value.code is Code.UNREACHABLE
+        assert trio.current_time() - started < 5
+        assert progress.sent
+        assert pair.budget.taken == 0
+
+
+async def test_a_slow_but_steady_answer_arrives(
+    open_pair: OpenPair, autojump_clock: trio.testing.MockClock
+) -> None:
+    async def steady(line: Any) -> None:
+        await line.hear()
+        frames = b"".join(line.exchange.send(Result(bytes(60_000))))
+        for at in range(0, len(frames), 1000):
+            await line.stream.send([frames[at : at + 1000]])
+            await trio.sleep(0.9)
+
+    async with open_pair(steady) as pair:
+        assert (await pair.ask(CALL, 600)).value == bytes(60_000)
+
+
+async def test_a_withheld_body_ends_the_call_in_time(
+    open_pair: OpenPair, autojump_clock: trio.testing.MockClock
+) -> None:
+    async def withholds(line: Any) -> None:
+        await line.hear()
+        await line.stream.send([HEADER.pack(Kind.RESULT, 0, 0, 500 << 20)])
+        await trio.sleep_forever()
+
+    async with open_pair(withholds) as pair:
+        with pytest.raises(RemoteError) as caught, trio.fail_after(5):
+            await pair.ask(CALL, 600)
+        assert caught.value.code is Code.UNREACHABLE
+
+
+async def test_an_answer_beyond_what_the_caller_expects_is_not_taken(open_pair: OpenPair) -> None:
+    async def verbose(line: Any) -> None:
+        await line.hear()
+        await line.say(Result(np.zeros(1 << 20, np.uint8)))
+
+    async with open_pair(verbose) as pair:
+        with pytest.raises(RemoteError) as caught:
+            await pair.client.unary(pair.bob.id, pair.bob.addrs, CALL, 5.0, max_body=65536)
+        assert caught.value.code is Code.TOO_LARGE
+
+
+async def test_why_a_call_was_not_taken_is_heard_although_it_was_still_being_sent(
+    open_pair: OpenPair,
+) -> None:
+    async def declines(line: Any) -> None:
+        await line.stream.receive_into(memoryview(bytearray(16)))
+        fault = Fault(Code.TOO_LARGE, "no more than a megabyte here")
+        line.exchange.refuse(Code.TOO_LARGE, "")
+        await line.stream.send(line.exchange.send(fault))
+        await line.stream.reset()
+
+    async with open_pair(declines) as pair:
+        progress = Progress()
+        with pytest.raises(RemoteError, match="no more than a megabyte") as caught:
+            await pair.ask(Call("m", np.zeros(8 << 20, np.uint8)), 10, progress)
+        assert caught.value.code is Code.TOO_LARGE
+        assert not progress.sent
+
+
+async def test_a_provider_that_never_reads_is_left_and_nothing_ran_there(
+    open_pair: OpenPair, autojump_clock: trio.testing.MockClock
+) -> None:
+    async def deaf(line: Any) -> None:
+        await trio.sleep_forever()
+
+    async with open_pair(deaf) as pair:
+        progress = Progress()
+        with pytest.raises(RemoteError) as caught:
+            await pair.ask(Call("m", np.zeros(8 << 20, np.uint8)), 600, progress)
+        assert caught.value.code is Code.SLOW_READER
+        assert not progress.sent
+        assert may_move(caught.value, progress, Any)
+
+
+async def test_items_without_an_end_stop_at_the_deadline(open_pair: OpenPair) -> None:
+    async def endless(line: Any) -> None:
+        await line.hear()
+        while True:
+            await line.say(Item(0))
+
+    async with open_pair(endless) as pair:
+        with pytest.raises(RemoteError) as caught, trio.fail_after(5):
+            await pair.ask(CALL, 0.2)
+        assert caught.value.code is Code.DEADLINE
+
+
+async def test_a_call_may_have_no_deadline(open_pair: OpenPair) -> None:
+    async def answers(line: Any) -> None:
+        call = await line.hear()
+        await line.say(Result(call.deadline_us))
+
+    async with open_pair(answers) as pair:
+        assert (await pair.ask(CALL, math.inf)).value == 86_400_000_000
+
+
+async def test_a_peer_that_goes_while_its_idle_streams_are_closed(
+    open_pair: OpenPair, autojump_clock: trio.testing.MockClock
+) -> None:
+    async def answers(line: Any) -> None:
+        while (call := await line.hear()) is not None:
+            await line.say(Result(call.value))
+
+    class Parting(Stream):
+        """Its reset takes a moment, in which the peer goes."""
+
+        def __init__(self, inner: Stream, goes: Any) -> None:
+            self.peer, self.protocol, self._inner, self._goes = inner.peer, inner.protocol, inner, goes
+
+        async def send(self, buffers: Any) -> None:
+            await self._inner.send(buffers)
+
+        async def receive_into(self, buffer: memoryview) -> int:
+            return await self._inner.receive_into(buffer)
+
+        async def finish(self) -> None:
+            await self._inner.finish()
+
+        async def reset(self) -> None:
+            await self._goes()
+            await self._inner.reset()
+
+    async with open_pair(answers) as pair:
+        await pair.ask(CALL)
+        [(pipe, _)] = pair.client._idle[pair.bob.id]
+
+        async def goes() -> None:
+            await pair.carol.disconnect(pair.bob.id)
+
+        pipe.stream = Parting(pipe.stream, goes)
+        await trio.sleep(11)
+        await pair.client.close_idle()
+        assert pair.client._idle == {}
+
+
+class Offered:
+    """As much of an offer as the choice of candidates looks at."""
+
+    def __init__(self, provider: str) -> None:
+        self.provider = provider
+
+
+def test_each_provider_is_asked_once_whatever_it_offers() -> None:
+    offers: Any = [Offered(name) for name in "aabbacdefg"]
+    moving: Any = type("Target", (), {"pinned": False})
+    pinned: Any = type("Target", (), {"pinned": True})
+    assert [offer.provider for offer in candidates(moving, offers)] == list("abcde")
+    assert candidates(moving, offers)[0] is offers[0]
+    assert [offer.provider for offer in candidates(pinned, offers)] == ["a"]
+
+
+def test_when_a_call_may_move() -> None:
+    def error(code: Code, retryable: bool | None = None) -> RemoteError:
+        return RemoteError(code, "", retryable=retryable)
+
+    safe: Any = type("Offer", (), {"record": type("Record", (), {"idempotent": True})})
+    unsafe: Any = type("Offer", (), {"record": type("Record", (), {"idempotent": False})})
+    unsent, sent, begun = Progress(), Progress(sent=True), Progress(sent=True, items=1)
+    assert may_move(error(Code.BUSY, False), sent, unsafe)  # a foreign peer may leave the flag out
+    assert may_move(error(Code.UNREACHABLE), unsent, unsafe)
+    assert may_move(error(Code.UNKNOWN_METHOD), unsent, unsafe)
+    assert not may_move(error(Code.DEADLINE), unsent, safe)
+    assert not may_move(error(Code.UNREACHABLE), sent, unsafe)
+    assert may_move(error(Code.UNREACHABLE), sent, safe)
+    assert not may_move(error(Code.UNREACHABLE), begun, safe)
+    assert not may_move(error(Code.MODEL_ERROR), sent, safe)
+    assert not may_move(error(Code.UNKNOWN_METHOD), sent, safe)
