@@ -56,8 +56,10 @@ def check_tag(text: str) -> str:
 
 
 def check_network(text: str) -> str:
-    if not text or not text.isprintable() or len(text.encode()) > MAX_NETWORK_BYTES:
-        raise LocalError(Code.BAD_INPUT, f"a network's name is 1 to {MAX_NETWORK_BYTES} printable bytes")
+    # the space is the one printable character that is white
+    if not text or not text.isprintable() or " " in text or len(text.encode()) > MAX_NETWORK_BYTES:
+        rule = f"1 to {MAX_NETWORK_BYTES} bytes of printable characters, no spaces"
+        raise LocalError(Code.BAD_INPUT, f"{text[:MAX_NETWORK_BYTES]!r} is not a network's name: {rule}")
     return text
 
 

@@ -18,12 +18,12 @@ from typing import Any
 import platformdirs
 
 from modelnet_p2p.errors import Code, LocalError
+from modelnet_p2p.names import PUBLIC_NETWORK, check_network
 from modelnet_p2p.node.files import read_bounded, reason
 from modelnet_p2p.node.home import Home
 
 APP = "modelnet"
 DEFAULT_TIMEOUT = 30.0  # seconds
-DEFAULT_NETWORK = "public"
 DEFAULT_TUNING = "lan"
 MAX_CONFIG_BYTES = 64 * 1024
 _KEYS: dict[str, type] = {
@@ -42,13 +42,14 @@ class Settings:
     """What one command runs with. `listen` None is the default address, `()` a client."""
 
     home: Home
-    network: str = DEFAULT_NETWORK
+    network: str = PUBLIC_NETWORK
     tuning: str = DEFAULT_TUNING
     bootstrap: tuple[str, ...] = ()
     listen: tuple[str, ...] | None = None
     lan: bool = False
     timeout: float = DEFAULT_TIMEOUT
     timeout_asked: bool = False  # by a flag or the file, rather than the default
+    network_asked: bool = False  # by a flag or the environment: a peer of another one is not asked
 
 
 def load_settings(
@@ -71,15 +72,17 @@ def load_settings(
     chosen_timeout = timeout if timeout is not None else config.get("timeout")
     if chosen_timeout is not None and not 0 < chosen_timeout < 1e6:
         raise LocalError(Code.BAD_INPUT, "a timeout is a number of seconds above 0", hint="--timeout 30")
+    asked_network = network or env.get("MODELNET_NETWORK")
     return Settings(
         home=where,
-        network=network or env.get("MODELNET_NETWORK") or config.get("network", DEFAULT_NETWORK),
+        network=check_network(asked_network or config.get("network", PUBLIC_NETWORK)),
         tuning=env.get("MODELNET_TUNING") or config.get("tuning", DEFAULT_TUNING),
         bootstrap=bootstrap or _split(env.get("MODELNET_BOOTSTRAP")) or tuple(config.get("bootstrap", ())),
         listen=listen or _split(env.get("MODELNET_LISTEN")) or tuple(config.get("listen", ())) or None,
         lan=lan or config.get("lan", False),
         timeout=DEFAULT_TIMEOUT if chosen_timeout is None else float(chosen_timeout),
         timeout_asked=chosen_timeout is not None,
+        network_asked=bool(asked_network),
     )
 
 

@@ -11,18 +11,30 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.exchange import Call, Exchange, Fault, Item, RemoteProtocolError, Result, Role
-from modelnet_p2p.node.control_table import Answering, Request, cause_of, dispatch
-from modelnet_p2p.node.control_wire import BEAT, BEAT_SECONDS, INPUT, MAX_BODY_BYTES, PARAMS, to_fault
+from modelnet_p2p.node.control_table import Request, dispatch
+from modelnet_p2p.node.control_wire import (
+    BEAT,
+    BEAT_SECONDS,
+    INPUT,
+    MAX_BODY_BYTES,
+    NETWORK,
+    PARAMS,
+    SILENCE_SECONDS,
+    to_fault,
+)
 from modelnet_p2p.node.files import reason
+from modelnet_p2p.node.single_error import own_error
+
+if TYPE_CHECKING:
+    from modelnet_p2p.node.peer import Peer
 
 MAX_CONVERSATIONS = 32  # commands of one user at once; more wait in the socket's backlog
-CALL_SECONDS = 30.0  # for the client to send its call, a large tensor included
 ACCEPT_PAUSE = 0.1  # seconds after a failed accept, so that a lack of descriptors is no busy loop
 _log = logging.getLogger(__name__)
 
@@ -35,7 +47,7 @@ class Starting(Protocol):
     def started(self, value: None, /) -> None: ...
 
 
-async def serve(peer: Answering, path: Path, *, task_status: Starting) -> None:
+async def serve(peer: Peer, path: Path, *, task_status: Starting) -> None:
     """Answer commands on a Unix socket at `path` (mode 0600) until cancelled.
 
     The caller holds the home's lock, so a socket left there is a dead peer's and is replaced.
@@ -74,14 +86,12 @@ async def _listen(path: Path) -> AsyncIterator[trio.socket.SocketType]:
             path.unlink(missing_ok=True)
 
 
-async def _converse(peer: Answering, stream: trio.SocketStream, control: str, limit: trio.Semaphore) -> None:
+async def _converse(peer: Peer, stream: trio.SocketStream, control: str, limit: trio.Semaphore) -> None:
     """One call of one client; whatever it sends or however it goes, the peer stays."""
     exchange = Exchange(Role.ANSWERER, max_body=MAX_BODY_BYTES)
     try:
         async with stream:
-            call = None
-            with trio.move_on_after(CALL_SECONDS):
-                call = await _receive_call(stream, exchange)
+            call = await _receive_call(stream, exchange)
             if call is not None:
                 await _Conversation(peer, stream, exchange, control).answer(call)
     finally:
@@ -92,10 +102,14 @@ async def _receive_call(stream: trio.SocketStream, exchange: Exchange) -> Call |
     """The one call of a connection, None if what arrives is none."""
     try:
         while (event := exchange.next_event()) is None:
-            n = await stream.socket.recv_into(exchange.get_buffer())
+            with trio.fail_after(SILENCE_SECONDS):  # a large tensor takes its time, but comes on
+                n = await stream.socket.recv_into(exchange.get_buffer())
             exchange.received(n)
             if n == 0 and not exchange.in_frame:
                 return None
+    except trio.TooSlowError:
+        _log.info("a control client stopped in the middle of its call")
+        return None
     except OSError as error:
         _log.debug("a control client hung up: %s", reason(error))
         return None
@@ -108,7 +122,7 @@ async def _receive_call(stream: trio.SocketStream, exchange: Exchange) -> Call |
 class _Conversation:
     """The answer to one call: beats, notices and items as they come, then result or fault."""
 
-    def __init__(self, peer: Answering, stream: trio.SocketStream, exchange: Exchange, control: str) -> None:
+    def __init__(self, peer: Peer, stream: trio.SocketStream, exchange: Exchange, control: str) -> None:
         self._peer = peer
         self._control = control
         self._stream = stream
@@ -130,7 +144,7 @@ class _Conversation:
                 await dispatch(self._peer, call.method, _request_of(call, self._control), self._emit)
             )
         except Exception as error:  # noqa: BLE001  the guard of this stream handler: see below
-            cause = cause_of(error)
+            cause = own_error(error)
             if cause is not None:
                 return to_fault(cause)
             # a bug that one command meets must not take the peer down
@@ -176,4 +190,7 @@ def _request_of(call: Call, control: str) -> Request:
     value = call.value
     if not isinstance(value, dict) or not isinstance(value.get(PARAMS), dict):
         raise LocalError(Code.BAD_INPUT, "a control call holds its parameters in a map")
-    return Request(value[PARAMS], value.get(INPUT), control)
+    network = value.get(NETWORK)
+    if network is not None and not isinstance(network, str):
+        raise LocalError(Code.BAD_INPUT, "the network's name must be a string")
+    return Request(value[PARAMS], value.get(INPUT), control, network)

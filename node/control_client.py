@@ -10,7 +10,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -25,6 +25,9 @@ from modelnet_p2p.node.runtime import find_control
 
 Value = Any  # a value of the wire: None, bool, int, float, str, bytes, list, dict or array
 Sink = Callable[[Value], None]
+# told how many bytes a transfer will have, gives what is to be told of each piece of it
+Meter = Callable[[int], AbstractContextManager[Callable[[int], object]]]
+SEND_BYTES = 1 << 20  # handed to the kernel at once, so that the meter moves
 
 
 class ControlClient:
@@ -67,17 +70,22 @@ class ControlClient:
         timeout: float | None = None,
         on_item: Sink = lambda value: None,
         on_notice: Callable[[str], None] = lambda line: None,
+        network: str | None = None,
+        meter: Meter | None = None,
     ) -> Value:
         """Make the one call; items and notices go to their sinks as they come.
 
-        Raises what the peer raised, or LocalError (deadline) after `timeout` seconds, or if the peer shows
-        no sign of life.
+        A peer of another network than `network` refuses it. `meter` watches the call being sent. Raises
+        what the peer raised, or LocalError (deadline) after `timeout` seconds, or if the peer shows no
+        sign of life.
         """
         until = None if timeout is None else time.monotonic() + timeout
         exchange = Exchange(Role.CALLER, max_body=wire.MAX_BODY_BYTES)
-        with self._told():
-            for buffer in exchange.send(Call("", {wire.PARAMS: dict(params), wire.INPUT: value}, method)):
-                self._socket.sendall(buffer)
+        wish = {wire.PARAMS: dict(params), wire.INPUT: value, wire.NETWORK: network}
+        buffers = [memoryview(buffer).cast("B") for buffer in exchange.send(Call("", wish, method))]
+        with meter(sum(map(len, buffers))) if meter else nullcontext(_unmetered) as sent, self._told():
+            for buffer in buffers:
+                self._send(buffer, sent)
         while True:
             with self._told():  # the sinks stay outside: a pipe that breaks there is not this socket
                 event = self._next(exchange, until)
@@ -110,6 +118,13 @@ class ControlClient:
                 Code.NOT_RUNNING, f"the running peer went away: {words}", hint="modelnet-peer join"
             ) from error
 
+    def _send(self, buffer: memoryview, sent: Callable[[int], object]) -> None:
+        """All of it. Each piece has the socket's timeout, unlike `sendall`, which has it for the whole."""
+        while buffer:
+            count = self._socket.send(buffer[:SEND_BYTES])
+            sent(count)
+            buffer = buffer[count:]
+
     def _next(self, exchange: Exchange, until: float | None) -> object:
         while (event := exchange.next_event()) is None:
             if until is not None and time.monotonic() >= until:
@@ -120,6 +135,10 @@ class ControlClient:
                 )
             exchange.received(self._socket.recv_into(exchange.get_buffer()))
         return event
+
+
+def _unmetered(count: int) -> None:
+    pass
 
 
 def not_running(home: Home) -> LocalError:

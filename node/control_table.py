@@ -6,67 +6,24 @@ running peer, and a temporary peer inside a command without any socket.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol
+from shlex import quote
+from typing import TYPE_CHECKING, Any
 
 import trio
 
-from modelnet_p2p.errors import Code, LocalError, ModelnetError, NotFound
+from modelnet_p2p.errors import Code, LocalError, NotFound
 from modelnet_p2p.node.control_wire import ITEM, NOTICE
+
+if TYPE_CHECKING:
+    from modelnet_p2p.node.calls.router import Outcome
+    from modelnet_p2p.node.peer import Peer
 
 # Any: a value of the wire (None, bool, int, float, str, bytes, list, dict, array); the Exchange checks it
 Value = Any
 Emit = Callable[[str, Value], Awaitable[None]]  # (NOTICE or ITEM, value); waits for a slow reader
-
-
-class Answering(Protocol):
-    """What the table needs of a peer; `Peer` has it, and so has any object of a test."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def addrs(self) -> tuple[str, ...]: ...
-    async def status(self) -> dict[str, Any]: ...
-    async def peers(self) -> list[dict[str, Any]]: ...
-    async def ping(self, target: str, count: int = 3) -> dict[str, Any]: ...
-    async def show(self, model: str) -> list[dict[str, Any]]: ...
-    async def find(
-        self,
-        task: str | None = None,
-        model: str | None = None,
-        tag: str | None = None,
-        *,
-        limit: int = 20,
-        all: bool = False,
-        timeout: float = 30.0,
-    ) -> Sequence[Any]: ...
-    async def call(
-        self,
-        target: str,
-        input: Value,
-        *,
-        params: Mapping[str, Value] | None = None,
-        provider: str | None = None,
-        timeout: float = 30.0,
-        on_item: Callable[[Value], Awaitable[None]] | None = None,
-    ) -> Any: ...
-    async def publish(
-        self,
-        source: str,
-        *,
-        model: str | None = None,
-        task: str | None = None,
-        tags: Sequence[str] = (),
-        module: str | None = None,
-        interpreter: str | None = None,
-        cwd: str | None = None,
-        environ: Mapping[str, str] | None = None,
-        dry_run: bool = False,
-        on_event: Callable[[str], None] | None = None,
-    ) -> dict[str, Any]: ...
-    async def unpublish(self, model: str) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +33,7 @@ class Request:
     params: Mapping[str, Value]
     value: Value = None
     control: str | None = None  # the socket it came by
+    network: str | None = None  # None: that of the peer that is asked
 
     def text(self, name: str) -> str:
         value = self.maybe_text(name)
@@ -113,29 +71,31 @@ class Request:
         return value
 
 
-async def _id(peer: Answering, request: Request, emit: Emit) -> Value:
+async def _id(peer: Peer, request: Request, emit: Emit) -> Value:
     return {"peer": str(peer.id), "addrs": list(peer.addrs)}
 
 
-async def _status(peer: Answering, request: Request, emit: Emit) -> Value:
+async def _status(peer: Peer, request: Request, emit: Emit) -> Value:
     return {**await peer.status(), "control": request.control}
 
 
-async def _peers(peer: Answering, request: Request, emit: Emit) -> Value:
+async def _peers(peer: Peer, request: Request, emit: Emit) -> Value:
     for line in await peer.peers():
         await emit(ITEM, line)
 
 
-async def _ping(peer: Answering, request: Request, emit: Emit) -> Value:
-    return await peer.ping(request.text("target"), int(request.number("count", 3)))
+async def _ping(peer: Peer, request: Request, emit: Emit) -> Value:
+    return await peer.ping(
+        request.text("target"), int(request.number("count", 3)), timeout=request.number("timeout", 30.0)
+    )
 
 
-async def _show(peer: Answering, request: Request, emit: Emit) -> Value:
-    for line in await peer.show(request.text("model")):
+async def _show(peer: Peer, request: Request, emit: Emit) -> Value:
+    for line in await peer.show(request.text("model"), timeout=request.number("timeout", 30.0)):
         await emit(ITEM, line)
 
 
-async def _find(peer: Answering, request: Request, emit: Emit) -> Value:
+async def _find(peer: Peer, request: Request, emit: Emit) -> Value:
     offers = await peer.find(
         request.maybe_text("task"),
         request.maybe_text("model"),
@@ -150,7 +110,7 @@ async def _find(peer: Answering, request: Request, emit: Emit) -> Value:
         await emit(ITEM, offer.to_map())
 
 
-async def _invoke(peer: Answering, request: Request, emit: Emit) -> Value:
+async def _invoke(peer: Peer, request: Request, emit: Emit) -> Value:
     async def on_item(value: Value) -> None:
         await emit(ITEM, value)
 
@@ -170,7 +130,7 @@ async def _invoke(peer: Answering, request: Request, emit: Emit) -> Value:
     return outcome_to_map(outcome)
 
 
-async def _check_company(peer: Answering) -> None:
+async def _check_company(peer: Peer) -> None:
     """Raises LocalError (unreachable) for a peer that is alone: "nobody has it" is not for it to say."""
     if not any(line.get("connected") for line in await peer.peers()):
         raise LocalError(
@@ -180,7 +140,7 @@ async def _check_company(peer: Answering) -> None:
         )
 
 
-async def _publish(peer: Answering, request: Request, emit: Emit) -> Value:
+async def _publish(peer: Peer, request: Request, emit: Emit) -> Value:
     async with _notices(emit) as notice:
         return await peer.publish(
             request.text("source"),
@@ -196,11 +156,11 @@ async def _publish(peer: Answering, request: Request, emit: Emit) -> Value:
         )
 
 
-async def _unpublish(peer: Answering, request: Request, emit: Emit) -> Value:
+async def _unpublish(peer: Peer, request: Request, emit: Emit) -> Value:
     return await peer.unpublish(request.text("model"))
 
 
-METHODS: dict[str, Callable[[Answering, Request, Emit], Awaitable[Value]]] = {
+METHODS: dict[str, Callable[[Peer, Request, Emit], Awaitable[Value]]] = {
     "id": _id,
     "status": _status,
     "peers": _peers,
@@ -213,7 +173,7 @@ METHODS: dict[str, Callable[[Answering, Request, Emit], Awaitable[Value]]] = {
 }
 
 
-async def dispatch(peer: Answering, method: str, request: Request, emit: Emit) -> Value:
+async def dispatch(peer: Peer, method: str, request: Request, emit: Emit) -> Value:
     """Do what `method` says on `peer`; raises ModelnetError, `unknown-method` for one not in the table."""
     if method not in METHODS:
         raise LocalError(
@@ -221,10 +181,22 @@ async def dispatch(peer: Answering, method: str, request: Request, emit: Emit) -
             f"the running peer does not know the command {method[:40]!r}",
             hint="it may be of another version: restart it with modelnet-peer join",
         )
+    if request.network not in (None, peer.network_name):
+        raise _other_network(request.network or "", peer.network_name)
     return await METHODS[method](peer, request, emit)
 
 
-def outcome_to_map(outcome: Any) -> dict[str, Value]:  # Any: an Outcome of a call, or a test's
+def _other_network(asked: str, mine: str) -> LocalError:
+    ask_it, another = quote(mine), quote(asked)
+    return LocalError(
+        Code.BAD_INPUT,
+        f"the peer on this home is of the network {mine!r}, not of {asked!r}",
+        hint=f"ask it with --network {ask_it}, or start one of the other network beside it:"
+        f" modelnet-peer join --network {another} --home DIR",
+    )
+
+
+def outcome_to_map(outcome: Outcome) -> dict[str, Value]:
     """The last line of `invoke`, its output still a value."""
     return {
         "done": True,
@@ -258,23 +230,3 @@ async def _notices(emit: Emit) -> AsyncIterator[Callable[[str], None]]:
         nursery.start_soon(pump)
         with sender:
             yield notice
-
-
-def cause_of(error: BaseException) -> ModelnetError | None:
-    """The first of this library's own errors in `error`, which may be a group of them; None for a bug."""
-    if isinstance(error, ModelnetError):
-        return error
-    if isinstance(error, BaseExceptionGroup):
-        causes = [cause_of(one) for one in error.exceptions]
-        return None if None in causes else causes[0]
-    return None
-
-
-def raise_cause(group: BaseExceptionGroup[BaseException]) -> NoReturn:
-    """Raise what a group of exceptions stands for: nurseries wrap even a single one."""
-    cause = cause_of(group)
-    if cause is not None:
-        raise cause from group
-    if group.subgroup(KeyboardInterrupt) is not None:
-        raise KeyboardInterrupt from None
-    raise group

@@ -10,9 +10,10 @@ from __future__ import annotations
 from modelnet_p2p.errors import LocalError, ModelnetError, NotFound, RemoteError
 from modelnet_p2p.events import Fault
 
-# the two keys of a call's value: params may be longer than a frame's head, a publisher's environment is
+# the keys of a call's value: params may be longer than a frame's head, a publisher's environment is
 PARAMS = "params"
 INPUT = "input"
+NETWORK = "network"  # absent, or the network that the command is about
 # the one key of an item's map
 BEAT = "beat"  # still at it; the value counts seconds
 NOTICE = "notice"  # a line of progress for people
@@ -20,7 +21,9 @@ ITEM = "item"  # a part of the result
 
 BEAT_SECONDS = 1.0
 SILENCE_SECONDS = 10.0  # ten beats missed: the peer is stopped, or its machine is
-MAX_BODY_BYTES = 1 << 30  # of one frame: the largest tensor that a call may carry
+# `MAX_BODY_BYTES` of the backends' contract, written again: its import would double what `status` costs
+MAX_INPUT_BYTES = 512 << 20
+MAX_BODY_BYTES = MAX_INPUT_BYTES + (4 << 20)  # of one frame: the largest input, and a publisher's environment
 
 # beside a fault's own fields: which family the error was of, and which peer it was about
 _FAMILY = "family"

@@ -13,18 +13,26 @@ import socket
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from shlex import quote
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import trio
 
 from modelnet_p2p import __version__
-from modelnet_p2p.node.config import DEFAULT_NETWORK, Settings
+from modelnet_p2p.names import PUBLIC_NETWORK
+from modelnet_p2p.node.config import Settings
 from modelnet_p2p.node.control import Starting, serve
-from modelnet_p2p.node.control_table import Answering, raise_cause
 from modelnet_p2p.node.logs import set_up_logging
 from modelnet_p2p.node.runtime import Runtime
 from modelnet_p2p.node.shell import publisher
+from modelnet_p2p.node.single_error import single_error
+from modelnet_p2p.node.transport.addresses import tcp_endpoint
+from modelnet_p2p.tuning import preset
+
+if TYPE_CHECKING:
+    from modelnet_p2p.node.overlay.driver import Bootstrap
+    from modelnet_p2p.node.peer import Peer
 
 RESTORE_SECONDS = 2.0  # that the ready line waits for what was published before; large models take longer
 ORDERLY_SECONDS = 3.5  # to say goodbye and let calls end; then everything is cancelled
@@ -32,25 +40,7 @@ HARD_SECONDS = 4.5  # then the process ends whatever it is doing: the contract s
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Bootstrapped(Protocol):
-    """Which bootstrap addresses were tried, and which answered."""
-
-    @property
-    def tried(self) -> Sequence[object]: ...
-    @property
-    def reached(self) -> Sequence[object]: ...
-
-
-class Joined(Answering, Protocol):
-    """A peer that stays: besides answering, it knows how its bootstraps went."""
-
-    @property
-    def bootstrapped(self) -> Bootstrapped: ...
-    @property
-    def restored(self) -> trio.Event: ...
-
-
-Opener = Callable[[Settings], AbstractAsyncContextManager[Joined]]
+Opener = Callable[[Settings], "AbstractAsyncContextManager[Peer]"]
 
 
 def early_signals() -> None:
@@ -70,7 +60,7 @@ def run(
     set_up_logging()
     from modelnet_p2p.node.peer import Peer
 
-    def open_peer(settings: Settings) -> AbstractAsyncContextManager[Joined]:
+    def open_peer(settings: Settings) -> AbstractAsyncContextManager[Peer]:
         return Peer.open(
             bootstrap=settings.bootstrap,
             listen=settings.listen,
@@ -81,10 +71,8 @@ def run(
         )
 
     set_up_logging()  # again: the import of libp2p has been at it
-    try:
+    with single_error():
         trio.run(join, open_peer, settings, sources, on_ready, notice)
-    except BaseExceptionGroup as group:
-        raise_cause(group)
 
 
 async def join(
@@ -105,7 +93,7 @@ async def join(
 
 
 async def _serve(
-    peer: Joined,
+    peer: Peer,
     settings: Settings,
     sources: Sequence[str],
     on_ready: Callable[[dict[str, Any]], None],
@@ -116,7 +104,9 @@ async def _serve(
         async with trio.open_nursery() as nursery:
             await nursery.start(serve, peer, runtime.socket_path)
             runtime.note_control()
-            _tell_bootstrap(peer.bootstrapped, notice)
+            _tell_bootstrap(peer.bootstrapped, preset(settings.tuning).bootstrap_retry, notice)
+            if open_to := open_addrs(peer.addrs, settings.listen or ()):
+                tell_open(open_to, notice)
             if settings.lan:
                 tell_lan(peer.addrs, settings.network, notice)
             await _wait_restored(peer, notice)
@@ -129,14 +119,14 @@ async def _serve(
         runtime.forget_control()
 
 
-async def _wait_restored(peer: Joined, notice: Callable[[str], None]) -> None:
+async def _wait_restored(peer: Peer, notice: Callable[[str], None]) -> None:
     with trio.move_on_after(RESTORE_SECONDS) as scope:
         await peer.restored.wait()
     if scope.cancelled_caught:
         notice("still loading what was published before: see modelnet-peer status")
 
 
-def _ready(peer: Joined, control: str) -> dict[str, Any]:
+def _ready(peer: Peer, control: str) -> dict[str, Any]:
     return {
         "event": "ready",
         "peer": peer.id,
@@ -172,21 +162,49 @@ async def _end_on_signal(
                 watchdog.cancel()
 
 
-def _tell_bootstrap(bootstrap: Bootstrapped, notice: Callable[[str], None]) -> None:
-    tried, missing = len(bootstrap.tried), len(bootstrap.tried) - len(bootstrap.reached)
-    if missing > 0:
-        notice(f"warning: {missing} of {tried} bootstrap peers did not answer; trying again")
+def _tell_bootstrap(bootstrap: Bootstrap, retry_seconds: float, notice: Callable[[str], None]) -> None:
+    for addr, cause in bootstrap.causes.items():
+        notice(f"warning: the bootstrap {addr} did not answer: {cause}")
+    if bootstrap.causes:  # see Overlay.stay_joined
+        notice(f"they are tried again every {retry_seconds:g} s for as long as no other peer is known")
+
+
+def open_addrs(addrs: Sequence[str], listen: Sequence[str]) -> list[str]:
+    """Those of a peer's addresses that other machines can reach.
+
+    `listen` are the addresses that were asked for: `0.0.0.0` is open on a machine without a network, too.
+    """
+    asked = [addr for addr in listen if _host(addr).is_unspecified]
+    return [addr for addr in addrs if not _host(addr).is_loopback] or asked
+
+
+def _host(addr: str) -> IPv4Address | IPv6Address:
+    """The IP address in a TCP multiaddr; a loopback one where a name stands, for nobody listens on names."""
+    endpoint = tcp_endpoint(addr)
+    try:
+        return ip_address(endpoint.host) if endpoint else ip_address("127.0.0.1")
+    except ValueError:
+        return ip_address("127.0.0.1")
+
+
+def tell_open(addrs: Sequence[str], notice: Callable[[str], None]) -> None:
+    """Say what is open, and to whom: a peer that only this machine reaches is the default."""
+    where = ", ".join(addr.partition("/p2p/")[0] for addr in addrs)
+    notice(
+        f"open to other machines: all that reach {where} can call this peer's models,"
+        " and read and store records here"
+    )
 
 
 def tell_lan(addrs: Sequence[str], network: str, notice: Callable[[str], None]) -> None:
     """Say what --lan opened, and the line for the next machine."""
-    notice("listening on all interfaces (0.0.0.0): every machine that reaches this one can call its models")
+    notice("listening on all interfaces (0.0.0.0)")
     notice("peers on other machines are not found by themselves: on the next machine run")
     outward = next((addr for addr in addrs if not addr.startswith(("/ip4/127.", "/ip6/::1/"))), None)
     if outward is None:
         notice("warning: no address of this machine but loopback is known")
         return
-    name = "" if network == DEFAULT_NETWORK else f" --network {quote(network)}"
+    name = "" if network == PUBLIC_NETWORK else f" --network {quote(network)}"
     outward = outward.replace("/ip4/0.0.0.0/", f"/ip4/{my_ip()}/")
     notice(f"  modelnet-peer join --lan{name} --bootstrap {outward}")
 

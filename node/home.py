@@ -11,7 +11,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,9 +32,8 @@ from modelnet_p2p.node.files import (
 # protobuf PrivateKey {1: Type = Ed25519 (1), 2: Data = 64 bytes: seed, public key}
 _KEY_HEADER = bytes.fromhex("08011240")
 _KEY_BYTES = len(_KEY_HEADER) + 2 * SEED_BYTES
-MAX_PEERS_BYTES = 1 << 20  # of peers.json: a thousand peers with some addresses each
-MAX_PEERS = 1000
-MAX_ADDRS = 16  # of one peer, as in the DHT's messages
+MAX_PEERS = 64  # addresses kept in peers.json: all are dialled at once by a start that finds nobody else
+MAX_PEERS_BYTES = 64 << 10  # of that file: as many of the longest addresses, 512 characters each, and more
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,25 +108,22 @@ class Home:
         except ValueError as error:
             raise self._bad_key(str(error)) from error
 
-    def load_peers(self) -> dict[str, tuple[str, ...]]:
-        """Peers met before, id to text addresses: a cache, so a damaged one is empty."""
+    def load_peers(self, network: str) -> tuple[str, ...]:
+        """Where peers of that network were (`…/p2p/ID`): a cache, so a damaged one is empty."""
         try:
             data, _ = read_bounded(self.peers_path, MAX_PEERS_BYTES)
-            entries = json.loads(data)
+            saved = json.loads(data)
         except (OSError, ValueError, RecursionError):
-            return {}
-        if not isinstance(entries, dict):
-            return {}
-        peers: dict[str, tuple[str, ...]] = {}
-        for peer, addrs in list(entries.items())[:MAX_PEERS]:
-            if isinstance(addrs, list) and all(isinstance(addr, str) for addr in addrs):
-                peers[peer] = tuple(addrs[:MAX_ADDRS])
-        return peers
+            return ()
+        addrs = saved.get("addrs") if isinstance(saved, dict) and saved.get("network") == network else None
+        if not isinstance(addrs, list):
+            return ()
+        return tuple(addr for addr in addrs[:MAX_PEERS] if isinstance(addr, str))
 
-    def save_peers(self, peers: Mapping[str, Sequence[str]]) -> None:
-        """Keep `peers` (at most 1000, 16 addresses each) for the next start."""
-        entries = {peer: list(addrs[:MAX_ADDRS]) for peer, addrs in list(peers.items())[:MAX_PEERS]}
-        write_durably(self.peers_path, json.dumps(entries, indent=1).encode())
+    def save_peers(self, network: str, addrs: Sequence[str]) -> None:
+        """Keep these peers' addresses, one or several each, for the next start (at most 64)."""
+        saved = {"network": network, "addrs": list(addrs[:MAX_PEERS])}
+        write_durably(self.peers_path, json.dumps(saved, indent=1).encode())
 
     def _refuse_orphaned_state(self) -> None:
         if self.state_path.is_dir() and any(self.state_path.rglob("*.json")):

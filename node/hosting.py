@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import trio
 
-from modelnet_p2p.errors import LocalError, ModelnetError, NotFound, RemoteError
+from modelnet_p2p.errors import Code, LocalError, ModelnetError, NotFound, RemoteError
 from modelnet_p2p.identity import KeyPair
 from modelnet_p2p.names import ModelUri
 from modelnet_p2p.node.overlay.publisher import Published, Publisher
@@ -25,6 +25,8 @@ from modelnet_p2p.offers import Offer
 from modelnet_p2p.records import BadRecord, Identity, OfferRecord, Sealed, admit
 
 log = logging.getLogger(__name__)
+
+MAX_RESTORED_AT_ONCE = 4  # models that a start loads side by side: each may be a process that imports torch
 
 Notice = Callable[[str], None]
 
@@ -66,28 +68,32 @@ class Hosting:
         self._state = state
         self._identities: dict[str, Identity] = {}  # by model name: what of mine is published
         self._unrestored: dict[str, str] = {}  # by model name: "loading", or why it is not served again
-        self._changing = trio.Lock()  # one publish or unpublish at a time: they touch disk, table and network
+        self._changing = trio.Lock()  # one change at a time: they touch disk, table and network
+        self._loading = trio.CapacityLimiter(MAX_RESTORED_AT_ONCE)
 
     async def publish(self, source: Source, notice: Notice, *, remember: bool = True) -> dict[str, object]:
         """Serve `source` and tell the network; the contract's `publish` object.
 
         Raises LocalError (the model cannot be loaded, the state not written), RemoteError (no majority).
         """
+        notice(f"loading {source.spec}")
+        seq = self._sequences.take()  # first: a full disk is found out before anything is loaded
+        served = await self._models.add(source)
         async with self._changing:
-            notice(f"loading {source.spec}")
-            seq = self._sequences.take()  # first: a full disk is found out before anything is loaded
-            served = await self._models.add(source)
+            name = served.description.name
+            if self._models.get(name) is not served:
+                raise LocalError(Code.IN_USE, f"{name} was published again, or withdrawn, meanwhile")
             try:  # nobody is told, and nothing kept, of what cannot be told and kept
                 draft = self._draft(served, seq)
                 self._publisher.check(draft)
-                before = self._identities.get(draft.name)
+                before = self._identities.get(name)
                 replaced = before is not None and before != draft.identity
                 tombstone = self._publisher.entomb(before) if before is not None and replaced else None
                 if remember and self._state is not None:
-                    self._state.remember(draft.name, source.to_map(), draft.seq)
+                    self._state.remember(name, source.to_map(), seq)
             except LocalError:
-                if served.description.name not in self._identities:
-                    await self._models.remove(served.description.name)
+                if name not in self._identities:
+                    await self._models.remove(name)
                 raise
             self._identities[draft.name] = draft.identity
             self._unrestored.pop(draft.name, None)
@@ -121,25 +127,25 @@ class Hosting:
 
     async def rehearse(self, source: Source, notice: Notice) -> dict[str, object]:
         """What publishing `source` would say; the model is loaded and let go, nobody is told."""
-        async with self._changing:
-            notice(f"loading {source.spec}")
-            draft = self._draft_of(await self._models.rehearse(source), source.tags, 0)
+        notice(f"loading {source.spec}")
+        draft = self._draft_of(await self._models.rehearse(source), source.tags, 0)
+        self._publisher.check(draft)
         holders = {"asked": 0, "stored": 0}
         return {**_report(draft), "holders": holders, "expires_unix": None, "dry_run": True}
 
     async def withdraw(self, model: str) -> dict[str, object]:
         """Serve `model` no longer and take its record back; the contract's `unpublish` object."""
         async with self._changing:
-            name = ModelUri.parse(model).name
-            identity = self._identities.get(name)
+            uri = ModelUri.parse(model)
+            name, identity = uri.name, self._identities.get(uri.name)
             if identity is None and name in self._unrestored and self._state is not None:
                 del self._unrestored[name]
                 seq = self._state.last_seq(name)
                 self._state.drop(name)
                 return {"model": name, "withdrawn": True, "seq": seq, "holders": {"asked": 0, "stored": 0}}
-            if identity is None:
+            if identity is None or not _is_meant(uri, identity):
                 hint = "modelnet-peer status lists what it serves"
-                raise NotFound(f"this peer does not serve {name!r}", hint=hint)
+                raise NotFound(f"this peer does not serve {model!r}", hint=hint)
             tombstone = self._publisher.entomb(identity)
             if self._state is not None:  # may fail, and then all is as it was
                 expires_unix = tombstone.expires_us // 1_000_000
@@ -163,10 +169,11 @@ class Hosting:
         except LocalError as error:
             log.error("what was withdrawn long ago cannot be forgotten: %s", error.message)
         self._unrestored = dict.fromkeys(self._state.published, "loading")
-        for model, owed in list(self._state.withdrawn.items()):
-            await self._restore_tombstone(model, owed.envelope)
-        for model, fields in list(self._state.published.items()):
-            await self._restore_model(model, fields)
+        async with trio.open_nursery() as nursery:
+            for model, owed in list(self._state.withdrawn.items()):
+                nursery.start_soon(self._restore_tombstone, model, owed.envelope)
+            for model, fields in list(self._state.published.items()):
+                nursery.start_soon(self._restore_model, model, fields)
 
     def lines(self) -> list[dict[str, object]]:
         """The models of the contract's `status` object; those not yet served again after them."""
@@ -204,7 +211,8 @@ class Hosting:
             self._lost(model, f"its remembered source is damaged: {error}")
             return
         try:
-            await self.publish(source, _quiet, remember=False)
+            async with self._loading:
+                await self.publish(source, _quiet, remember=False)
         except LocalError as error:
             self._lost(model, error.message)
         except ModelnetError as error:
@@ -226,6 +234,15 @@ def _report(draft: OfferRecord) -> dict[str, object]:
         "task": offer.task,
         "seq": draft.seq,
     }
+
+
+def _is_meant(uri: ModelUri, identity: Identity) -> bool:
+    """Whether whatever the URI says beside the name fits this offer."""
+    return (
+        uri.version in ("", identity.version)
+        and uri.owner in (None, identity.owner)
+        and uri.provider in (None, identity.provider)
+    )
 
 
 def _quiet(line: str) -> None:

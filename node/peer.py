@@ -35,7 +35,7 @@ from modelnet_p2p.node.calls.router import Memory, Outcome, Router, Target
 from modelnet_p2p.node.calls.server import CallServer
 from modelnet_p2p.node.home import Home
 from modelnet_p2p.node.hosting import Hosting, Notice, Sequences
-from modelnet_p2p.node.overlay.driver import Bootstrap, Overlay, open_overlay
+from modelnet_p2p.node.overlay.driver import Bootstrap, Overlay, open_overlay, texts
 from modelnet_p2p.node.overlay.finder import Finder
 from modelnet_p2p.node.overlay.publisher import Publisher
 from modelnet_p2p.node.reports import rss_bytes, shown
@@ -45,7 +45,7 @@ from modelnet_p2p.node.serving.models import Models, open_models
 from modelnet_p2p.node.single_error import single_error
 from modelnet_p2p.node.state import State
 from modelnet_p2p.node.streaming import Items
-from modelnet_p2p.node.transport.addresses import split_p2p
+from modelnet_p2p.node.transport.addresses import split_p2p, with_peer
 from modelnet_p2p.node.transport.contract import Network, Stream
 from modelnet_p2p.node.transport.libp2p_network import open_libp2p
 from modelnet_p2p.node.transport.memory_stream import stream_pair
@@ -62,6 +62,8 @@ log = logging.getLogger(__name__)
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 EVERYWHERE = "/ip4/0.0.0.0/tcp/0"
 MAX_CANDIDATES = 20  # offers that a call considers
+CONTACTS_SECONDS = 60.0  # between two looks whether the peers known have changed, for the next run
+CONTACT_ADDRS = 3  # kept of each: the one dialled and two others
 
 
 class Peer:
@@ -99,6 +101,7 @@ class Peer:
         self._router = Router(self._client, self._candidates, self._memory, rng)
         self._hosting = Hosting(key, name, models, self._publisher, sequences, state)
         self._started = trio.current_time()
+        self._noted: list[str] = []  # the addresses in peers.json
 
     @classmethod
     @asynccontextmanager
@@ -136,10 +139,11 @@ class Peer:
                 if listening:
                     runtime.announce(peer.id, peer.addrs)
                 try:
-                    await peer._join(lambda: bootstrap or runtime.others())
+                    await peer._join(bootstrap, runtime, place)
                     yield peer
                 finally:
                     runtime.withdraw()
+                    peer._note_contacts(place)
 
     @classmethod
     @asynccontextmanager
@@ -163,11 +167,39 @@ class Peer:
             yield peer
             nursery.cancel_scope.cancel()
 
-    async def _join(self, where: Callable[[], Sequence[str]]) -> None:
-        """Meet the peers at `where()`, keep trying while nobody is known, serve what was served before."""
-        await self.bootstrap(where())
-        self._nursery.start_soon(self._overlay.stay_joined, where)
+    async def _join(self, given: Sequence[str], runtime: Runtime, home: Home | None) -> None:
+        """Meet the given bootstraps, or else this user's peers; serve what was served before.
+
+        Those met by an earlier run on this home are asked too, but not where a given one answers. While
+        nobody is known it is tried again.
+        """
+        met = _sound(home.load_peers(self.network_name)) if home else []
+        await self.bootstrap(given or runtime.others())
+        if not self.bootstrapped.reached:
+            await self._overlay.bootstrap(met)
+        elif not given:  # the dead among them need not hold up the start
+            self._nursery.start_soon(self._overlay.bootstrap, met)
+        self._nursery.start_soon(self._overlay.stay_joined, lambda: [*(given or runtime.others()), *met])
         self._nursery.start_soon(self._restore)
+        self._nursery.start_soon(self._keep_contacts, home)
+
+    async def _keep_contacts(self, home: Home | None) -> None:
+        while True:
+            self._note_contacts(home)
+            await trio.sleep(CONTACTS_SECONDS)
+
+    def _note_contacts(self, home: Home | None) -> None:
+        """Keep where the peers in the table are for the next run; who knows nobody keeps what is kept."""
+        connected = self._network.connected()
+        contacts = sorted(self._overlay.table, key=lambda contact: contact.id not in connected)
+        addrs = [with_peer(a, c.id) for c in contacts for a in texts(c.addrs)[:CONTACT_ADDRS]]
+        if home is None or not addrs or addrs == self._noted:
+            return
+        try:
+            home.save_peers(self.network_name, addrs)
+            self._noted = addrs
+        except LocalError as error:
+            log.warning("the known peers are not kept: %s", error.message)
 
     async def _restore(self) -> None:
         await self._hosting.restore()
@@ -418,6 +450,18 @@ def check_bootstraps(addrs: Sequence[str]) -> None:
                 f"the bootstrap address {addr} does not end in /p2p/ID",
                 hint="copy the whole address that `modelnet-peer join` or `modelnet-peer id` prints",
             )
+
+
+def _sound(addrs: Sequence[str]) -> list[str]:
+    """Those of remembered addresses that can be dialled: the file may have been damaged."""
+    found: list[str] = []
+    for addr in addrs:
+        try:
+            check_bootstraps([addr])
+        except LocalError:
+            continue
+        found.append(addr)
+    return found
 
 
 def check_timeout(timeout: float) -> None:

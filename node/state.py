@@ -35,10 +35,10 @@ from modelnet_p2p.node.files import (
     write_durably,
 )
 from modelnet_p2p.node.home import Home
+from modelnet_p2p.records import MAX_SEQ, next_seq
 
 MAX_FILE_BYTES = 1 << 20  # a source with its publisher's whole environment stays well below
 MAX_MODELS = 1024  # files read at start, withdrawn ones included
-MAX_SEQ = (1 << 63) - 1  # what a signed record can hold; unix milliseconds reach it in 292 million years
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,15 +86,12 @@ class State:
         return self._seqs.get(model, 0)
 
     def take_seq(self, now_unix: float) -> int:
-        """A sequence number above all that this peer ever took: max(highest + 1, unix milliseconds).
+        """A sequence number above all that this peer ever took (`next_seq`).
 
         It is on disk before it is returned, so that a crash right after cannot give it out twice.
+        Raises LocalError (bad-state) on a disk that takes nothing, and at the end of the numbers.
         """
-        seq = max(self._highest + 1, int(now_unix * 1000))
-        if seq > MAX_SEQ:
-            raise LocalError(
-                Code.BAD_STATE, f"{self._sequence_path} has reached the end of all sequence numbers"
-            )
+        seq = next_seq(self._highest, int(now_unix * 1_000_000))
         write_durably(self._sequence_path, seal_json({"highest": seq}), disk=self.disk)
         self._highest = seq
         return seq

@@ -12,6 +12,9 @@
 # Two files in $VENV say how far it is: .modelnet-setup (finished: for which pyproject.toml, Python, checkout
 # and groups) and .modelnet-making (begun: what an interrupted run left is thrown away).
 
+# Peers are started by the dozen; without its bytecode kept, each would compile libp2p anew, a second of work.
+unset PYTHONDONTWRITEBYTECODE
+
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 VENV=${MODELNET_VENV:-$ROOT/.venv}
 case $VENV in /*) ;; *) VENV=$PWD/$VENV ;; esac

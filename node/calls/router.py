@@ -21,7 +21,7 @@ from modelnet_p2p.identity import PeerId
 from modelnet_p2p.names import ModelUri, check_task
 from modelnet_p2p.node.calls.client import CallClient, Ongoing, Progress
 from modelnet_p2p.node.serving.backends.contract import MAX_BODY_BYTES
-from modelnet_p2p.node.serving.policy.ranking import Experience, rank
+from modelnet_p2p.node.serving.policy.ranking import Experience, draw, rank
 from modelnet_p2p.offers import Offer
 from modelnet_p2p.payload import Value
 from modelnet_p2p.query import Query
@@ -133,12 +133,15 @@ class Memory:
         self._experience: dict[str, Experience] = {}
 
     def rank(self, offers: Sequence[Offer]) -> list[Offer]:
-        return rank(
-            offers,
-            lambda offer: self._experience.get(offer.provider),
-            trio.current_time(),
-            self._rng.randrange,
-        )
+        """Best first."""
+        return rank(offers, self._recall, trio.current_time())
+
+    def draw(self, ranked: Sequence[Offer]) -> list[Offer]:
+        """In which order to ask them."""
+        return draw(ranked, self._recall, trio.current_time(), self._rng.randrange)
+
+    def _recall(self, offer: Offer) -> Experience | None:
+        return self._experience.get(offer.provider)
 
     def of(self, offer: Offer) -> Experience:
         """The experience with this offer's provider, to be added to."""
@@ -174,7 +177,7 @@ class Router:
         provider's, or deadline), LocalError (bad-input).
         """
         started = trio.current_time()
-        offers = one_owner(target, await self._find(target, timeout))
+        offers = self._memory.draw(one_owner(target, await self._find(target, timeout)))
         key = self._rng.randbytes(16).hex()
         at = f" at peer {target.query.provider}" if target.query.provider else ""
         last: ModelnetError = NotFound(

@@ -20,6 +20,7 @@ from modelnet_p2p.identity import PeerId
 from modelnet_p2p.names import ModelUri, digest_text
 from modelnet_p2p.node.calls.budget import Budget
 from modelnet_p2p.node.calls.pipe import EventPipe
+from modelnet_p2p.node.serving.backends.contract import METHODS, unknown_method
 from modelnet_p2p.node.serving.models import Models, Served
 from modelnet_p2p.node.transport.contract import Stream
 from modelnet_p2p.payload import Value
@@ -28,7 +29,6 @@ from modelnet_p2p.tuning import Tuning
 log = logging.getLogger(__name__)
 
 PING = "ping"
-MODEL_METHODS = frozenset({"invoke", "stream"})
 MAX_CALL_SECONDS = 3600.0  # a slot is not held longer than this, whatever deadline a caller names
 MAX_STREAMS = 4096  # of all callers together; 16 KiB of scratch each are 64 MiB
 IDLE_FACTOR = 2.0  # of `tuning.idle_stream`: callers of ours let go first, so no call meets a closing door
@@ -106,12 +106,8 @@ class CallServer:
             raise LocalError(Code.BAD_INPUT, "no method of this peer takes a stream of inputs")
         if call.method == PING:
             return Result(value=self._vital_signs(), provider=self._me.text)
-        if call.method not in MODEL_METHODS:
-            raise LocalError(
-                Code.UNKNOWN_METHOD,
-                f"no method {call.method[:64]!r}",
-                hint=f"one of {', '.join(sorted(MODEL_METHODS | {PING}))}",
-            )
+        if call.method not in METHODS:
+            raise unknown_method(call.method, METHODS | {PING})
         if len(call.trace) >= MAX_HOPS:  # before the work: its result could not be sent
             raise LocalError(Code.BAD_INPUT, f"the call has been through {len(call.trace)} peers already")
         served = self._resolve(call.target)
@@ -121,7 +117,8 @@ class CallServer:
 
         started = trio.current_time()
         deadline = started + self._timeout(call)
-        answer = await served.run(call.method, call.value, call.params, emit, deadline)
+        caller = pipe.stream.peer.text
+        answer = await served.run(call.method, call.value, call.params, emit, deadline, caller)
         digest = digest_text(served.description.digest) if served.description.digest else None
         took_us = int((trio.current_time() - started) * 1e6)
         hop = Hop(self._me.text, digest, pipe.exchange.bytes_in, pipe.exchange.bytes_out, took_us)

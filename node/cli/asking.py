@@ -103,7 +103,7 @@ def invoke_command(
     """Call a model by its name, its modelnet: URI or task:TASK, and print its answer."""
     check_out(out)
     params = parse_params(pairs)
-    value = read_input(text, source)
+    value = read_input(text, source, session.output.transfer)
     printer = _Printer(session)
     asked = {"target": target, "params": params, "provider": provider, "timeout": session.settings.timeout}
     with session.output.progress(f"calling {target}"), printer:

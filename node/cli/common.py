@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import wraps
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.cli.output import Output
 from modelnet_p2p.node.config import Settings, load_settings
+
+if TYPE_CHECKING:
+    from modelnet_p2p.node.control_client import ControlClient
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Value = Any  # a value of the wire: None, bool, int, float, str, bytes, list, dict or array
@@ -38,9 +41,7 @@ class Session:
         from modelnet_p2p.node.control_client import ControlClient
 
         with ControlClient.connect(self.settings.home) as client:
-            return client.call(
-                method, params, value, on_item=on_item, on_notice=self.output.step, timeout=timeout
-            )
+            return self._call(client, method, params, value, on_item, timeout)
 
     def ask(
         self,
@@ -60,12 +61,30 @@ class Session:
                 raise
             return self._ask_temporary(method, params, value, on_item)
         with client:
-            if self._bootstrap_flag:
-                self.output.notice(f"a peer is running on {self.settings.home.path}: --bootstrap is not used")
-            timeout = self.settings.timeout + DAEMON_SPARE
-            return client.call(
-                method, params, value, on_item=on_item, on_notice=self.output.step, timeout=timeout
-            )
+            return self._call(client, method, params, value, on_item, self.settings.timeout + DAEMON_SPARE)
+
+    def _call(
+        self,
+        client: ControlClient,
+        method: str,
+        params: Mapping[str, Value],
+        value: Value,
+        on_item: Callable[[Value], None],
+        timeout: float | None,
+    ) -> Value:
+        settings, output = self.settings, self.output
+        if self._bootstrap_flag:
+            output.notice(f"a peer is running on {settings.home.path}: --bootstrap is not used")
+        return client.call(
+            method,
+            params,
+            value,
+            timeout=timeout,
+            on_item=on_item,
+            on_notice=output.step,
+            network=settings.network if settings.network_asked else None,
+            meter=lambda total: output.transfer("sending the input", total),
+        )
 
     def _ask_temporary(
         self,

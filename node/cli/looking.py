@@ -121,9 +121,10 @@ def id_command(session: Session) -> None:
 def ping_command(session: Session, target: str, count: int) -> None:
     """Measure the round trip to a peer."""
     output = session.output
+    asked = {"target": target, "count": count, "timeout": session.settings.timeout}
     with output.progress(f"pinging {target}"):
         try:
-            answer = session.ask("ping", {"target": target, "count": count})
+            answer = session.ask("ping", asked)
         except RemoteError as error:
             if output.as_json and error.peer is not None:  # whose silence is the result
                 output.line({"peer": error.peer, "ok": False, "rtt_ms": []})
@@ -169,7 +170,7 @@ def show_command(session: Session, model: str) -> None:
         )
 
     with output.progress(f"looking for {model}"):
-        session.ask("show", {"model": model}, on_item=show)
+        session.ask("show", {"model": model, "timeout": session.settings.timeout}, on_item=show)
     if not seen:
         raise NotFound(f"nobody offers {model}", hint="modelnet-peer find --help")
 

@@ -11,17 +11,19 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from modelnet_p2p.node.cli.values import to_json
+from modelnet_p2p.jsonvalue import to_json
 
 if TYPE_CHECKING:
     from rich.status import Status
 
 # C0, DEL and C1, and the characters that turn the direction of text around; tab and newline may stay
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+BAR_BYTES = 8 << 20  # a transfer below this is over before anybody has read what it says
 
 
 def plain(text: str) -> str:
@@ -49,7 +51,7 @@ class Output:
     def to_terminal(self) -> bool:
         return sys.stdout.isatty()
 
-    def line(self, value: Mapping[str, Any]) -> None:
+    def line(self, value: dict[str, Any]) -> None:
         """One object of NDJSON, flushed: whoever reads the pipe sees it now."""
         print(json.dumps(to_json(value), ensure_ascii=False, allow_nan=False), flush=True)
 
@@ -101,8 +103,9 @@ class Output:
 
     @contextmanager
     def progress(self, text: str) -> Iterator[None]:
-        """A spinner on stderr while the block runs, if stderr is a terminal; otherwise nothing."""
-        if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        """A spinner on stderr while the block runs, if stderr is a terminal; otherwise one plain line."""
+        if not _draws():
+            self.notice(text)
             yield
             return
         from rich.console import Console
@@ -115,11 +118,52 @@ class Output:
             finally:
                 self._status = None
 
+    @contextmanager
+    def transfer(self, text: str, total: int) -> Iterator[Callable[[int], object]]:
+        """A bar of `total` bytes on stderr; the block tells of each piece that is through.
+
+        What is small needs none; where stderr is no terminal the bar is one plain line.
+        """
+        if total < BAR_BYTES:
+            yield _ignore
+            return
+        if not _draws():
+            self.notice(f"{text}: {total / 2**20:.0f} MiB")
+            yield _ignore
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+        if self._status is not None:
+            self._status.stop()  # two cannot draw on one terminal
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            DownloadColumn(binary_units=True),
+            TransferSpeedColumn(),
+        )
+        with Progress(
+            *columns, console=Console(stderr=True, no_color=_no_color()), transient=True
+        ) as progress:
+            task = progress.add_task(one_line(text), total=total)
+            yield lambda count: progress.advance(task, count)
+        if self._status is not None:
+            self._status.start()
+
     def quiet(self) -> None:
         """Results begin: the spinner would fight with them for the terminal."""
         if self._status is not None:
             self._status.stop()
             self._status = None
+
+
+def _draws() -> bool:
+    """Whether stderr is a terminal on which something may move."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def _ignore(count: int) -> None:
+    pass
 
 
 def _no_color() -> bool:

@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
-from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.cli.common import Session, common_flags
 from modelnet_p2p.node.cli.examples import examples
 from modelnet_p2p.node.control_client import home_flag
+from modelnet_p2p.node.serving.policy.safety import check_safe
 from modelnet_p2p.node.shell import publisher
 
 
@@ -32,7 +32,7 @@ from modelnet_p2p.node.shell import publisher
 def join_command(session: Session, sources: tuple[str, ...]) -> None:
     """Start this machine's peer and stay in the network until Ctrl-C."""
     for source in sources:
-        refuse_pickle(source)
+        check_safe(source)
     from modelnet_p2p.node.daemon import early_signals, run
 
     early_signals()
@@ -85,7 +85,7 @@ def publish_command(
     dry_run: bool,
 ) -> None:
     """Serve a model from the running peer: builtin:digits, MODULE:NAME, FILE.safetensors, …"""
-    refuse_pickle(source)
+    check_safe(source)
     settings, output = session.settings, session.output
     params = {
         "source": source,
@@ -131,16 +131,6 @@ def unpublish_command(session: Session, model: str) -> None:
         output.line(answer)
         return
     output.fields([("withdrawn", answer.get("model")), ("told", _holders(answer.get("holders") or {}))])
-
-
-def refuse_pickle(source: str) -> None:
-    """Refuse, before anything is asked of anybody, what runs code on being read."""
-    if source.lower().endswith((".pt", ".pth", ".bin", ".pkl")):
-        raise LocalError(
-            Code.UNSAFE,
-            f"{source} may hold pickled code, which runs on being read",
-            hint="save its weights as FILE.safetensors, and publish that with --module MODULE:CLASS",
-        )
 
 
 def _holders(holders: dict[str, int]) -> str:

@@ -9,6 +9,7 @@ from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.config import Settings
 from modelnet_p2p.node.logs import set_up_logging
 from modelnet_p2p.node.runtime import Runtime
+from modelnet_p2p.node.single_error import single_error
 
 Value = Any  # a value of the wire: None, bool, int, float, str, bytes, list, dict or array
 
@@ -36,7 +37,7 @@ def ask_temporary(
     # not at the top: these bring libp2p, a second that the error above need not cost
     import trio
 
-    from modelnet_p2p.node.control_table import Request, dispatch, raise_cause
+    from modelnet_p2p.node.control_table import Request, dispatch
     from modelnet_p2p.node.control_wire import ITEM
     from modelnet_p2p.node.peer import Peer
 
@@ -57,7 +58,5 @@ def ask_temporary(
                 )
             return await dispatch(peer, method, Request(params, value), emit)
 
-    try:
+    with single_error():
         return trio.run(ask)
-    except BaseExceptionGroup as group:
-        raise_cause(group)

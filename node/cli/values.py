@@ -1,30 +1,33 @@
-"""Values at the edge of the shell: read from files and arguments, written as JSON or for people.
+"""Values at the edge of the shell: read from files and arguments, written to files or for people.
 
-A tensor is `{"dtype", "shape", "data": [flat, C order]}`, bytes are `{"base64"}`, and a float that
-JSON has no number for is its name as a string. numpy is imported only where a tensor is met.
+How a value is JSON is `jsonvalue`'s matter. numpy is imported only where a tensor is met.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import io
 import json
-import math
 import os
+import stat
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from modelnet_p2p.errors import Code, LocalError
+from modelnet_p2p.jsonvalue import from_json, to_json
+from modelnet_p2p.node.control_wire import MAX_INPUT_BYTES
 
 if TYPE_CHECKING:
     import numpy as np
 
 Value = Any  # a value of the wire: None, bool, int, float, str, bytes, list, dict or array
 NPY_MAGIC = b"\x93NUMPY"
-MAX_INPUT_BYTES = 1 << 30  # as much as one frame may carry
+READ_BYTES = 1 << 20  # at once, so that the bar moves
+# `Output.transfer`: told what is read and how many bytes that has, gives what is told of each piece
+Transfer = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
 _SUMMARY_CHARS = 2000  # of JSON shown to people; --json prints all of it
 
 
@@ -34,67 +37,11 @@ def is_tensor(value: Value) -> bool:
     return numpy is not None and isinstance(value, numpy.ndarray)
 
 
-def to_json(value: Value) -> Any:  # Any: what json.dumps takes
-    """A value as strict JSON knows it."""
-    if isinstance(value, dict):
-        return {str(key): to_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [to_json(item) for item in value]
-    if isinstance(value, bytes | bytearray | memoryview):
-        return {"base64": base64.b64encode(value).decode()}
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    if is_tensor(value):
-        flat = value.reshape(-1)
-        flat = flat.astype("float32") if flat.dtype.kind == "V" or _is_small_float(flat) else flat
-        return {"dtype": str(value.dtype), "shape": list(value.shape), "data": to_json(flat.tolist())}
-    return value
+def read_input(text: str | None, source: str | None, transfer: Transfer) -> Value:
+    """The input of `invoke`: TEXT itself, or what --input names (`-` is stdin).
 
-
-def from_json(value: Any) -> Value:  # Any: what json.loads gave
-    """The inverse of `to_json`; raises LocalError (bad-input) for a tensor whose parts do not fit."""
-    if isinstance(value, list):
-        return [from_json(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    if value.keys() == {"dtype", "shape", "data"}:
-        return _tensor_of(value)
-    if value.keys() == {"base64"} and isinstance(value["base64"], str):
-        try:
-            return base64.b64decode(value["base64"], validate=True)
-        except binascii.Error as error:
-            raise LocalError(Code.BAD_INPUT, f"this is not base64: {error}") from error
-    return {key: from_json(item) for key, item in value.items()}
-
-
-def _tensor_of(parts: dict[str, Any]) -> np.ndarray[Any, Any]:
-    import ml_dtypes
-    import numpy as np
-
-    name = parts["dtype"]
-    try:
-        if not isinstance(name, str):
-            raise TypeError("dtype is no string")
-        kind = np.dtype(getattr(ml_dtypes, name, name))
-        if kind.hasobject:
-            raise TypeError("a tensor holds numbers")
-        return np.asarray([_number(item) for item in parts["data"]], dtype=kind).reshape(parts["shape"])
-    except (TypeError, ValueError, OverflowError) as error:
-        raise LocalError(Code.BAD_INPUT, f"this JSON is not a tensor: {error}") from error
-
-
-def _number(item: Any) -> Any:  # Any: a number, or the name of one
-    names = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-    return names[item] if isinstance(item, str) and item in names else item
-
-
-def _is_small_float(array: np.ndarray[Any, Any]) -> bool:
-    """Whether its elements are of ml_dtypes, which `tolist` would not turn into floats."""
-    return str(array.dtype).startswith(("bfloat", "float8", "float6", "float4"))
-
-
-def read_input(text: str | None, source: str | None) -> Value:
-    """The input of `invoke`: TEXT itself, or what --input names (`-` is stdin)."""
+    Raises LocalError: bad-input, or too-large for what no call can carry.
+    """
     if (text is None) == (source is None):
         raise LocalError(
             Code.BAD_INPUT,
@@ -103,7 +50,7 @@ def read_input(text: str | None, source: str | None) -> Value:
         )
     if source is None:
         return text
-    data = _read_source(source)
+    data = _read_source(source, transfer)
     if source.endswith(".npy") or data.startswith(NPY_MAGIC):
         return _load_npy(source, data)
     try:
@@ -112,13 +59,15 @@ def read_input(text: str | None, source: str | None) -> Value:
         raise LocalError(
             Code.BAD_INPUT, f"{source} is neither a .npy tensor nor UTF-8 text: {error.reason}"
         ) from error
-    return parse_json(decoded, f"{source} is not JSON") if source.endswith(".json") else decoded
+    return parse_json(decoded, f"{source} holds no value as JSON") if source.endswith(".json") else decoded
 
 
 def parse_json(text: str, what: str, hint: str = "") -> Value:
     """A value written as JSON; raises LocalError (bad-input) beginning with `what`."""
     try:
         return from_json(json.loads(text))
+    except LocalError as error:
+        raise LocalError(error.code, f"{what}: {error.message}", hint=hint or error.hint) from error
     except (ValueError, RecursionError) as error:
         raise LocalError(Code.BAD_INPUT, f"{what}: {error}", hint=hint) from error
 
@@ -135,17 +84,13 @@ def parse_params(pairs: tuple[str, ...]) -> dict[str, Value]:
                 hint="--param n=3",
             )
         hint = f"a string needs its quotes: --param {quote(f'{key}={json.dumps(text)}')}"
-        params[key] = parse_json(text, f"the value of --param {key} is not JSON", hint)
+        params[key] = parse_json(text, f"--param {key} has no value as JSON", hint)
     return params
 
 
-def _read_source(source: str) -> bytes:
+def _read_source(source: str, transfer: Transfer) -> bytes | bytearray:
     try:
-        if source == "-":
-            data = sys.stdin.buffer.read(MAX_INPUT_BYTES + 1)
-        else:
-            with open(source, "rb") as file:
-                data = file.read(MAX_INPUT_BYTES + 1)
+        data = _read_stdin() if source == "-" else _read_file(source, transfer)
     except OSError as error:
         raise LocalError(
             Code.BAD_INPUT,
@@ -153,11 +98,39 @@ def _read_source(source: str) -> bytes:
             hint="--input takes a file's path, or - for what is piped in",
         ) from error
     if len(data) > MAX_INPUT_BYTES:
-        raise LocalError(Code.TOO_LARGE, f"{source} has more than {MAX_INPUT_BYTES} bytes")
+        raise _too_large(source)
     return data
 
 
-def _load_npy(source: str, data: bytes) -> Value:
+def _read_stdin() -> bytes:
+    return sys.stdin.buffer.read(MAX_INPUT_BYTES + 1)
+
+
+def _read_file(path: str, transfer: Transfer) -> bytes | bytearray:
+    with open(path, "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):  # a pipe, say, whose size nobody knows
+            return file.read(MAX_INPUT_BYTES + 1)
+        if status.st_size > MAX_INPUT_BYTES:
+            raise _too_large(path)
+        data = bytearray(status.st_size)
+        done = 0
+        with transfer(f"reading {path}", len(data)) as on_read, memoryview(data) as view:
+            while count := file.readinto(view[done:][:READ_BYTES]):
+                done += count
+                on_read(count)
+        return data if done == len(data) else data[:done]  # cut short meanwhile
+
+
+def _too_large(source: str) -> LocalError:
+    return LocalError(
+        Code.TOO_LARGE,
+        f"{source} has more than the {MAX_INPUT_BYTES >> 20} MiB that one call can carry",
+        hint="cut it into several inputs, and call once for each",
+    )
+
+
+def _load_npy(source: str, data: bytes | bytearray) -> Value:
     import numpy as np
 
     try:
@@ -186,6 +159,11 @@ def check_out(path: str | None) -> None:
         raise LocalError(Code.BAD_INPUT, f"cannot write into the directory {directory}")
 
 
+def _is_bfloat16(array: np.ndarray[Any, Any]) -> bool:
+    """Whether its elements are of the one kind that numpy itself does not know."""
+    return str(array.dtype) == "bfloat16"
+
+
 def write_out(path: str, output: Value) -> str:
     """Write the one tensor in `output` to `path`; what it is, in words."""
     import numpy as np
@@ -199,7 +177,7 @@ def write_out(path: str, output: Value) -> str:
         )
     tensor = tensors[0]
     note = ""
-    if tensor.dtype.kind == "V" or _is_small_float(tensor):
+    if _is_bfloat16(tensor):
         note = f" (it was {tensor.dtype}, which .npy cannot say)"
         tensor = tensor.astype(np.float32)
     temporary = Path(f"{path}.{os.getpid()}.tmp")
@@ -248,7 +226,7 @@ def _tensor_summary(tensor: np.ndarray[Any, Any]) -> str:
     if not tensor.size:
         return head
     flat = tensor.reshape(-1)
-    shown = flat.astype("float32") if _is_small_float(flat) else flat
+    shown = flat.astype("float32") if _is_bfloat16(flat) else flat
     if tensor.size <= 12:
         return f"{head} {[round(x, 6) if isinstance(x, float) else x for x in shown.tolist()]}"
     return f"{head} min {shown.min():.6g} mean {shown.mean():.6g} max {shown.max():.6g}"

@@ -11,9 +11,9 @@ import logging
 import math
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import trio
@@ -58,6 +58,7 @@ class Bootstrap:
 
     tried: tuple[str, ...]
     reached: tuple[str, ...]
+    causes: Mapping[str, str] = field(default_factory=dict)  # why, of each that was not reached
 
 
 class Overlay:
@@ -235,6 +236,7 @@ class Overlay:
     async def bootstrap(self, addrs: Sequence[str]) -> Bootstrap:
         """Dial the given text multiaddrs at the same time, then look for myself; warns of the unreached."""
         reached: list[str] = []
+        causes: dict[str, str] = {}
 
         async def dial(addr: str) -> None:
             peer, where = split_p2p(addr)
@@ -245,6 +247,7 @@ class Overlay:
                 await self._meet(peer)
                 reached.append(addr)
             except ModelnetError as error:
+                causes[addr] = error.message
                 log.warning("bootstrap %s did not answer: %s", addr, error.message)
 
         others = [addr for addr in addrs if split_p2p(addr)[0] != self.me]
@@ -253,7 +256,7 @@ class Overlay:
                 nursery.start_soon(dial, addr)
         if reached:
             await self.look_around()
-        return Bootstrap(tuple(others), tuple(addr for addr in others if addr in reached))
+        return Bootstrap(tuple(others), tuple(addr for addr in others if addr in reached), causes)
 
     async def look_around(self) -> None:
         """Learn the peers closest to me."""

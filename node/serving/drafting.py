@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.identity import KeyPair
 from modelnet_p2p.names import check_tag
 from modelnet_p2p.node.serving.backends.contract import Description
-from modelnet_p2p.records import Manifest, OfferRecord, open_manifest, seal_manifest
+from modelnet_p2p.records import BadRecord, Manifest, OfferRecord, open_manifest, seal_manifest
 
 
 def draft_offer(
@@ -16,7 +17,8 @@ def draft_offer(
     """The offer of a described model, without its times.
 
     A model that comes without its owner's seal is owned by its provider, who then seals the manifest.
-    Raises LocalError (bad-input) for tags that are none.
+    Raises LocalError (bad-input) for tags that are none, and for an owner's seal that is broken or is of
+    another model.
     """
     envelope = description.manifest_envelope
     if envelope is None:
@@ -34,12 +36,12 @@ def draft_offer(
             key,
         )
     gives = ["items" if description.streams else "answer"]
-    if description.digest is not None:  # fixed weights and nothing else: asking twice does no harm
+    if description.idempotent:
         gives.append("idempotent")
     return OfferRecord(
         provider=key.id,
         network=network,
-        manifest=open_manifest(envelope),
+        manifest=_opened(envelope, description),
         manifest_envelope=envelope,
         seq=seq,
         issued_us=0,
@@ -54,3 +56,17 @@ def draft_offer(
         family=description.family,
         exits=description.exits,
     )
+
+
+def _opened(envelope: bytes, description: Description) -> Manifest:
+    """The manifest in that seal, which must be of the described model: it came from a stranger's code."""
+    try:
+        manifest = open_manifest(envelope)
+    except BadRecord as error:
+        words = f"the owner's seal of {description.name} is not sound: {error.message}"
+        raise LocalError(Code.BAD_INPUT, words) from error
+    for field in ("name", "version", "task", "digest"):
+        if getattr(manifest, field) != getattr(description, field):
+            words = f"the owner's seal of {description.name} is for another {field}"
+            raise LocalError(Code.BAD_INPUT, words, hint="publish it under another name, to own it yourself")
+    return manifest

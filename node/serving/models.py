@@ -25,9 +25,11 @@ from modelnet_p2p.node.serving.backends.contract import (
     Emit,
     Source,
     run_method,
+    unknown_method,
 )
-from modelnet_p2p.node.serving.backends.registry import check_safe
-from modelnet_p2p.node.serving.policy.admission import Admission, Decision
+from modelnet_p2p.node.serving.policy.admission import Admission, Admitted, Queued, Refused
+from modelnet_p2p.node.serving.policy.safety import check_safe
+from modelnet_p2p.node.serving.policy.scarcity import no_more
 from modelnet_p2p.node.serving.worker import open_worker
 from modelnet_p2p.payload import Value
 from modelnet_p2p.tuning import Tuning
@@ -70,7 +72,10 @@ class InProcess:
     pid = None  # none of its own
 
     async def describe(self) -> Description:
-        await self._backend.load()
+        try:
+            await self._backend.load()
+        except RuntimeError as error:  # no thread could be started
+            raise no_more("cannot load a built-in model", error) from error
         return self._backend.describe()
 
     async def call(self, method: str, value: Value, params: Mapping[str, Value], emit: Emit) -> Value:
@@ -116,9 +121,15 @@ class Served:
         }
 
     async def run(
-        self, method: str, value: Value, params: Mapping[str, Value], emit: Emit, deadline: float
+        self,
+        method: str,
+        value: Value,
+        params: Mapping[str, Value],
+        emit: Emit,
+        deadline: float,
+        caller: str = "",
     ) -> Answer:
-        """Run one call until `deadline` (trio time). A slow `emit` slows the model.
+        """Run one call until `deadline` (trio time). A slow `emit` slows the model; callers take turns.
 
         Raises ModelnetError: busy, unknown-method, bad-input, model-error, too-large, deadline, and
         whatever `emit` raises. Leaving early cancels the call; its slot is free when it has stopped.
@@ -126,14 +137,10 @@ class Served:
         self._calls += 1
         try:
             if method not in METHODS:
-                raise LocalError(
-                    Code.UNKNOWN_METHOD,
-                    f"no method {method[:64]!r}",
-                    hint=f"one of {', '.join(sorted(METHODS))}",
-                )
+                raise unknown_method(method)
             arrived, admitted = trio.current_time(), None
             with trio.CancelScope(deadline=deadline) as scope:
-                async with self._slot():
+                async with self._slot(caller):
                     admitted = trio.current_time()
                     output = await self._runner.call(method, value, params, emit)
                 ended = trio.current_time()
@@ -151,32 +158,40 @@ class Served:
             raise
 
     @asynccontextmanager
-    async def _slot(self) -> AsyncIterator[None]:
+    async def _slot(self, caller: str) -> AsyncIterator[None]:
         ticket = next(self._tickets)
-        turn = self._turns[ticket] = trio.Event()
-        match self._admission.enter(ticket):
-            case Decision.REFUSED:
-                del self._turns[ticket]
-                raise LocalError(
-                    Code.BUSY,
-                    f"{self.description.name} runs {self._admission.in_flight} calls, "
-                    f"and {self._admission.queued} wait",
-                    hint="try again later, or another provider",
-                )
-            case Decision.ADMITTED:
+        match self._admission.enter(ticket, caller):
+            case Refused():
+                raise self._busy()
+            case Admitted():
+                turn = self._turns[ticket] = trio.Event()
                 turn.set()
+            case Queued(evicted):
+                turn = self._turns[ticket] = trio.Event()
+                if evicted is not None:
+                    self._turns.pop(evicted).set()  # out: it finds its turn gone
         if self._idle.is_set():
             self._idle = trio.Event()
         try:
             await turn.wait()
+            if ticket not in self._turns:
+                raise self._busy()
             yield
         finally:
-            del self._turns[ticket]
-            following = self._admission.leave(ticket)
-            if following is not None:
-                self._turns[following].set()
+            if self._turns.pop(ticket, None) is not None:
+                following = self._admission.leave(ticket)
+                if following is not None:
+                    self._turns[following].set()
             if not self._turns:
                 self._idle.set()
+
+    def _busy(self) -> LocalError:
+        return LocalError(
+            Code.BUSY,
+            f"{self.description.name} runs {self._admission.in_flight} calls, "
+            f"and {self._admission.queued} wait",
+            hint="try again later, or another provider",
+        )
 
     async def idle(self) -> None:
         """Returns when no call runs or waits."""
@@ -207,18 +222,33 @@ class Models:
     async def add(self, source: Source) -> Served:
         """Load and describe a model, then serve it; raises LocalError that names the file or module."""
         check_safe(source.spec)
-        if len(self._entries) >= MAX_MODELS:
-            raise LocalError(Code.BUSY, f"this peer serves {MAX_MODELS} models already", retryable=False)
+        if source.model is not None:  # known before it is loaded
+            self._check_room(ModelUri.parse(source.model).name)
         found = await self._nursery.start(self._host, source)
         if isinstance(found, ModelnetError):
             raise found
         assert isinstance(found, _Entry)
         name = found.served.description.name
+        try:
+            self._check_room(name)
+        except LocalError:
+            found.ended.set()
+            raise
         old = self._entries.get(name)
         self._entries[name] = found
         if old is not None:
             old.ended.set()
         return found.served
+
+    def _check_room(self, name: str) -> None:
+        """Raises LocalError (busy) when `name` would be one model too many; one that is there is replaced."""
+        if name not in self._entries and len(self._entries) >= MAX_MODELS:
+            raise LocalError(
+                Code.BUSY,
+                f"this peer serves {MAX_MODELS} models already",
+                hint="unpublish one of them, or publish under one of their names to replace it",
+                retryable=False,
+            )
 
     async def rehearse(self, source: Source) -> Description:
         """What `add` would find; the model is loaded and let go again, and serves nobody."""

@@ -39,6 +39,7 @@ from modelnet_p2p.node.serving.backends.contract import (
     MAX_BODY_BYTES,
     Backend,
     Source,
+    guard,
     guarded,
     run_method,
 )
@@ -176,11 +177,13 @@ class ModelServer:
 
     async def _load(self, fields: Value) -> Value:
         source = Source.from_map(fields)
-        backend = find_backend(source.spec)(source, self._thread)
-        await guarded(backend.load())
-        description = backend.describe()
+        with guard(Code.MODEL_ERROR, f"the backend of {source.spec[:200]} raised "):
+            backend = find_backend(source.spec)(source, self._thread)
+            await guarded(backend.load())
+            description = backend.describe()
+            told = description.to_map()
         self._backend, self._streams = backend, description.streams
-        return description.to_map()
+        return told
 
 
 async def send_value(pipe: Pipe, event: Item | Result) -> None:

@@ -99,7 +99,60 @@ def test_an_unreached_bootstrap_is_a_warning(shell: Any) -> None:
     with shell.join("bob", "--bootstrap", gone) as (process, bob):
         assert bob["bootstrap"] == {"tried": 1, "reached": 0}
         assert process.poll() is None
-        assert "warning: 1 of 1 bootstrap" in (shell.base / "bob.log").read_text()
+        said = (shell.base / "bob.log").read_text()
+        assert f"warning: the bootstrap {gone} did not answer: " in said
+        assert "refused" in said
+        assert "tried again every" in said
+
+
+def test_a_bootstrap_that_comes_later_is_met_as_the_warning_says(shell: Any) -> None:
+    shell.env["MODELNET_TUNING"] = "test"
+    with shell.join("alice") as (_, alice):
+        addr = alice["addrs"][0]
+    with shell.join("bob", "--bootstrap", addr):
+        assert shell.run("bob", "peers")[1] == []
+        with shell.join("alice", "--listen", addr.partition("/p2p/")[0]):
+            deadline = time.monotonic() + READY_SECONDS
+            while not shell.run("bob", "peers")[1]:
+                assert time.monotonic() < deadline
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+def test_a_restarted_peer_finds_its_network_again_without_a_bootstrap(shell: Any, end: int) -> None:
+    elsewhere = {"XDG_RUNTIME_DIR": str(shell.base / "other")}  # as if on another machine
+    (shell.base / "other").mkdir(mode=0o700)
+    with shell.join("alice") as (_, alice):
+        shell.env.update(elsewhere)
+        with shell.join("bob", "--bootstrap", alice["addrs"][0]) as (process, _):
+            process.send_signal(end)
+            process.wait(20)
+        with shell.join("bob") as (_, bob):
+            assert bob["bootstrap"] == {"tried": 0, "reached": 0}
+            assert [line["peer"] for line in shell.run("bob", "peers")[1]] == [alice["peer"]]
+        with shell.join("bob", "--network", "another-one"):
+            assert shell.run("bob", "peers", "--network", "another-one")[1] == []
+
+
+@pytest.mark.parametrize("by", ["flag", "env", "config"])
+def test_what_is_open_to_other_machines_is_said(shell: Any, by: str) -> None:
+    argv = ["--listen", "/ip4/0.0.0.0/tcp/0"] if by == "flag" else []
+    if by == "env":
+        shell.env["MODELNET_LISTEN"] = "/ip4/0.0.0.0/tcp/0"
+    if by == "config":
+        (shell.base / "alice").mkdir()
+        (shell.base / "alice" / "config.toml").write_text('listen = ["/ip4/0.0.0.0/tcp/0"]')
+    with shell.join("alice", *argv):
+        said = (shell.base / "alice.log").read_text()
+    assert "open to other machines" in said
+    shell.env.pop("MODELNET_LISTEN", None)
+    with shell.join("bob"):
+        assert "open to other machines" not in (shell.base / "bob.log").read_text()
+
+
+def test_a_command_for_another_network_is_not_answered_by_this_one(shell: Any) -> None:
+    with shell.join("alice"):
+        status, lines, stderr = shell.run("alice", "find", "--task", "x", "--network", "lab")
+        assert (status, lines, error_of(stderr)["code"]) == (2, [], "bad-input")
 
 
 def test_lan_says_what_it_opens_and_prints_the_line_for_the_next_machine(shell: Any) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,41 @@ def test_after_kill_9_and_join_all_is_served_again_when_it_says_ready(shell: She
             assert after["provider"] == before["provider"]
             assert after["seq"] > before["seq"]
             assert shell.run("alice", "status")[1][0]["models"][0]["state"] == "serving"
+
+
+def test_after_kill_9_a_callable_runs_where_it_was_published(shell: Shell) -> None:
+    home = shell.base / "bobs directory"
+    home.mkdir()
+    # an interpreter of the publisher's own: this one, but it leaves its mark
+    interpreter = shell.base / "python-of-bob"
+    publisher = [
+        sys.executable,
+        "-c",
+        f"import sys; sys.executable = {str(interpreter)!r}\nfrom modelnet_p2p.node.cli import main; main()",
+    ]
+    interpreter.write_text(f'#!/bin/sh\nFROM_WRAPPER=yes exec {sys.executable} "$@"\n')
+    interpreter.chmod(0o755)
+    (home / "where.py").write_text(
+        "import os\n"
+        "def where(text):\n"
+        "    return [os.environ.get('COLOUR'), os.environ.get('FROM_WRAPPER'), os.getcwd()]\n"
+    )
+    expected = ["blue", "yes", str(home)]
+    with shell.join("alice") as (process, _):
+        done = subprocess.run(
+            [*publisher, "publish", "where:where", "--home", str(shell.base / "alice")],
+            env={**shell.env, "COLOUR": "blue"},
+            cwd=home,
+            capture_output=True,
+            text=True,
+            timeout=90,
+        )
+        assert done.returncode == 0, done.stderr
+        assert shell.run("alice", "invoke", "where", "x")[1][-1]["output"] == expected
+        process.kill()
+        process.wait()
+    with shell.join("alice"):
+        assert shell.run("alice", "invoke", "where", "x")[1][-1]["output"] == expected
 
 
 def test_a_model_that_cannot_come_back_is_told_in_one_line_and_can_be_forgotten(
@@ -223,6 +259,7 @@ def test_a_damaged_state_file_is_named_and_nothing_is_touched(shell: Shell, mine
     status, lines, stderr = shell.run("alice", "join")
     error = error_of(stderr)
     assert (status, lines, error["code"]) == (6, [], "bad-state")
+    assert len(stderr.splitlines()) == 1
     assert str(damaged) in error["message"]
     assert damaged.read_bytes() == whole[:-5]
     damaged.write_bytes(whole)

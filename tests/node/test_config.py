@@ -31,6 +31,7 @@ def test_each_place_wins_over_the_next(home: Home) -> None:
     write(home.config_path, toml)
     env = {"MODELNET_HOME": str(home.path)}
     from_file = load_settings(environ=env)
+    assert not from_file.network_asked
     assert from_file == Settings(home, "t", "wan", ("/t",), ("/t",), True, 5.0, True)
     env |= {"MODELNET_NETWORK": "e", "MODELNET_TUNING": "test", "MODELNET_BOOTSTRAP": "/e1, /e2,"}
     from_env = load_settings(environ=env)

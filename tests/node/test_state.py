@@ -14,6 +14,7 @@ from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.files import Disk, open_json, seal_json
 from modelnet_p2p.node.home import Home, decode_key, encode_key
 from modelnet_p2p.node.state import State
+from modelnet_p2p.records import MAX_SEQ
 
 SOURCE = {"spec": "m:f", "environ": {"LANG": "C"}}
 
@@ -268,11 +269,12 @@ def test_models_that_differ_in_case_only_keep_apart(home: Home) -> None:
 
 def test_peers_met_before_are_a_cache(home: Home) -> None:
     home.load_or_make_key()
-    home.save_peers({"12D3": ["/ip4/1"]})
-    assert home.load_peers() == {"12D3": ("/ip4/1",)}
-    for text in ("", "[]", "{", '{"a": 3}', "[" * 100000):
+    home.save_peers("lab", ["/ip4/1", "/ip4/2"])
+    assert home.load_peers("lab") == ("/ip4/1", "/ip4/2")
+    assert home.load_peers("public") == ()  # they are of another network
+    for text in ("", "[]", "{", '{"a": 3}', "[" * 100000, '{"network": "lab", "addrs": {}}'):
         home.peers_path.write_text(text)
-        assert home.load_peers() == {}
+        assert home.load_peers("lab") == ()
 
 
 def test_a_dropped_model_is_gone_and_its_number_is_not_given_out_again(home: Home) -> None:
@@ -283,3 +285,11 @@ def test_a_dropped_model_is_gone_and_its_number_is_not_given_out_again(home: Hom
     again = State.open(home)
     assert (again.published, again.withdrawn) == ({}, {})
     assert again.take_seq(1.0) > seq
+
+
+def test_the_last_number_a_record_can_hold_is_the_last(home: Home) -> None:
+    state = State.open(home)
+    state.remember("a", SOURCE, MAX_SEQ)
+    with pytest.raises(LocalError, match="the last one") as caught:
+        state.take_seq(1.0)
+    assert caught.value.code is Code.BAD_STATE

@@ -18,6 +18,7 @@ from modelnet_p2p.digest import BadArtifact, listing_of, metadata_of
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.serving.backends.contract import Backend, Description
 from modelnet_p2p.node.serving.backends.digits_net import CLASSES, EXITS, WHITE, DigitsNet, Floats
+from modelnet_p2p.node.serving.policy.scarcity import is_scarce, no_more
 from modelnet_p2p.payload import Value
 from modelnet_p2p.records import BadRecord, Spec, open_manifest
 
@@ -48,15 +49,17 @@ class BuiltinBackend(Backend):
 
     def _load(self) -> None:
         home = files("modelnet_p2p.node.serving.backends") / "digits"
-        data = (home / "digits.safetensors").read_bytes()
-        envelope = (home / "digits.manifest").read_bytes()
         try:
+            data = (home / "digits.safetensors").read_bytes()
+            envelope = (home / "digits.manifest").read_bytes()
             manifest = open_manifest(envelope)
             if listing_of(data).root != manifest.digest:
                 raise BadArtifact("the weights are not those that the manifest was sealed for")
             self._default_exit = int(metadata_of(data)["default_exit"])
             self._net = DigitsNet(load(data))
-        except (BadArtifact, BadRecord, SafetensorError) as error:
+        except (OSError, BadArtifact, BadRecord, SafetensorError) as error:
+            if is_scarce(error):
+                raise no_more(f"cannot read the built-in model in {home}", error) from error
             raise LocalError(
                 Code.BAD_STATE,
                 f"the built-in model in {home} is damaged: {error}",
@@ -78,6 +81,7 @@ class BuiltinBackend(Backend):
             exits=tuple(range(1, EXITS + 1)),
             manifest_envelope=envelope,
             slots=SLOTS,
+            idempotent=True,
         )
 
     def describe(self) -> Description:

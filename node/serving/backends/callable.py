@@ -1,7 +1,8 @@
 """MODULE:NAME: any Python function, generator or class, sync or async, served as it is.
 
 The caller's input is its one positional argument, the parameters are its keywords. The name comes
-from the publisher alone; nothing that a caller sends is ever resolved to code.
+from the publisher alone; nothing that a caller sends is ever resolved to code. An attribute
+`idempotent = True`, of the function, the class or its method, says that a lost call may be made again.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class CallableBackend(Backend):
     _owner: object  # the instance, where a class was named
     _kind: Kind
     _signature: inspect.Signature | None
+    _idempotent: bool
 
     @classmethod
     def claims(cls, spec: str) -> bool:
@@ -71,6 +73,8 @@ class CallableBackend(Backend):
             self._signature = inspect.signature(self._target)
         except ValueError:  # some functions written in C do not tell theirs
             self._signature = None
+        # `is True`: it is a word of ours only as a flag, not as somebody's method of that name
+        self._idempotent = any(getattr(part, "idempotent", None) is True for part in (found, self._target))
 
     def describe(self) -> Description:
         name = self.source.spec.rpartition(":")[2].rpartition(".")[2].lower().strip("_")
@@ -84,6 +88,7 @@ class CallableBackend(Backend):
             outputs=outputs,
             streams=self._kind in (Kind.GENERATOR, Kind.ASYNC_GENERATOR),
             slots=ASYNC_SLOTS if is_async else SYNC_SLOTS,
+            idempotent=self._idempotent,
         )
 
     async def invoke(self, value: Value, params: Mapping[str, Value]) -> Value:

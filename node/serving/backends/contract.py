@@ -11,22 +11,27 @@ import logging
 import os
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Protocol, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
 
 from modelnet_p2p.errors import Code, LocalError, ModelnetError
+from modelnet_p2p.names import MAX_VERSION_BYTES
 from modelnet_p2p.payload import Value
-from modelnet_p2p.records import Spec
+from modelnet_p2p.records import MAX_MANIFEST_BYTES, MalformedRecord, Spec
+from modelnet_p2p.records.fields import blob, digest, integer, numbers, several, text, token
+from modelnet_p2p.records.kinds import MAX_EXITS
+from modelnet_p2p.records.manifest import MAX_METRICS, MAX_SPECS
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Emit = Callable[[Value], Awaitable[None]]
 
-METHODS = frozenset({"invoke", "stream"})
+METHODS = frozenset({"invoke", "stream"})  # of a model: all that a caller can name
 SYNC_SLOTS = 1  # most models are not written for two calls at once
+MAX_SLOTS = 64  # each is a stream and a task in the worker
 MAX_BODY_BYTES = 512 << 20  # of one input, item or answer: what a stranger's call may make a peer hold
 MAX_FAULT_CHARS = 500  # of a stranger's exception: one line for people, not a dump
 
@@ -102,6 +107,7 @@ class Description:
     manifest_envelope: bytes | None = None  # sealed by the owner, where that is not the provider
     streams: bool = False  # it gives items, not one value
     slots: int = SYNC_SLOTS  # calls at once
+    idempotent: bool = False  # asking twice does no harm: a lost call may be made again elsewhere
 
     def to_map(self) -> dict[str, Value]:
         return {
@@ -114,37 +120,63 @@ class Description:
             "outputs": [spec.to_map() for spec in self.outputs],
             "parameters": self.parameters,
             "digest": self.digest,
+            "licence": self.licence,
+            "metrics": dict(self.metrics),
+            "family": self.family,
+            "exits": list(self.exits),
+            "manifest_envelope": self.manifest_envelope,
             "streams": self.streams,
             "slots": self.slots,
+            "idempotent": self.idempotent,
         }
 
     @classmethod
     def from_map(cls, fields: object) -> Description:
-        """What a worker told of its model; raises ValueError on anything that `to_map` does not write."""
-        match fields:
-            case {
-                "name": str(name),
-                "task": str(task),
-                "framework": str(framework),
-                "version": str(version),
-                "precision": str(precision),
-                "inputs": [*inputs],
-                "outputs": [*outputs],
-                "parameters": int() | None as parameters,
-                "digest": bytes() | None as digest,
-                "streams": bool(streams),
-                "slots": int(slots),
-            } if 1 <= slots <= 64:
-                description = cls(name, task, framework, version, precision, parameters=parameters)
-                return replace(
-                    description,
-                    inputs=tuple(map(Spec.from_map, inputs)),
-                    outputs=tuple(map(Spec.from_map, outputs)),
-                    digest=digest,
-                    streams=streams,
-                    slots=slots,
-                )
-        raise ValueError("not the description of a model")
+        """What a worker told of its model, of this or of another version of ours: fields that are missing
+        are at their defaults, unknown ones are dropped. Raises ValueError on anything else."""
+        if not isinstance(fields, dict) or not {"name", "task", "framework"} <= fields.keys():
+            raise ValueError("not the description of a model")
+        values: dict[str, Any] = {}  # Any: the table makes the types right
+        for name, decode in _DECODERS.items():
+            if name in fields:
+                try:
+                    values[name] = decode(fields[name])
+                except MalformedRecord as error:
+                    raise ValueError(f"the {name} of its description: {error.message}") from error
+        return cls(**values)
+
+
+def _or(empty: object, decode: Callable[[object], object]) -> Callable[[object], object]:
+    return lambda wire: empty if wire == empty else decode(wire)
+
+
+def _flag(wire: object) -> bool:
+    if not isinstance(wire, bool):
+        raise MalformedRecord("neither true nor false")
+    return wire
+
+
+# A worker runs a stranger's code: nothing is taken from it that an offer could not carry. What the publisher
+# may still replace, and what is compared with the owner's seal, is only bounded here.
+_DECODERS: Mapping[str, Callable[[object], object]] = {
+    "name": text(200),
+    "task": text(200),
+    "framework": _or("", token(32)),
+    "version": text(MAX_VERSION_BYTES),
+    "precision": _or("", token(32)),
+    "inputs": several(Spec.from_map, MAX_SPECS),
+    "outputs": several(Spec.from_map, MAX_SPECS),
+    "parameters": _or(None, integer()),
+    "digest": _or(None, digest),
+    "licence": text(64),
+    "metrics": numbers(MAX_METRICS, 32),
+    "family": text(80),
+    "exits": several(integer(), MAX_EXITS),
+    "manifest_envelope": _or(None, blob(1, MAX_MANIFEST_BYTES)),
+    "streams": _flag,
+    "slots": integer(1, MAX_SLOTS),
+    "idempotent": _flag,
+}
 
 
 class Backend(ABC):
@@ -178,6 +210,13 @@ class Backend(ABC):
     async def close(self) -> None:
         """Let go of what `load` took."""
         return None
+
+
+def unknown_method(method: str, known: Iterable[str] = METHODS) -> LocalError:
+    """What to tell a caller who names a method that is not among `known`."""
+    return LocalError(
+        Code.UNKNOWN_METHOD, f"no method {method[:64]!r}", hint=f"one of {', '.join(sorted(known))}"
+    )
 
 
 _END = object()
@@ -214,17 +253,17 @@ async def guarded(step: Awaitable[T]) -> T:
 
 
 @contextmanager
-def guard(code: Code, prefix: str, hint: str = "") -> Iterator[None]:
-    """The one guard around a stranger's code: what it raises, `sys.exit` included, is logged (a line;
-    its traceback at `info`) and becomes a LocalError of that code, whose message is `prefix` and what a
-    traceback ends with. Typed errors pass."""
+def guard(code: Code, prefix: str, hint: str = "", level: int = logging.ERROR) -> Iterator[None]:
+    """The one guard around a stranger's code: what it raises, `sys.exit` included, is logged (a line, at
+    `level`; its traceback at `info`) and becomes a LocalError of that code, whose message is `prefix` and
+    what a traceback ends with. Typed errors pass."""
     try:
         yield
     except ModelnetError:
         raise
     except (Exception, SystemExit) as error:
         words = last_line(error)
-        log.error("%s%s%s", prefix, words, _where(error))
+        log.log(level, "%s%s%s", prefix, words, _where(error))
         log.info("its traceback", exc_info=error)
         raise LocalError(code, f"{prefix}{words}", hint=hint) from error
 

@@ -1,46 +1,51 @@
 """Which backend serves a source: every one is an entry point in the group `modelnet.backends`.
 
 Another package adds a kind of model by an entry point that names a subclass of `Backend`. It is looked
-up in the worker, so in the publisher's own environment; our own ones are asked first.
+up in the worker, so in the publisher's own environment. Nobody takes `builtin:` or a file of ours by
+being installed: those are asked first. `MODULE:NAME` is asked last, for many a spec looks like one.
 """
 
 from __future__ import annotations
 
+import logging
 from importlib.metadata import EntryPoint, entry_points
-from pathlib import PurePath
 
 from modelnet_p2p.errors import Code, LocalError
-from modelnet_p2p.node.serving.backends.contract import Backend
+from modelnet_p2p.node.serving.backends.contract import MAX_FAULT_CHARS, Backend, guard
+from modelnet_p2p.node.serving.policy.safety import check_safe
+
+log = logging.getLogger(__name__)
 
 GROUP = "modelnet.backends"
-UNSAFE_SUFFIXES = frozenset({".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".joblib"})
-
-
-def check_safe(spec: str) -> None:
-    """Raises LocalError (unsafe) for files that run code when they are loaded."""
-    suffix = PurePath(spec).suffix.lower()
-    if suffix in UNSAFE_SUFFIXES:
-        raise LocalError(
-            Code.UNSAFE,
-            f"{spec[:200]}: a {suffix} file may hold a pickle, which runs code when it is loaded",
-            hint="save the weights with safetensors.torch.save_file and publish the .safetensors file",
-        )
+OURS = "modelnet_p2p."
+LAST = "modelnet_p2p.node.serving.backends.callable:CallableBackend"
 
 
 def find_backend(spec: str) -> type[Backend]:
-    """The backend for `spec`; raises LocalError: unsafe, or bad-input when there is none."""
+    """The backend for `spec`; raises LocalError: unsafe, or bad-input when there is none.
+
+    One of another package's that fails is left out, and named in the log and in that error.
+    """
     check_safe(spec)
+    broken: list[str] = []
     for point in sorted(entry_points(group=GROUP), key=_order):
-        found = point.load()
-        if isinstance(found, type) and issubclass(found, Backend) and found.claims(spec):
-            return found
+        try:
+            with guard(Code.BAD_INPUT, f"the backend {point.name!r} is left out: ", level=logging.WARNING):
+                found = point.load()
+                if not (isinstance(found, type) and issubclass(found, Backend)):
+                    raise TypeError(f"{point.value} is not a subclass of Backend")
+                if found.claims(spec):
+                    return found
+        except LocalError as error:
+            broken.append(error.message)
     raise LocalError(
         Code.BAD_INPUT,
-        f"nothing here serves {spec[:200]!r}",
+        "; ".join([f"nothing here serves {spec[:200]!r}", *broken])[:MAX_FAULT_CHARS],
         hint="publish builtin:digits, MODULE:NAME, or FILE.safetensors --module MODULE:CLASS",
     )
 
 
-def _order(point: EntryPoint) -> tuple[bool, str]:
-    """Ours first: nobody takes `builtin:` or a callable from us by being installed."""
-    return not point.value.startswith("modelnet_p2p."), point.name
+def _order(point: EntryPoint) -> tuple[int, str]:
+    if point.value == LAST:
+        return 2, point.name
+    return (0 if point.value.startswith(OURS) else 1), point.name

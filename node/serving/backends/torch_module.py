@@ -85,6 +85,7 @@ class TorchModuleBackend(Backend):
             inputs=(Spec("input", "tensor"),),
             parameters=sum(parameter.numel() for parameter in module.parameters()),
             digest=digest,
+            idempotent=True,  # fixed weights and nothing else
         )
 
     def describe(self) -> Description:

@@ -15,9 +15,7 @@ from modelnet_p2p.offers import Offer, State
 # An alive peer is worth trying before an unknown one, and a suspect one only when nothing else is left.
 _ORDER = {State.ALIVE: 0, State.UNKNOWN: 1, State.SUSPECT: 2, State.DEAD: 3}
 FAILURE_MEMORY = 60.0  # seconds after which a failed call no longer counts against a provider
-UNKNOWN_RTT_MS = (
-    50.0  # assumed where nothing was measured: worse than a LAN, better than the far side of the earth
-)
+UNKNOWN_RTT_MS = 50.0  # where nothing was measured: worse than a LAN, better than the far side of the earth
 
 
 @dataclass(slots=True)
@@ -38,27 +36,50 @@ class Experience:
         return self.failed_at is None or now - self.failed_at > FAILURE_MEMORY
 
 
-def rank(
-    offers: Sequence[Offer],
-    experience: Callable[[Offer], Experience | None],
+Recall = Callable[[Offer], Experience | None]
+
+
+def rank(offers: Sequence[Offer], experience: Recall, now: float) -> list[Offer]:
+    """`offers`, best first; `now` is in monotonic seconds.
+
+    A provider that was called before is judged by how long its calls took, another by its round trip
+    and what the fastest of the others needs for the work itself.
+    """
+    known = {id(offer): experience(offer) for offer in offers}
+    calls = [seen.call_ms for seen in known.values() if seen is not None and seen.call_ms is not None]
+    fastest = min(calls, default=0.0)
+
+    def cost(offer: Offer) -> tuple[bool, int, float]:
+        seen = known[id(offer)]
+        distrusted = seen is not None and not seen.trusted(now)
+        if seen is not None and seen.call_ms is not None:
+            expected = seen.call_ms
+        else:
+            expected = fastest + (UNKNOWN_RTT_MS if offer.rtt_ms is None else offer.rtt_ms)
+        # a peer at load 1 has a full queue: its answer is several calls away
+        return distrusted, _ORDER[offer.state], expected * (1 + 4 * (offer.load or 0.0))
+
+    return sorted(offers, key=cost)
+
+
+def draw(
+    ranked: Sequence[Offer],
+    experience: Recall,
     now: float,
     choose: Callable[[int], int],
 ) -> list[Offer]:
-    """`offers`, best first. `choose(n)` draws an int below n; `now` is in monotonic seconds."""
+    """In which order a caller asks: of those in the same state as the best (alive, and not failed
+    lately) two are drawn, and the better one leads. `choose(n)` draws an int below n.
+    """
+    order = list(ranked)
 
-    def cost(offer: Offer) -> tuple[bool, int, float]:
-        known = experience(offer)
-        distrusted = known is not None and not known.trusted(now)
-        rtt = UNKNOWN_RTT_MS if offer.rtt_ms is None else offer.rtt_ms
-        if known is not None and known.call_ms is not None:
-            rtt = known.call_ms
-        # a peer at load 1 has a full queue: its answer is several calls away
-        return distrusted, _ORDER[offer.state], rtt * (1 + 4 * (offer.load or 0.0))
+    def standing(offer: Offer) -> tuple[State, bool]:
+        seen = experience(offer)
+        return offer.state, seen is None or seen.trusted(now)
 
-    ranked = sorted(offers, key=cost)
-    peers = [offer for offer in ranked if cost(offer)[:2] == cost(ranked[0])[:2]]
-    if len(peers) > 2:
-        first, second = sorted((choose(len(peers)), choose(len(peers))))
-        if first != second:
-            ranked.insert(0, ranked.pop(first))
-    return ranked
+    alike = sum(standing(offer) == standing(order[0]) for offer in order)  # all at the front: they are ranked
+    if alike > 2:
+        first, second = choose(alike), choose(alike - 1)
+        second += second >= first
+        order.insert(0, order.pop(min(first, second)))
+    return order

@@ -35,7 +35,7 @@ class Line:
         self.exchange = Exchange(role)
 
     async def say(self, event: Event) -> None:
-        await self.stream.send(self.exchange.send(event))
+        await self.stream.send([memoryview(part) for part in self.exchange.send(event)])
 
     async def hear(self) -> Event | None:
         while (event := self.exchange.next_event()) is None:

@@ -56,7 +56,7 @@ class Bench:
 Open = Callable[..., Any]
 
 
-async def echo(method: str, value: Any, params: Any, emit: Any, deadline: float) -> Answer:
+async def echo(method: str, value: Any, params: Any, emit: Any, *_: Any) -> Answer:
     return Answer(value, 0, 0)
 
 
@@ -104,7 +104,7 @@ async def test_an_answer_that_cannot_be_sent_is_a_fault(bench: Open) -> None:
 async def test_nothing_of_a_call_is_held_once_it_is_answered(bench: Open) -> None:
     seen: list[weakref.ref[Any]] = []
 
-    async def doubles(method: str, value: Any, params: Any, emit: Any, deadline: float) -> Answer:
+    async def doubles(method: str, value: Any, params: Any, emit: Any, *_: Any) -> Answer:
         answer = value * 2
         seen.extend((weakref.ref(value), weakref.ref(answer)))
         return Answer(answer, 0, 0)
@@ -123,7 +123,7 @@ async def test_a_caller_that_never_reads_loses_its_stream_and_the_model_is_told(
 ) -> None:
     ends: list[ModelnetError] = []
 
-    async def endless(method: str, value: Any, params: Any, emit: Any, deadline: float) -> Answer:
+    async def endless(method: str, value: Any, params: Any, emit: Any, *_: Any) -> Answer:
         try:
             while True:
                 await emit(bytes(100_000))
@@ -273,7 +273,7 @@ async def test_frames_out_of_turn_are_answered_with_a_reason(bench: Open, event:
 async def test_a_rule_broken_while_an_item_goes_out_ends_in_order(bench: Open) -> None:
     cancelled = trio.Event()
 
-    async def endless(method: str, value: Any, params: Any, emit: Any, deadline: float) -> Answer:
+    async def endless(method: str, value: Any, params: Any, emit: Any, *_: Any) -> Answer:
         try:
             while True:
                 await emit(bytes(100_000))

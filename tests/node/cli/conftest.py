@@ -31,6 +31,7 @@ class FakePeer:
     """Has what the control table asks of a peer, with known answers, and remembers what it was asked."""
 
     id: str = BOB
+    network_name: str = "public"
     addrs: tuple[str, ...] = ("/ip4/127.0.0.1/tcp/4001/p2p/" + BOB,)
     asked: list[tuple[str, Any]] = field(default_factory=list)
     cancelled: threading.Event = field(default_factory=threading.Event)
@@ -59,12 +60,13 @@ class FakePeer:
     async def peers(self) -> list[dict[str, Any]]:
         return self.known
 
-    async def ping(self, target: str, count: int = 3) -> dict[str, Any]:
-        self.asked.append(("ping", (target, count)))
+    async def ping(self, target: str, count: int = 3, *, timeout: float = 30.0) -> dict[str, Any]:
+        self.asked.append(("ping", (target, count, timeout)))
         ok = target != "nobody"
         return {"peer": target, "ok": ok, "rtt_ms": [0.5] * count if ok else []}
 
-    async def show(self, model: str) -> list[dict[str, Any]]:
+    async def show(self, model: str, *, timeout: float = 30.0) -> list[dict[str, Any]]:
+        self.asked.append(("show", (model, timeout)))
         if model == "nothing":
             return []
         return [{"model": model, "provider": BOB, "verified": True, "envelope": "AA==", "record": {"seq": 7}}]

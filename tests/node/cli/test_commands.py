@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import subprocess
 import sys
 from collections.abc import Callable
@@ -64,7 +65,8 @@ def test_a_hint_names_the_home_so_that_a_shell_takes_it(cli: Cli, tmp_path: Path
 def test_questions_without_a_peer_and_without_anybody_to_ask(cli: Cli, argv: list[str]) -> None:
     ran = cli(*argv, "--network", "nobody-is-on-this-one")
     assert ran.status == 4
-    notice, error, hint = ran.err.splitlines()
+    progress, notice, error, hint = ran.err.splitlines()
+    assert argv[-1] in progress or argv[1] in progress
     assert notice.endswith("asking as a temporary client")
     assert error.startswith("error: ")
     assert hint.startswith("hint: modelnet-peer join")
@@ -97,13 +99,16 @@ def test_ping(cli: Cli, bob: Any) -> None:
     assert lines(cli("ping", "carol", "-c", "2", "--json").out) == [
         {"peer": "carol", "ok": True, "rtt_ms": [0.5, 0.5]}
     ]
+    cli("ping", "carol", "--timeout", "7")
+    assert bob.asked[-1] == ("ping", ("carol", 3, 7.0))
     ran = cli("ping", "nobody", "--json")
     assert (ran.status, lines(ran.out)[0]["ok"], error_of(ran)["code"]) == (4, False, "unreachable")
 
 
 def test_show(cli: Cli, bob: Any) -> None:
     assert lines(cli("show", "acme/echo", "--json").out)[0]["verified"] is True
-    assert cli("show", "nothing").status == 3
+    assert cli("show", "nothing", "--timeout", "7").status == 3
+    assert bob.asked[-1] == ("show", ("nothing", 7.0))
 
 
 def test_find(cli: Cli, bob: Any) -> None:
@@ -181,7 +186,7 @@ def test_the_hint_for_a_string_parameter_can_be_copied(cli: Cli, bob: Any) -> No
 def test_a_model_that_fails_is_one_line_and_names_the_peer(cli: Cli, bob: Any) -> None:
     ran = cli("invoke", "broken", "x")
     assert (ran.status, ran.out) == (5, "")
-    assert [line.partition(":")[0] for line in ran.err.splitlines()] == ["error", "hint"]
+    assert [line.partition(":")[0] for line in ran.err.splitlines()] == ["calling broken", "error", "hint"]
     assert "\x1b" not in ran.err
     assert "carol" in ran.err
     assert error_of(cli("invoke", "broken", "x", "--json"))["peer"] == "carol"
@@ -308,3 +313,112 @@ def test_results_that_nobody_takes(home: Any, bob: Any, target: str, status: int
     if status:
         error = json.loads(done.stderr.splitlines()[-1])["error"]
         assert error["code"] == "bad-state"
+
+
+@pytest.mark.parametrize("argv", [["status"], ["find", "--task", "x"], ["publish", "m:f"], ["id"]])
+def test_a_peer_of_another_network_is_not_asked(
+    cli: Cli, bob: Any, monkeypatch: pytest.MonkeyPatch, argv: list[str]
+) -> None:
+    assert cli(*argv, "--network", "public").status == 0
+    asked = len(bob.asked)
+    ran = cli(*argv, "--network", "lab", "--json")
+    error = error_of(ran)
+    assert (ran.status, ran.out, error["code"], len(bob.asked)) == (2, "", "bad-input", asked)
+    assert "'public'" in error["message"]
+    assert "'lab'" in error["message"]
+    assert "--network public" in error["hint"]
+    assert "modelnet-peer join --network lab" in error["hint"]
+    monkeypatch.setenv("MODELNET_NETWORK", "lab")
+    assert cli(*argv).status == 2
+
+
+def test_a_network_that_only_the_config_names_is_that_of_the_next_join(cli: Cli, bob: Any, home: Any) -> None:
+    home.path.mkdir()
+    home.config_path.write_text('network = "lab"')
+    assert cli("status").status == 0
+
+
+@pytest.mark.parametrize("argv", [["status"], ["find", "--task", "x"], ["publish", "m:f"], ["peers"]])
+def test_a_bootstrap_that_is_not_used_is_said_once(cli: Cli, bob: Any, argv: list[str]) -> None:
+    ran = cli(*argv, "--bootstrap", "/ip4/192.0.2.7/tcp/4001")
+    assert ran.status == 0
+    assert ran.err.count("--bootstrap is not used") == 1
+
+
+@pytest.mark.parametrize("name", ["a b", "a\tb", " ", "\x1b"])
+def test_a_network_has_no_white_space(cli: Cli, name: str) -> None:
+    ran = cli("find", "--task", "x", "--network", name, "--json")
+    assert (ran.status, error_of(ran)["code"]) == (2, "bad-input")
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["find", "--task", "x"], "looking for task x"),
+        (["invoke", "echo", "x"], "calling echo"),
+        (["ping", "carol"], "pinging carol"),
+        (["show", "acme/echo"], "looking for acme/echo"),
+    ],
+)
+def test_progress_in_a_pipe_is_one_plain_line(cli: Cli, bob: Any, argv: list[str], says: str) -> None:
+    ran = cli(*argv, "--json")
+    assert (ran.status, ran.err) == (0, says + "\n")
+
+
+def test_values_of_an_answer_are_json_as_the_protocol_says(cli: Cli, bob: Any, tmp_path: Path) -> None:
+    given = {"x": {"float": "-Infinity"}, "t": {"dtype": "bfloat16", "shape": [2], "data": [0.5, "NaN"]}}
+    given["b"] = {"base64": "AAE="}
+    (tmp_path / "in.json").write_text(json.dumps(given))
+    ran = cli("invoke", "echo", "--input", str(tmp_path / "in.json"), "--json")
+    assert lines(ran.out)[0]["output"] == given
+    assert bob.asked[-1][1][1]["b"] == b"\x00\x01"
+    (tmp_path / "in.json").write_text('{"dtype": "float32", "shape": [3], "data": [1]}')
+    ran = cli("invoke", "echo", "--input", str(tmp_path / "in.json"), "--json")
+    assert (ran.status, error_of(ran)["code"]) == (2, "bad-input")
+    assert "in.json" in error_of(ran)["message"]
+
+
+def test_what_no_call_can_carry_is_refused_before_it_is_read(cli: Cli, bob: Any, tmp_path: Path) -> None:
+    large = tmp_path / "large.npy"
+    with open(large, "wb") as file:
+        file.truncate((512 << 20) + 1)  # a hole: it takes no room
+    ran = cli("invoke", "echo", "--input", str(large), "--json")
+    error = error_of(ran)
+    assert (ran.status, error["code"], bob.asked) == (6, "too-large", [])
+    assert "512 MiB" in error["message"]
+    assert str(large) in error["message"]
+
+
+def test_a_large_input_has_a_bar_on_a_terminal(home: Any, bob: Any, tmp_path: Path) -> None:
+    np.save(tmp_path / "in.npy", np.zeros((9 << 20,), np.uint8))
+    program = "from modelnet_p2p.node.cli import main; main()"
+    argv = ["invoke", "digits", "--input", str(tmp_path / "in.npy")]
+    reader, writer = pty.openpty()
+    done = subprocess.Popen(
+        [sys.executable, "-c", program, *argv],
+        stdout=subprocess.PIPE,
+        stderr=writer,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
+    )
+    os.close(writer)
+    drawn = b""
+    try:
+        while piece := os.read(reader, 65536):
+            drawn += piece
+    except OSError:
+        pass  # how Linux tells that the last writer of a terminal is gone
+    os.close(reader)
+    out, _ = done.communicate(timeout=30)
+    assert done.returncode == 0
+    assert b"label: [3]" in out
+    for said in (b"reading ", b"sending the input", b"9.0/9.0 MiB"):
+        assert said in drawn
+
+
+def test_a_large_input_in_a_pipe_is_a_line_each(cli: Cli, bob: Any, tmp_path: Path) -> None:
+    np.save(tmp_path / "in.npy", np.zeros((9 << 20,), np.uint8))
+    ran = cli("invoke", "digits", "--input", str(tmp_path / "in.npy"))
+    assert [line.rpartition(":")[0] for line in ran.err.splitlines()[::2]] == [
+        f"reading {tmp_path}/in.npy",
+        "sending the input",
+    ]

@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 
 from modelnet_p2p.errors import Code, LocalError, NotFound, RemoteError
-from modelnet_p2p.exchange import Call, Exchange, Fault, Role
+from modelnet_p2p.exchange import Call, Exchange, Fault, Result, Role
 from modelnet_p2p.node import control_wire
 from modelnet_p2p.node.control_client import ControlClient
-from modelnet_p2p.node.control_wire import PARAMS, to_error, to_fault
+from modelnet_p2p.node.control_wire import MAX_INPUT_BYTES, NETWORK, PARAMS, to_error, to_fault
 from modelnet_p2p.node.home import Home
 from modelnet_p2p.node.runtime import Runtime
+from modelnet_p2p.node.serving.backends.contract import MAX_BODY_BYTES
 
 
 @pytest.mark.parametrize(
@@ -97,6 +98,7 @@ def test_any_bytes_leave_the_peer_standing(home: Home, bob: Any, data: bytes) ->
         ("invoke", {PARAMS: {}}, Code.BAD_INPUT),
         ("status", {PARAMS: []}, Code.BAD_INPUT),
         ("status", 3, Code.BAD_INPUT),
+        ("status", {PARAMS: {}, NETWORK: 3}, Code.BAD_INPUT),
     ],
 )
 def test_wishes_of_the_wrong_shape(home: Home, bob: Any, method: str, value: object, code: Code) -> None:
@@ -137,3 +139,37 @@ def test_a_peer_that_dies_in_a_call_is_not_running(home: Home) -> None:
     with pytest.raises(LocalError) as caught:  # the socket is still there, and nobody behind it
         ControlClient.connect(home)
     assert caught.value.code is Code.NOT_RUNNING
+
+
+def test_one_bound_holds_for_commands_and_for_calls() -> None:
+    assert MAX_INPUT_BYTES == MAX_BODY_BYTES
+
+
+def test_a_call_may_take_longer_to_send_than_the_peer_may_be_silent(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control_wire, "SILENCE_SECONDS", 0.5)
+    path = Runtime("public", home).socket_path
+
+    def answer(slow: socket.socket) -> None:
+        exchange = Exchange(Role.ANSWERER)
+        connection, _ = slow.accept()
+        with connection:
+            while (event := exchange.next_event()) is None:
+                time.sleep(0.05)  # between pieces: in all more than one silence, none of them one
+                exchange.received(connection.recv_into(exchange.get_buffer()[: 256 << 10]))
+            assert isinstance(event, Call)
+            assert isinstance(event.value, dict)
+            for buffer in exchange.send(Result(len(event.value["input"]))):
+                connection.sendall(buffer)
+
+    with socket.socket(socket.AF_UNIX) as slow:
+        slow.bind(str(path))
+        slow.listen()
+        thread = threading.Thread(target=answer, args=(slow,), daemon=True)
+        thread.start()
+        began = time.monotonic()
+        with ControlClient.connect(home) as client:
+            assert client.call("invoke", {}, bytes(4 << 20)) == 4 << 20
+        assert time.monotonic() - began > 0.5
+        thread.join(5)

@@ -100,12 +100,13 @@ async def test_a_ping_answered_with_megabytes_is_not_believed(open_town: OpenTow
     async with open_town() as town:
         alice = await town.peer("alice")
         async with town.world.open(town.key("mallory")) as mallory:
+            answer = Result({"models": {}, "more": bytes(1 << 20)})
 
             async def verbose(stream: Stream) -> None:
                 exchange = Exchange(Role.ANSWERER)
                 while exchange.next_event() is None:
                     exchange.received(await stream.receive_into(exchange.get_buffer()))
-                await stream.send(exchange.send(Result({"models": {}, "more": bytes(1 << 20)})))
+                await stream.send([memoryview(part) for part in exchange.send(answer)])
 
             mallory.handle(protocol("town", "call"), verbose)
             vital = await alice._finder.ping(mallory.id, mallory.addrs)

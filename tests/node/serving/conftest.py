@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,32 @@ def closes_everything(text):
     os.closerange(3, 64)
     time.sleep(60)
 
+meeting = asyncio.Barrier(8)
+
+async def meet(text):
+    await meeting.wait()
+    return text + "!"
+
+def repeatable(text):
+    return text
+repeatable.idempotent = True
+
+class Repeatable:
+    idempotent = True
+    def __call__(self, text):
+        return text
+
+class Named:
+    def idempotent(self):
+        return "a method that happens to be called so"
+    def __call__(self, text):
+        return text
+
+def dies_slowly(text):
+    os.closerange(3, 64)
+    time.sleep(0.4)
+    os._exit(7)
+
 def environment(name):
     return [os.environ.get(name), os.getcwd(), sys.path[0], os.getsid(0) == os.getpid()]
 """
@@ -166,11 +193,18 @@ async def models() -> AsyncIterator[Models]:
 
 
 @pytest.fixture
+async def patient_models() -> AsyncIterator[Models]:
+    """The same, for models that obey: a machine under load does not get them killed for being late."""
+    async with open_models(replace(TEST, cancel_grace=60.0, shutdown_grace=60.0)) as found:
+        yield found
+
+
+@pytest.fixture
 def call() -> Callable[..., object]:
     """`await call(served, value, **params)` gives (value, items)."""
 
     async def run(
-        served: Served, value: Value, *, method: str = "invoke", timeout: float = 20.0, **params: Value
+        served: Served, value: Value, *, method: str = "invoke", timeout: float = 60.0, **params: Value
     ) -> tuple[Value, list[Value]]:
         items: list[Value] = []
 
@@ -196,7 +230,7 @@ def gone() -> Callable[[int], object]:
         return state != "Z"  # a zombie waits for its parent alone
 
     async def wait(pid: int) -> None:
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             while alive(pid):
                 await trio.sleep(0.01)
 

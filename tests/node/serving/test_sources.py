@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncIterator, Generator
+from dataclasses import fields
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +52,7 @@ def test_each_source_has_one_backend(spec: str, backend: type[Backend]) -> None:
     [
         ("model.pt", Code.UNSAFE),
         ("a/b/MODEL.PKL", Code.UNSAFE),
+        ("a/b.joblib/", Code.UNSAFE),
         ("http://127.0.0.1:8080/v1", Code.BAD_INPUT),
         ("model.onnx", Code.BAD_INPUT),
         ("", Code.BAD_INPUT),
@@ -98,11 +100,60 @@ DESCRIPTION = Description(
     "python",
     inputs=(Spec("text", "text"),),
     outputs=(Spec("o", "tensor", "int8", (None, 3)),),
+    version="1.2",
+    precision="int8",
+    parameters=7,
+    digest=bytes(32),
+    licence="Apache-2.0",
+    metrics={"accuracy": 970_000},
+    family="acme/shout",
+    exits=(1, 4),
+    manifest_envelope=b"sealed",
+    streams=True,
+    slots=3,
+    idempotent=True,
 )
+BARE = Description("upper", "x-modelnet/function", "")
 
 
 def test_a_description_survives_its_map() -> None:
-    assert Description.from_map(DESCRIPTION.to_map()) == DESCRIPTION
+    for description in (DESCRIPTION, BARE):
+        assert Description.from_map(description.to_map()) == description
+    names = {field.name for field in fields(Description)}
+    assert DESCRIPTION.to_map().keys() == names
+    assert all(getattr(DESCRIPTION, name) != getattr(BARE, name) for name in names - {"name", "task"})
+
+
+def test_a_worker_of_another_version_is_understood() -> None:
+    short = {"name": "upper", "task": "x-modelnet/function", "framework": "", "new": 1}
+    assert Description.from_map(short) == BARE
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("name", "x" * 201),
+        ("licence", "x" * 65),
+        ("licence", "two\nlines"),
+        ("metrics", {"accuracy": 0.97}),
+        ("metrics", {f"m{n}": n for n in range(17)}),
+        ("family", None),
+        ("exits", [1, 1]),
+        ("exits", list(range(65))),
+        ("digest", b"short"),
+        ("manifest_envelope", bytes(1537)),
+        ("parameters", -1),
+        ("parameters", True),
+        ("slots", 0),
+        ("slots", 65),
+        ("streams", 1),
+        ("idempotent", "yes"),
+        ("inputs", [Spec(f"i{n}", "text").to_map() for n in range(9)]),
+    ],
+)
+def test_a_hostile_worker_describes_nothing_that_an_offer_cannot_carry(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"the {name} of its description"):
+        Description.from_map({**DESCRIPTION.to_map(), name: value})
 
 
 JSON = st.recursive(
@@ -117,12 +168,12 @@ def test_broken_maps_raise_their_own_error(
     kind: type[Source] | type[Description], data: st.DataObject
 ) -> None:
     good = ALICES.to_map() if kind is Source else DESCRIPTION.to_map()
-    fields = (
+    wire = (
         data.draw(JSON)
         if data.draw(st.booleans())
         else {**good, data.draw(st.sampled_from([*good])): data.draw(JSON)}
     )
     try:
-        kind.from_map(fields)
+        kind.from_map(wire)
     except ValueError:
         pass

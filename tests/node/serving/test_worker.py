@@ -13,16 +13,20 @@ from typing import Any
 import numpy as np
 import pytest
 import trio
+import trio.testing
 
 from modelnet_p2p.errors import Code, LocalError, ModelnetError
 from modelnet_p2p.node.serving.backends.contract import MAX_BODY_BYTES
-from modelnet_p2p.node.serving.models import Models, Served, Source, open_models
+from modelnet_p2p.node.serving.models import MAX_MODELS, Models, Served, Source, open_models
 from modelnet_p2p.payload import Value
 from modelnet_p2p.tuning import TEST
 
 Call = Callable[..., Awaitable[tuple[Any, list[Any]]]]  # Any: each test knows what its model gives
 MakeSource = Callable[..., Source]
 Gone = Callable[[int], Awaitable[None]]
+
+
+HANG = 60  # seconds: tells a hang from a machine where others build; nothing here takes long by itself
 
 
 def pid_of(served: Served) -> int:
@@ -70,6 +74,16 @@ async def test_names_tasks_and_versions_are_the_publishers(models: Models, sourc
         await models.add(source("shop:upper", model="Not A Name"))
 
 
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [("shop:upper", False), ("shop:repeatable", True), ("shop:Repeatable", True), ("shop:Named", False)],
+)
+async def test_a_model_says_that_asking_twice_does_no_harm(
+    models: Models, source: MakeSource, spec: str, said: bool
+) -> None:
+    assert (await models.add(source(spec))).description.idempotent is said
+
+
 async def test_tensors_go_in_and_out(models: Models, source: MakeSource, call: Call) -> None:
     served = await models.add(source("shop:double"))
     assert served.description.inputs[0].kind == "tensor"
@@ -92,33 +106,31 @@ async def test_streams_of_generators(models: Models, source: MakeSource, call: C
 
 
 async def test_classes_keep_their_instance_and_their_thread(
-    models: Models, source: MakeSource, call: Call, shop: Path
+    patient_models: Models, source: MakeSource, call: Call, shop: Path, gone: Gone
 ) -> None:
+    models = patient_models
     counter = await models.add(source("shop:Counter"))
     assert [(await call(counter, n))[0] for n in (1, 2, 3)] == [1, 3, 6]
     invoked = await models.add(source("shop:Invoked"))
     assert (await call(invoked, 4, by=5))[0] == 20
+    pid = pid_of(counter)
     await models.remove("counter")
-    with trio.fail_after(5):
-        while not (shop / "closed.txt").exists():
-            await trio.sleep(0.01)
+    await gone(pid)
     assert (shop / "closed.txt").read_text() == "6"
 
 
 async def test_async_models_share_their_process(models: Models, source: MakeSource, call: Call) -> None:
-    served = await models.add(source("shop:later"))
+    served = await models.add(source("shop:meet"))
     assert served.description.slots == 8
     done: list[str] = []
 
     async def one(text: str) -> None:
-        done.append((await call(served, text, seconds=0.2))[0])
+        done.append((await call(served, text))[0])
 
-    started = trio.current_time()
     async with trio.open_nursery() as nursery:
         for text in "abcdefgh":
             nursery.start_soon(one, text)
     assert sorted(done) == [f"{text}!" for text in "abcdefgh"]
-    assert trio.current_time() - started < 8 * 0.2  # not one after the other
     ticks = await models.add(source("shop:ticks"))
     assert (await call(ticks, 5))[1] == [0, 1, 2, 3, 4]
 
@@ -165,6 +177,7 @@ async def test_what_a_model_prints_is_not_the_protocol(
         ("shop:selfkill", "", "signal 9"),
         ("shop:forked", "", "signal 9"),
         ("shop:closes_everything", "", "stopped"),
+        ("shop:dies_slowly", "", "exit status 7"),
     ],
 )
 async def test_a_dead_worker_is_a_fault_and_a_fresh_one_serves_on(
@@ -172,7 +185,7 @@ async def test_a_dead_worker_is_a_fault_and_a_fresh_one_serves_on(
 ) -> None:
     served = await models.add(source(spec))
     before = pid_of(served)
-    with trio.fail_after(5):
+    with trio.fail_after(HANG):
         error = await refuses(call, served, value, Code.MODEL_ERROR)
         assert how in error.message
         assert spec in error.message
@@ -188,7 +201,7 @@ async def test_killed_from_outside_between_two_calls(
     first = (await call(served, "x"))[0]
     os.kill(first, signal.SIGKILL)
     await gone(first)
-    with trio.fail_after(5):
+    with trio.fail_after(HANG):
         while served.pid == first:
             await trio.sleep(0.01)
     assert (await call(served, "x"))[0] != first
@@ -200,9 +213,8 @@ async def test_a_hung_call_ends_at_its_deadline_and_its_worker_after_the_grace(
 ) -> None:
     served = await models.add(source(spec))
     pid = pid_of(served)
-    started = trio.current_time()
-    await refuses(call, served, "hang", Code.DEADLINE, timeout=0.3)
-    assert trio.current_time() - started < 0.3 + TEST.cancel_grace + 2
+    with trio.fail_after(HANG):
+        await refuses(call, served, "hang", Code.DEADLINE, timeout=0.3)
     await gone(pid)
     assert served.stats()["in_flight"] == 0
     if spec == "shop:hanging":
@@ -210,9 +222,9 @@ async def test_a_hung_call_ends_at_its_deadline_and_its_worker_after_the_grace(
 
 
 async def test_a_cancelled_generator_stops_at_its_next_item(
-    models: Models, source: MakeSource, tmp_path: Path
+    patient_models: Models, source: MakeSource, tmp_path: Path
 ) -> None:
-    served = await models.add(source("shop:endless"))
+    served = await patient_models.add(source("shop:endless"))
     pid = pid_of(served)
     mark = tmp_path / "mark"
     with trio.CancelScope() as scope:
@@ -241,9 +253,9 @@ async def test_a_slow_reader_slows_the_model(models: Models, source: MakeSource,
 
 
 async def test_an_emit_that_fails_cancels_the_call(
-    models: Models, source: MakeSource, tmp_path: Path
+    patient_models: Models, source: MakeSource, tmp_path: Path
 ) -> None:
-    served = await models.add(source("shop:endless"))
+    served = await patient_models.add(source("shop:endless"))
     mark = tmp_path / "mark"
 
     async def emit(item: object) -> None:
@@ -267,7 +279,7 @@ async def test_a_full_queue_says_busy_at_once(
 
     for _ in range(17):
         nursery.start_soon(hold)
-    with trio.fail_after(5):
+    with trio.fail_after(HANG):
         while served.stats()["queued"] < 16:
             await trio.sleep(0)
     assert served.load == 1.0
@@ -276,7 +288,7 @@ async def test_a_full_queue_says_busy_at_once(
     for scope in scopes[1:]:  # all who wait give up; the one that runs is cut off
         scope.cancel()
     scopes[0].cancel()
-    with trio.fail_after(5):
+    with trio.fail_after(HANG):
         while served.load:
             await trio.sleep(0.01)
     assert (await call(served, "next"))[0] == "next"
@@ -287,16 +299,65 @@ async def test_waiting_ends_at_the_deadline_too(
 ) -> None:
     served = await models.add(source("shop:hanging"))
 
-    async def hold() -> None:
-        with trio.CancelScope(deadline=trio.current_time() + 1):
-            await call(served, "hang")
-
-    nursery.start_soon(hold)
-    with trio.fail_after(5):
+    nursery.start_soon(call, served, "hang")
+    with trio.fail_after(HANG):
         while not served.stats()["in_flight"]:
             await trio.sleep(0)
     error = await refuses(call, served, "x", Code.DEADLINE, timeout=0.1)
     assert "waiting for its turn" in error.message
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_call_waits_for_a_model_that_starts_again(
+    models: Models, source: MakeSource, call: Call, shop: Path
+) -> None:
+    """A caller whose time is over leaves the start to the next one, who must not come too early."""
+    (shop / "sleeper.py").write_text(
+        "import os, time\n"
+        "while not os.path.exists('awake'): time.sleep(0.01)\n"
+        "async def f(x): return os.getpid() if x else os.kill(os.getpid(), 9)\n"
+    )
+    (shop / "awake").touch()
+    served = await models.add(source("sleeper:f"))
+    before = pid_of(served)
+    await refuses(call, served, 0, Code.MODEL_ERROR)
+    (shop / "awake").unlink()
+    answers: list[int] = []
+
+    async def one() -> None:
+        answers.append((await call(served, 1))[0])
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(one)
+        with trio.fail_after(HANG):
+            while served.pid in (None, before):
+                await trio.sleep(0.01)
+        nursery.start_soon(one)  # its process runs, and still loads
+        await trio.testing.wait_all_tasks_blocked()
+        (shop / "awake").touch()
+    assert answers == [served.pid, served.pid]
+
+
+async def test_a_call_that_waits_for_a_model_that_is_removed(
+    models: Models, source: MakeSource, call: Call
+) -> None:
+    served = await models.add(source("shop:hanging"))
+    codes: list[Code] = []
+
+    async def one() -> None:
+        with pytest.raises(LocalError) as caught:
+            await call(served, "hang")
+        codes.append(caught.value.code)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(one)
+        nursery.start_soon(one)
+        with trio.fail_after(HANG):
+            while served.stats()["queued"] != 1:
+                await trio.sleep(0)
+        await models.remove("hanging")
+    assert codes == [Code.MODEL_ERROR, Code.NOT_FOUND]
+    await refuses(call, served, "later", Code.NOT_FOUND)
 
 
 @pytest.mark.live
@@ -371,9 +432,24 @@ async def test_a_model_that_is_published_again_is_switched_over(
     second = await models.add(source("versions:f"))
     assert models.get("f") is second
     assert (await call(second, 0))[0] == "two"
-    with trio.fail_after(5):
+    with trio.fail_after(HANG):
         while first.pid is not None:
             await trio.sleep(0.01)
+
+
+async def test_a_full_house_still_takes_a_newer_model_of_a_name(models: Models) -> None:
+    for number in range(MAX_MODELS):
+        await models.add(Source("builtin:digits", model=f"house/{number}"))
+    for full in (Source("builtin:digits"), Source("builtin:digits", model="house/more")):
+        with pytest.raises(LocalError, match="serves 64 models already") as caught:
+            await models.add(full)
+        assert caught.value.code is Code.BUSY
+        assert not caught.value.retryable
+    newer = await models.add(Source("builtin:digits", model="house/7@2"))
+    assert models.get("house/7") is newer
+    assert len(models.all()) == MAX_MODELS
+    await models.remove("house/7")
+    await models.add(Source("builtin:digits"))
 
 
 async def test_a_model_that_fails_to_start_again(

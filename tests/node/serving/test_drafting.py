@@ -1,0 +1,62 @@
+"""Whose manifest goes into an offer, and whose does not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from modelnet_p2p.errors import Code, LocalError
+from modelnet_p2p.identity import KeyPair
+from modelnet_p2p.node.serving.backends.contract import Description
+from modelnet_p2p.node.serving.drafting import draft_offer
+from modelnet_p2p.records import Manifest, OfferRecord, seal_manifest
+
+ALICE = KeyPair(b"a" * 32)
+CAROL = KeyPair(b"c" * 32)
+UPPER = Description("acme/upper", "x-acme/shout", "python", version="2", digest=bytes(32), licence="MIT")
+
+
+def draft(description: Description) -> OfferRecord:
+    return draft_offer(description, ("loud",), key=ALICE, network="public", seq=1, now_unix=1_700_000_000)
+
+
+def carols(**changed: object) -> bytes:
+    """Her seal for `UPPER`, but for what is changed."""
+    manifest = Manifest(
+        CAROL.id, UPPER.name, UPPER.task, 1_600_000_000, version=UPPER.version, digest=UPPER.digest
+    )
+    return seal_manifest(replace(manifest, **changed), CAROL)  # type: ignore[arg-type] # real fields
+
+
+def test_a_model_without_a_seal_is_its_providers() -> None:
+    offer = draft(UPPER)
+    assert offer.owner == offer.provider == ALICE.id
+    assert offer.manifest.licence == "MIT"
+
+
+def test_an_owners_seal_goes_into_the_offer() -> None:
+    offer = draft(replace(UPPER, manifest_envelope=carols()))
+    assert (offer.owner, offer.provider) == (CAROL.id, ALICE.id)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("name", "acme/lower"), ("version", "3"), ("task", "x-acme/whisper"), ("digest", bytes([1]) * 32)],
+)
+def test_a_seal_for_another_model_is_refused(field: str, value: object) -> None:
+    with pytest.raises(LocalError, match=f"for another {field}") as caught:
+        draft(replace(UPPER, manifest_envelope=carols(**{field: value})))
+    assert caught.value.code is Code.BAD_INPUT
+
+
+@pytest.mark.parametrize("envelope", [b"x", carols()[:-1], bytes(1536)])
+def test_a_broken_seal_is_refused(envelope: bytes) -> None:
+    with pytest.raises(LocalError, match="the owner's seal of acme/upper is not sound") as caught:
+        draft(replace(UPPER, manifest_envelope=envelope))
+    assert caught.value.code is Code.BAD_INPUT
+
+
+@pytest.mark.parametrize("said", [False, True])
+def test_the_model_says_whether_asking_twice_does_no_harm(said: bool) -> None:
+    assert draft(replace(UPPER, idempotent=said)).idempotent is said

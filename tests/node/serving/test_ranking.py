@@ -1,0 +1,86 @@
+"""Whom carol asks first."""
+
+from __future__ import annotations
+
+from collections import Counter
+from random import Random
+
+import pytest
+
+from modelnet_p2p.identity import KeyPair
+from modelnet_p2p.node.serving.policy.ranking import FAILURE_MEMORY, Experience, draw, rank
+from modelnet_p2p.offers import Offer, State
+from modelnet_p2p.records import Manifest, OfferRecord, open_manifest, seal_manifest
+
+NAMES = ("ann", "ben", "cat", "dan", "eve")
+
+
+def offer(
+    name: str, state: State = State.ALIVE, rtt: float | None = None, load: float | None = None
+) -> Offer:
+    key = KeyPair(name.encode().ljust(32, b"."))
+    envelope = seal_manifest(Manifest(key.id, "town/model", "x-town/task", 1_700_000_000), key)
+    record = OfferRecord(key.id, "town", open_manifest(envelope), envelope, 1, 0, 1)
+    return Offer(record, b"", (), state, rtt, load)
+
+
+def strangers(offer: Offer) -> None:
+    """Nobody was called before."""
+
+
+def order(offers: list[Offer], seen: dict[str, Experience] | None = None, now: float = 0.0) -> list[int]:
+    """The places of `offers` in the order in which they are ranked."""
+    by_provider = {o.provider: (seen or {}).get(str(i)) for i, o in enumerate(offers)}
+    return [offers.index(o) for o in rank(offers, lambda o: by_provider[o.provider], now)]
+
+
+def test_the_living_come_before_the_unknown_the_suspect_and_the_dead() -> None:
+    states = (State.DEAD, State.SUSPECT, State.UNKNOWN, State.ALIVE)
+    offers = [offer(name, state) for name, state in zip(NAMES, states, strict=False)]
+    assert order(offers) == [3, 2, 1, 0]
+
+
+def test_among_the_living_the_near_and_idle_lead() -> None:
+    offers = [offer("ann", rtt=20.0), offer("ben", rtt=2.0), offer("cat", rtt=2.0, load=1.0), offer("dan")]
+    assert order(offers) == [1, 2, 0, 3]
+
+
+def test_own_experience_counts_more_than_what_peers_say() -> None:
+    offers = [offer("ann", rtt=1.0, load=0.0), offer("ben", rtt=9.0), offer("cat", rtt=3.0)]
+    slow, quick, failed = Experience(), Experience(), Experience()
+    slow.succeeded(500.0)
+    quick.succeeded(40.0)
+    failed.failed(100.0)
+    # ann's model took half a second; ben's 40 ms; cat is new, and its model will hardly be free
+    assert order(offers, {"0": slow, "1": quick}) == [1, 2, 0]
+    assert order(offers, {"0": failed}, now=101.0)[-1] == 0
+    assert order(offers, {"0": failed}, now=101.0 + FAILURE_MEMORY)[0] == 0
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_with_one_or_two_there_is_nothing_to_draw(count: int) -> None:
+    ranked = [offer(name, rtt=1.0) for name in NAMES[:count]]
+    assert draw(ranked, strangers, 0.0, Random(1).randrange) == ranked
+
+
+def test_of_many_alike_two_are_drawn_and_the_better_leads() -> None:
+    ranked = [offer(name, rtt=float(i)) for i, name in enumerate(NAMES[:4])] + [offer("eve", State.DEAD)]
+    rng = Random(2026)
+    leads = Counter(ranked.index(draw(ranked, strangers, 0.0, rng.randrange)[0]) for _ in range(6000))
+    # of the 6 pairs of four: the best is in 3, the second leads 2, the third 1, the last never
+    assert [round(leads[i] / 1000) for i in range(5)] == [3, 2, 1, 0, 0]
+    assert sorted(map(ranked.index, draw(ranked, strangers, 0.0, rng.randrange))) == [0, 1, 2, 3, 4]
+
+
+def test_who_failed_lately_is_not_drawn_while_others_are_alive() -> None:
+    failed = Experience()
+    failed.failed(0.0)
+    offers = [offer(name, rtt=1.0) for name in NAMES]
+    sad = {offers[0].provider: failed}
+
+    def recall(o: Offer) -> Experience | None:
+        return sad.get(o.provider)
+
+    rng = Random(7)
+    ranked = rank(offers, recall, 1.0)
+    assert all(draw(ranked, recall, 1.0, rng.randrange)[0] is not offers[0] for _ in range(200))
