@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 TASK_SCHEME = "task:"
 MAX_ATTEMPTS = 5  # providers asked for one call; were all of these dead, the sixth is no better bet
+FOUND_SECONDS = 2.0  # how long a search is good for calls: as long as a sign of life is believed
+MAX_FOUND = 256  # searches remembered
 MAX_KNOWN_PROVIDERS = 1024  # whose past behaviour is remembered
 # of an answer in items that is collected into one list: a provider that never ends must not fill our memory
 MAX_COLLECTED_BYTES = MAX_BODY_BYTES
@@ -161,6 +163,7 @@ class Router:
         self._search = search
         self._memory = memory
         self._rng = rng
+        self._found: dict[Query, tuple[float, Sequence[Offer]]] = {}
 
     @asynccontextmanager
     async def open(
@@ -177,20 +180,29 @@ class Router:
         provider's, or deadline), LocalError (bad-input).
         """
         started = trio.current_time()
-        offers = self._memory.draw(one_owner(target, await self._find(target, timeout)))
+        until = started + timeout
         key = self._rng.randbytes(16).hex()
         at = f" at peer {target.query.provider}" if target.query.provider else ""
-        last: ModelnetError = NotFound(
+        last: ModelnetError = NotFound(  # also if the only one to be found says that it does so no more
             f"nobody alive offers {target.text!r}{at}",
             hint="modelnet-peer find --task TASK lists who offers what",
         )
-        for attempt, offer in enumerate(candidates(target, offers), 1):
+        offers = self._recall(target.query)
+        fresh = offers is None
+        asked: set[str] = set()
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            if offers is None:
+                offers = await self._find(target, until)
+            offer = next_candidate(target, offers, asked)
+            if offer is None or (attempt > 1 and trio.current_time() >= until):
+                break
+            asked.add(offer.provider)
             call = Call(target=offer.uri, value=value, method=method, params=params, key=key)
-            left = timeout - (trio.current_time() - started)
             progress = Progress()
             yielded = False
             try:
                 provider = PeerId.parse(offer.provider)
+                left = until - trio.current_time()
                 async with self._client.open(provider, offer.addrs, call, left, progress) as ongoing:
                     first = await ongoing.receive()
                     running = Running(offer, attempt, ongoing, first, started)
@@ -202,18 +214,36 @@ class Router:
             except RemoteError as error:
                 if error.peer == offer.provider:  # and not out of the caller's own block
                     self._note(offer, error)
+                self._found.pop(target.query, None)
                 if yielded or not may_move(error, progress, offer):
                     raise
                 log.info("%s did not answer %s: %s", offer.provider[-8:], target.text, error.message)
-                last = error
+                last = last if error.code is Code.NOT_FOUND else error
+                if not fresh:  # what was remembered disappoints: seek anew, also where this provider is now
+                    fresh, offers = True, None
+                    if not progress.sent:
+                        asked.discard(offer.provider)
         raise last
 
-    async def _find(self, target: Target, timeout: float) -> Sequence[Offer]:
-        with trio.move_on_after(timeout):
-            return await self._search(target.query)
+    def _recall(self, query: Query) -> Sequence[Offer] | None:
+        """What the last search for the same found, if that is not long ago."""
+        at, offers = self._found.get(query, (float("-inf"), None))
+        return (
+            None if offers is None or trio.current_time() - at > FOUND_SECONDS else self._memory.draw(offers)
+        )
+
+    async def _find(self, target: Target, until: float) -> Sequence[Offer]:
+        """One owner's offers in the order in which to ask them; raises NotFound (ambiguous), RemoteError."""
+        with trio.move_on_at(until):
+            offers = one_owner(target, await self._search(target.query))
+            if len(self._found) >= MAX_FOUND:
+                self._found.clear()
+            if offers:
+                self._found[target.query] = trio.current_time(), offers
+            return self._memory.draw(offers)
         raise RemoteError(
             Code.DEADLINE,
-            f"the search for {target.text!r} took longer than {timeout:g} s",
+            f"the search for {target.text!r} took longer than the call's time",
             hint="a longer timeout",
         )
 
@@ -244,20 +274,19 @@ class Router:
             self._memory.of(offer).failed(trio.current_time())
 
 
-def candidates(target: Target, offers: Sequence[Offer]) -> list[Offer]:
-    """Whom to ask in turn: each provider once, by the first of its offers."""
-    first: dict[str, Offer] = {}
-    for offer in offers:
-        first.setdefault(offer.provider, offer)
-    return list(first.values())[: 1 if target.pinned else MAX_ATTEMPTS]
+def next_candidate(target: Target, offers: Sequence[Offer], asked: Collection[str]) -> Offer | None:
+    """The first offer of a provider that was not asked yet; a call that names its provider has but one."""
+    if target.pinned and asked:
+        return None
+    return next((offer for offer in offers if offer.provider not in asked), None)
 
 
 def may_move(error: RemoteError, progress: Progress, offer: Offer) -> bool:
     """Whether another provider may be asked after this failure without doing the work twice."""
-    if error.code is Code.BUSY:
+    if error.code in (Code.BUSY, Code.NOT_FOUND):  # refused, or no longer served there: it has not begun
         return True
     if not progress.sent:  # nothing can have run there
-        return error.retryable or error.code is Code.UNKNOWN_METHOD
+        return True
     return error.code is Code.UNREACHABLE and progress.items == 0 and offer.record.idempotent
 
 

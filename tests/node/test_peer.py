@@ -62,6 +62,25 @@ async def test_when_a_provider_dies_the_next_one_answers(open_town: OpenTown) ->
         assert everybody[first] is State.DEAD
 
 
+async def test_what_was_found_a_moment_ago_serves_the_next_calls_until_it_disappoints(
+    open_town: OpenTown,
+) -> None:
+    async with open_town() as town:
+        await town.peer("bob")
+        alice, dave = await town.peer("alice"), await town.peer("dave")
+        await alice.publish("builtin:digits")
+        carol = await town.peer("carol", listen=False)
+        assert (await carol.call("modelnet/digits", DIGIT)).provider == alice.id
+        await dave.publish("builtin:digits")
+        assert (await carol.call("modelnet/digits", DIGIT)).provider == alice.id  # carol did not look again
+        await alice.unpublish("modelnet/digits")
+        outcome = await carol.call("modelnet/digits", DIGIT)
+        assert (outcome.provider, outcome.attempts) == (dave.id, 2)
+        await dave.unpublish("modelnet/digits")
+        with pytest.raises(NotFound):
+            await carol.call("modelnet/digits", DIGIT)
+
+
 async def test_a_call_that_names_its_provider_never_moves(open_town: OpenTown) -> None:
     async with open_town() as town:
         await town.peer("bob")

@@ -14,7 +14,7 @@ from modelnet_p2p.errors import Code, RemoteError
 from modelnet_p2p.events import Call, Fault, Item, Result
 from modelnet_p2p.frames import HEADER, Kind
 from modelnet_p2p.node.calls.client import Progress
-from modelnet_p2p.node.calls.router import candidates, may_move
+from modelnet_p2p.node.calls.router import may_move, next_candidate
 from modelnet_p2p.node.transport.contract import Stream
 
 # Any: the fixture that opens a pair of peers, see conftest.py
@@ -225,12 +225,14 @@ class Offered:
 
 
 def test_each_provider_is_asked_once_whatever_it_offers() -> None:
-    offers: Any = [Offered(name) for name in "aabbacdefg"]
+    offers: Any = [Offered(name) for name in "aabba"]
     moving: Any = type("Target", (), {"pinned": False})
     pinned: Any = type("Target", (), {"pinned": True})
-    assert [offer.provider for offer in candidates(moving, offers)] == list("abcde")
-    assert candidates(moving, offers)[0] is offers[0]
-    assert [offer.provider for offer in candidates(pinned, offers)] == ["a"]
+    assert next_candidate(moving, offers, set()) is offers[0]
+    assert next_candidate(moving, offers, {"a"}) is offers[2]
+    assert next_candidate(moving, offers, {"a", "b"}) is None
+    assert next_candidate(pinned, offers, set()) is offers[0]
+    assert next_candidate(pinned, offers, {"a"}) is None
 
 
 def test_when_a_call_may_move() -> None:
@@ -243,7 +245,9 @@ def test_when_a_call_may_move() -> None:
     assert may_move(error(Code.BUSY, False), sent, unsafe)  # a foreign peer may leave the flag out
     assert may_move(error(Code.UNREACHABLE), unsent, unsafe)
     assert may_move(error(Code.UNKNOWN_METHOD), unsent, unsafe)
-    assert not may_move(error(Code.DEADLINE), unsent, safe)
+    assert may_move(error(Code.DEADLINE), unsent, unsafe)  # it could not even be reached in time
+    assert may_move(error(Code.NOT_FOUND), sent, unsafe)  # withdrawn there meanwhile
+    assert not may_move(error(Code.DEADLINE), sent, safe)
     assert not may_move(error(Code.UNREACHABLE), sent, unsafe)
     assert may_move(error(Code.UNREACHABLE), sent, safe)
     assert not may_move(error(Code.UNREACHABLE), begun, safe)
