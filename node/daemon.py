@@ -165,8 +165,13 @@ async def _end_on_signal(
 def _tell_bootstrap(bootstrap: Bootstrap, retry_seconds: float, notice: Callable[[str], None]) -> None:
     for addr, cause in bootstrap.causes.items():
         notice(f"warning: the bootstrap {addr} did not answer: {cause}")
-    if bootstrap.causes:  # see Overlay.stay_joined
-        notice(f"they are tried again every {retry_seconds:g} s for as long as no other peer is known")
+    if bootstrap.causes:
+        from modelnet_p2p.node.joining import PATIENT_SECONDS  # loaded by now; `join --help` does not need it
+
+        notice(
+            f"they are tried again every {retry_seconds:g} s for as long as no other peer is known, "
+            f"and every {PATIENT_SECONDS:g} s after that"
+        )
 
 
 def open_addrs(addrs: Sequence[str], listen: Sequence[str]) -> list[str]:

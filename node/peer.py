@@ -15,8 +15,8 @@ import os
 import random
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,19 +33,22 @@ from modelnet_p2p.node.calls.budget import Budget
 from modelnet_p2p.node.calls.client import DEADLINE_GRACE, CallClient
 from modelnet_p2p.node.calls.router import Memory, Outcome, Router, Target
 from modelnet_p2p.node.calls.server import CallServer
+from modelnet_p2p.node.deadlines import check_timeout, within
 from modelnet_p2p.node.home import Home
 from modelnet_p2p.node.hosting import Hosting, Notice, Sequences
-from modelnet_p2p.node.overlay.driver import Bootstrap, Overlay, open_overlay, texts
+from modelnet_p2p.node.joining import Joining, check_bootstraps
+from modelnet_p2p.node.overlay.driver import Bootstrap, Overlay, open_overlay
 from modelnet_p2p.node.overlay.finder import Finder
 from modelnet_p2p.node.overlay.publisher import Publisher
 from modelnet_p2p.node.reports import rss_bytes, shown
 from modelnet_p2p.node.runtime import Runtime
+from modelnet_p2p.node.serving.backends.callable import spec_of
 from modelnet_p2p.node.serving.backends.contract import Source
 from modelnet_p2p.node.serving.models import Models, open_models
 from modelnet_p2p.node.single_error import single_error
 from modelnet_p2p.node.state import State
 from modelnet_p2p.node.streaming import Items
-from modelnet_p2p.node.transport.addresses import split_p2p, with_peer
+from modelnet_p2p.node.transport.addresses import split_p2p
 from modelnet_p2p.node.transport.contract import Network, Stream
 from modelnet_p2p.node.transport.libp2p_network import open_libp2p
 from modelnet_p2p.node.transport.memory_stream import stream_pair
@@ -62,8 +65,6 @@ log = logging.getLogger(__name__)
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 EVERYWHERE = "/ip4/0.0.0.0/tcp/0"
 MAX_CANDIDATES = 20  # offers that a call considers
-CONTACTS_SECONDS = 60.0  # between two looks whether the peers known have changed, for the next run
-CONTACT_ADDRS = 3  # kept of each: the one dialled and two others
 
 
 class Peer:
@@ -101,7 +102,6 @@ class Peer:
         self._router = Router(self._client, self._candidates, self._memory, rng)
         self._hosting = Hosting(key, name, models, self._publisher, sequences, state)
         self._started = trio.current_time()
-        self._noted: list[str] = []  # the addresses in peers.json
 
     @classmethod
     @asynccontextmanager
@@ -136,14 +136,17 @@ class Peer:
                 open_libp2p(key, listen=listening, tuning=settings, network=network) as transport,
                 cls.open_on(transport, key, network, settings, state) as peer,
             ):
+                joining = Joining(peer._overlay, bootstrap, runtime, place)
                 if listening:
                     runtime.announce(peer.id, peer.addrs)
                 try:
-                    await peer._join(bootstrap, runtime, place)
+                    peer.bootstrapped = await joining.enter(peer._nursery)
+                    for task in (joining.stay, joining.remember, peer._restore):
+                        peer._nursery.start_soon(task)
                     yield peer
                 finally:
                     runtime.withdraw()
-                    peer._note_contacts(place)
+                    joining.note()
 
     @classmethod
     @asynccontextmanager
@@ -166,40 +169,6 @@ class Peer:
             nursery.start_soon(peer._tidy)
             yield peer
             nursery.cancel_scope.cancel()
-
-    async def _join(self, given: Sequence[str], runtime: Runtime, home: Home | None) -> None:
-        """Meet the given bootstraps, or else this user's peers; serve what was served before.
-
-        Those met by an earlier run on this home are asked too, but not where a given one answers. While
-        nobody is known it is tried again.
-        """
-        met = _sound(home.load_peers(self.network_name)) if home else []
-        await self.bootstrap(given or runtime.others())
-        if not self.bootstrapped.reached:
-            await self._overlay.bootstrap(met)
-        elif not given:  # the dead among them need not hold up the start
-            self._nursery.start_soon(self._overlay.bootstrap, met)
-        self._nursery.start_soon(self._overlay.stay_joined, lambda: [*(given or runtime.others()), *met])
-        self._nursery.start_soon(self._restore)
-        self._nursery.start_soon(self._keep_contacts, home)
-
-    async def _keep_contacts(self, home: Home | None) -> None:
-        while True:
-            self._note_contacts(home)
-            await trio.sleep(CONTACTS_SECONDS)
-
-    def _note_contacts(self, home: Home | None) -> None:
-        """Keep where the peers in the table are for the next run; who knows nobody keeps what is kept."""
-        connected = self._network.connected()
-        contacts = sorted(self._overlay.table, key=lambda contact: contact.id not in connected)
-        addrs = [with_peer(a, c.id) for c in contacts for a in texts(c.addrs)[:CONTACT_ADDRS]]
-        if home is None or not addrs or addrs == self._noted:
-            return
-        try:
-            home.save_peers(self.network_name, addrs)
-            self._noted = addrs
-        except LocalError as error:
-            log.warning("the known peers are not kept: %s", error.message)
 
     async def _restore(self) -> None:
         await self._hosting.restore()
@@ -249,7 +218,7 @@ class Peer:
         if model is not None:
             query = Query.of_uri(ModelUri.parse(model), self.network_name)
         query = replace(query, task=task, tag=tag)
-        with _within(timeout, "the search"):
+        with within(timeout, "the search"):
             return await self._finder.find(query, max(1, limit), with_dead=all)
 
     async def search(
@@ -262,7 +231,7 @@ class Peer:
     async def show(self, model: str, *, timeout: float = 30.0) -> list[dict[str, object]]:
         """The signed records of a model, whoever is alive; raises NotFound, RemoteError (deadline)."""
         query = Query.of_uri(ModelUri.parse(model), self.network_name)
-        with _within(timeout, "the search"):
+        with within(timeout, "the search"):
             offers = await self._finder.offers(query, MAX_CANDIDATES)
         if not offers:
             raise NotFound(f"nobody offers {model!r}", hint="modelnet-peer find --task TASK")
@@ -302,7 +271,7 @@ class Peer:
         Each item of a streamed answer goes to `on_item`, which may be slow: the model then waits.
         """
         aim = self._target(target, provider)
-        with _within(timeout, f"the call of {target}", DEADLINE_GRACE):
+        with within(timeout, f"the call of {target}", DEADLINE_GRACE):
             return await self._router.call(aim, input, params or {}, timeout, on_item)
 
     def stream(
@@ -331,7 +300,7 @@ class Peer:
 
     async def ping(self, target: str, count: int = 3, *, timeout: float = 30.0) -> dict[str, object]:
         """Round trips to a peer id or multiaddr; raises RemoteError when there is no answer."""
-        with _within(timeout, f"the ping of {target}"):
+        with within(timeout, f"the ping of {target}"):
             return await self._ping(target, count)
 
     async def _ping(self, target: str, count: int) -> dict[str, object]:
@@ -378,7 +347,7 @@ class Peer:
         if not self.addrs:
             raise LocalError(Code.BAD_INPUT, "a client cannot serve: it listens nowhere")
         wanted = Source(
-            spec=source if isinstance(source, str) else _spec_of(source),
+            spec=source if isinstance(source, str) else spec_of(source),
             module=module,
             model=model,
             task=task,
@@ -441,62 +410,9 @@ class Peer:
             await self._client.close_idle()
 
 
-def check_bootstraps(addrs: Sequence[str]) -> None:
-    """Raises LocalError (bad-input) for an address without a peer's id: nobody could tell who answers."""
-    for addr in addrs:
-        if split_p2p(addr)[0] is None:
-            raise LocalError(
-                Code.BAD_INPUT,
-                f"the bootstrap address {addr} does not end in /p2p/ID",
-                hint="copy the whole address that `modelnet-peer join` or `modelnet-peer id` prints",
-            )
-
-
-def _sound(addrs: Sequence[str]) -> list[str]:
-    """Those of remembered addresses that can be dialled: the file may have been damaged."""
-    found: list[str] = []
-    for addr in addrs:
-        try:
-            check_bootstraps([addr])
-        except LocalError:
-            continue
-        found.append(addr)
-    return found
-
-
-def check_timeout(timeout: float) -> None:
-    """Raises LocalError (bad-input) for what is no time to wait."""
-    if not timeout >= 0:  # not a number, too
-        raise LocalError(Code.BAD_INPUT, f"a timeout of {timeout:g} s", hint="at least 0 seconds")
-
-
-@contextmanager
-def _within(timeout: float, what: str, grace: float = 0.0) -> Iterator[None]:
-    """The block ends in `timeout` seconds, by RemoteError (deadline) if not by itself within `grace` more."""
-    check_timeout(timeout)
-    with trio.move_on_after(timeout + grace) as scope:
-        yield
-    if scope.cancelled_caught:
-        hint = f"give it longer: --timeout {2 * timeout:g}"
-        raise RemoteError(Code.DEADLINE, f"{what} took longer than {timeout:g} s", hint=hint)
-
-
 def _quiet(line: str) -> None:
     log.debug("%s", line)
 
 
 def _wall_us() -> int:
     return time.time_ns() // 1000
-
-
-def _spec_of(function: Callable[..., object]) -> str:
-    """`MODULE:NAME` of an importable function or class; the worker imports it by that name."""
-    module = getattr(function, "__module__", None)
-    name = getattr(function, "__qualname__", "")
-    if not module or module == "__main__" or not name.isidentifier():
-        raise LocalError(
-            Code.BAD_INPUT,
-            f"{function!r} cannot be imported by a worker process",
-            hint="put it at the top level of a module of its own, and publish 'MODULE:NAME'",
-        )
-    return f"{module}:{name}"

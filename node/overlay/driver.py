@@ -306,13 +306,6 @@ class Overlay:
     def on_disconnected(self, peer: PeerId) -> None:
         self._channels.pop(peer, None)
 
-    async def stay_joined(self, bootstraps: Callable[[], Sequence[str]]) -> None:
-        """Retry unreached bootstraps for as long as the table is empty."""
-        while True:
-            await trio.sleep(self.tuning.bootstrap_retry)
-            if len(self.table) == 0 and (addrs := list(bootstraps())):
-                await self.bootstrap(addrs)
-
     async def refresh(self) -> None:
         """Look up what the table has no news of, and forget what is over."""
         while True:

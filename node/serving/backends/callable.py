@@ -243,3 +243,16 @@ def _spec(name: str, annotation: object) -> tuple[Spec, ...]:
         case kind if kind in _JSON:
             return (Spec(name[:48], "json"),)
     return ()
+
+
+def spec_of(function: Callable[..., object]) -> str:
+    """`MODULE:NAME` of an importable function or class; the worker imports it by that name."""
+    module = getattr(function, "__module__", None)
+    name = getattr(function, "__qualname__", "")
+    if not module or module == "__main__" or not name.isidentifier():
+        raise LocalError(
+            Code.BAD_INPUT,
+            f"{function!r} cannot be imported by a worker process",
+            hint="put it at the top level of a module of its own, and publish 'MODULE:NAME'",
+        )
+    return f"{module}:{name}"

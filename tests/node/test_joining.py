@@ -1,0 +1,70 @@
+"""How a peer gets into its network, and back into it; in virtual time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import trio
+from trio.testing import MockClock
+
+from modelnet_p2p.node.home import Home
+from modelnet_p2p.node.joining import PATIENT_SECONDS, Joining
+from modelnet_p2p.node.peer import Peer
+from modelnet_p2p.node.runtime import Runtime
+from modelnet_p2p.tuning import TEST
+
+# Any: the fixture that opens a town, see conftest.py
+OpenTown = Any
+
+
+def nobody_here(tmp_path: Path) -> Runtime:
+    """A machine on which no other peer of this user runs."""
+    directory = tmp_path / "run"
+    directory.mkdir(mode=0o700, exist_ok=True)
+    return Runtime("town", environ={"XDG_RUNTIME_DIR": str(directory)})
+
+
+async def test_a_given_bootstrap_that_was_away_is_asked_again_though_others_are_known(
+    open_town: OpenTown, autojump_clock: MockClock, nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    async with open_town() as town:
+        await town.peer("ann")
+        ben = await town.peer("ben")
+        key = town.key("late")
+        given = [f"/ip4/10.9.9.9/tcp/4001/p2p/{key.id}"]
+        joining = Joining(ben._overlay, given, nobody_here(tmp_path), None)
+        entered = await joining.enter(nursery)
+        assert (entered.tried, entered.reached) == (tuple(given), ())
+        nursery.start_soon(joining.stay)
+        async with (
+            town.world.open(key, host="10.9.9.9") as transport,
+            Peer.open_on(transport, key, "town", TEST) as late,
+        ):
+            assert ben.peer_id not in {contact.id for contact in late._overlay.table}
+            await trio.sleep(PATIENT_SECONDS + 2 * TEST.bootstrap_retry)
+            assert late.peer_id in {contact.id for contact in ben._overlay.table}
+            assert ben.peer_id in {contact.id for contact in late._overlay.table}
+            nursery.cancel_scope.cancel()
+
+
+async def test_who_comes_back_without_a_bootstrap_asks_those_it_had_met(
+    open_town: OpenTown, autojump_clock: MockClock, nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    async with open_town() as town:
+        ann, ben = await town.peer("ann"), await town.peer("ben")
+        home = Home(tmp_path / "home")
+        home.load_or_make_key()  # makes the directory
+        Joining(ben._overlay, [], nobody_here(tmp_path), home).note()
+        assert home.load_peers("town") == ann.addrs
+        assert home.load_peers("village") == ()
+
+        key = town.key("ben, a day later")
+        async with (
+            town.world.open(key) as transport,
+            Peer.open_on(transport, key, "town", TEST) as again,
+        ):
+            await Joining(again._overlay, [], nobody_here(tmp_path), home).enter(nursery)
+            with trio.fail_after(5):
+                while ann.peer_id not in {contact.id for contact in again._overlay.table}:
+                    await trio.sleep(0.1)
