@@ -17,7 +17,7 @@ import trio
 
 from modelnet_p2p import Peer
 
-ECHO, ECHO_TASK = "bench/echo", "x-bench/echo"
+ECHO, ECHO_TASK, SINK = "bench/echo", "x-bench/echo", "bench/sink"
 
 
 async def serve(count: int, bootstrap: list[str], publish: bool) -> None:
@@ -32,6 +32,7 @@ async def serve(count: int, bootstrap: list[str], publish: bool) -> None:
             peers.append(await stack.enter_async_context(peer))
         if publish:
             await peers[0].publish("echo:same", model=ECHO, task=ECHO_TASK)
+            await peers[0].publish("echo:size", model=SINK)
         print(json.dumps({"event": "ready", "peer": peers[0].id, "addrs": peers[0].addrs}), flush=True)
         async for _ in stop:
             break

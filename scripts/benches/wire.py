@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from time import perf_counter
 
+import numpy as np
 import trio
 
 from benches.figure import Figure
-from benches.host import ECHO
+from benches.host import ECHO, SINK
 from benches.swarm import Swarm
 from modelnet_p2p import Peer
 from processes import Failed
@@ -26,6 +27,8 @@ async def measure(swarm: Swarm) -> AsyncIterator[Figure]:
             await call(peer)
         yield await invoke_100b(peer, swarm)
         yield await calls_per_s(peer, swarm, callers=16)
+        for mebibytes in (1, 16) if swarm.quick else (1, 16, 128):
+            yield await tensor_up(peer, swarm, mebibytes)
 
 
 async def call(peer: Peer) -> None:
@@ -61,3 +64,16 @@ async def calls_per_s(peer: Peer, swarm: Swarm, callers: int) -> Figure:
                 nursery.start_soon(keep_calling, started + seconds)
         samples.append(done / (perf_counter() - started))
     return Figure(f"calls_per_s_{callers}", "1/s", samples, {"bytes": len(SMALL), "model": WORKER})
+
+
+async def tensor_up(peer: Peer, swarm: Swarm, mebibytes: int) -> Figure:
+    """One float32 tensor through the whole way of a call, into the model's worker; MB are 10^6 bytes."""
+    tensor = np.random.default_rng(2026).random(mebibytes << 18, dtype=np.float32)
+    samples = []
+    for number in range(1 + swarm.rounds(3, 7)):
+        started = perf_counter()
+        if await peer.invoke(SINK, tensor, timeout=60) != tensor.nbytes:
+            raise Failed("a part of the tensor is missing")
+        if number:  # the first one opens the stream and touches fresh memory
+            samples.append(tensor.nbytes / 1e6 / (perf_counter() - started))
+    return Figure(f"tensor_up_{mebibytes}MiB", "MB/s", samples, {"dtype": "float32", "model": WORKER})
