@@ -22,7 +22,7 @@ from modelnet_p2p.node.serving.drafting import draft_offer
 from modelnet_p2p.node.serving.models import Models, Served
 from modelnet_p2p.node.state import State
 from modelnet_p2p.offers import Offer
-from modelnet_p2p.records import BadRecord, Identity, OfferRecord, Sealed, admit
+from modelnet_p2p.records import BadRecord, Identity, OfferRecord, Sealed, admit, next_seq
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class Sequences:
     def take(self) -> int:
         if self._state is not None:
             return self._state.take_seq(time.time())
-        self._highest = max(self._highest + 1, time.time_ns() // 1_000_000)
+        self._highest = next_seq(self._highest, time.time_ns() // 1000)
         return self._highest
 
 
