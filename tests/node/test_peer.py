@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from modelnet_p2p.kad import Contact, Framer, Kind, Message, frame
 from modelnet_p2p.names import Keys, protocol, provider_key
 from modelnet_p2p.node.peer import Peer
 from modelnet_p2p.offers import State
+from modelnet_p2p.pb.envelope_pb2 import Envelope
+from modelnet_p2p.records import seal_offer
 
 TASK = "image-classification"
 DIGIT = np.zeros((1, 8, 8), np.float32)
@@ -238,14 +241,24 @@ async def test_bad_records_are_refused_counted_and_cost_their_neighbours_nothing
         forged = offer.envelope[:-1] + bytes([offer.envelope[-1] ^ 1])
         model_key = provider_key(Keys("town").model("modelnet/digits"))
         other_key = provider_key(Keys("town").model("acme/another"))
+        unsigned = Envelope.FromString(offer.envelope)
+        unsigned.ClearField("signature")
+        key, record = town.key("mallory"), offer.record
+        hour_us = 3_600_000_000
+        old = replace(record, issued_us=record.issued_us - 5 * hour_us, expires_us=record.issued_us - hour_us)
+        borrowed = seal_offer(replace(record, provider=town.key("eve").id), town.key("eve"))
         cases = {
             "forged": (model_key, forged),
+            "unsigned": (model_key, unsigned.SerializeToString()),
+            "expired": (model_key, seal_offer(old, key).envelope),
+            "wrong_owner": (model_key, borrowed.envelope),  # sound, but eve's, and mallory sends it
+            "stale": (model_key, seal_offer(replace(record, seq=record.seq - 1), key).envelope),
             "foreign_key": (other_key, offer.envelope),
             "oversized": (model_key, bytes(5000)),
             "malformed": (model_key, b"\xff" * 40),
         }
-        for reason, (key, envelope) in cases.items():
-            reply = await kad_request(mallory, alice, add_provider(mallory, key, envelope))
+        for reason, (at, envelope) in cases.items():
+            reply = await kad_request(mallory, alice, add_provider(mallory, at, envelope))
             assert reply.refused == reason
         refused = (await alice.status())["refused"]
         assert {reason: refused[reason] for reason in cases} == dict.fromkeys(cases, 1)
