@@ -93,6 +93,20 @@ def test_kill_9_a_provider_and_the_next_one_answers(shell: Shell) -> None:
         assert lines[-1]["provider"] != alice["peer"]
 
 
+def test_a_neighbour_that_freezes_ends_nobody_and_is_told_when_it_wakes(shell: Shell) -> None:
+    with shell.join("alice") as (one, _), shell.join("bob") as (other, _):
+        other.send_signal(signal.SIGSTOP)
+        try:
+            status, lines, _ = shell.run("alice", "publish", "builtin:digits")
+            assert (status, lines[0]["holders"]) == (0, {"asked": 0, "stored": 0})
+            assert shell.run("alice", "status")[0] == 0
+            assert one.poll() is None
+        finally:
+            other.send_signal(signal.SIGCONT)
+        status, offers, _ = shell.run("bob", "find", "--model", "modelnet/digits")
+        assert (status, [offer["model"] for offer in offers]) == (0, ["modelnet/digits@1"])
+
+
 def test_after_kill_9_and_join_all_is_served_again_when_it_says_ready(shell: Shell, mine: Path) -> None:
     with shell.join("bob"):
         with shell.join("alice", "--publish", "mine:shout") as (process, _):
