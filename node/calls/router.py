@@ -105,6 +105,10 @@ class Running:
         raise StopAsyncIteration
 
     def _end(self, result: Result) -> Outcome:
+        hops = list(result.trace)
+        if hops and hops[-1].provider == self.offer.provider:
+            # it wrote its hop before it knew how long its result would be; what came is what it sent
+            hops[-1] = replace(hops[-1], bytes_out=self.bytes_in)
         return Outcome(
             output=result.value,
             model=self.offer.model,
@@ -122,7 +126,7 @@ class Running:
                     "bytes_out": hop.bytes_out,
                     "ms": hop.us / 1e3,
                 }
-                for hop in result.trace
+                for hop in hops
             ),
         )
 

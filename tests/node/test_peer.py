@@ -43,6 +43,8 @@ async def test_a_stranger_finds_a_model_by_task_and_calls_it(open_town: OpenTown
         assert outcome.attempts == 1
         assert outcome.output["scores"].shape == (1, 10)
         assert outcome.digest == published["digest"] == outcome.trace[0]["digest"]
+        assert outcome.trace[0]["bytes_in"] > DIGIT.nbytes
+        assert outcome.trace[0]["bytes_out"] > outcome.output["scores"].nbytes
         assert bob.id not in {offer.provider for offer in offers}
 
 
