@@ -36,6 +36,7 @@ class Tuning:
     dial_timeout: float = 5.0  # TCP, Noise, muxer and identify together
     max_connections: int = 256
     max_connections_per_peer: int = 8
+    max_streams_per_peer: int = 512  # of one connection, in either direction; more are refused as busy
     idle_stream: float = 60.0  # a pooled stream unused this long is closed
 
     # --- calls ---

@@ -70,7 +70,6 @@ def run(
             tuning=settings.tuning,
         )
 
-    set_up_logging()  # again: the import of libp2p has been at it
     with single_error():
         trio.run(join, open_peer, settings, sources, on_ready, notice)
 

@@ -16,5 +16,5 @@ def chosen_level() -> int:
 def set_up_logging() -> None:
     """Log at the chosen level, to stderr."""
     level = chosen_level()
-    # force: libp2p writes to the root logger while it is imported, which sets a handler of its own
+    # force: what a library or an earlier call has set up in this process is replaced
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)

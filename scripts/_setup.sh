@@ -5,14 +5,14 @@
 #   setup_environment [GROUP...]      # dependency groups of pyproject.toml, such as dev
 #
 # sets ROOT (the checkout), VENV (${MODELNET_VENV:-.venv}) and PYTHON (its interpreter). It needs
-# Python 3.11 to 3.13 and no compiler: pip alone would build libp2p's pinned fastecdsa from source, uv obeys
-# the override in pyproject.toml. Progress goes to stderr, one line a step; where nothing has to be done it
+# Python 3.11 to 3.13 and no compiler: pip alone would build the fastecdsa from source that the tests' libp2p
+# pins, uv obeys the override in pyproject.toml. Progress goes to stderr, one line a step; where nothing has to be done it
 # says nothing and takes some hundredths of a second.
 #
 # Two files in $VENV say how far it is: .modelnet-setup (finished: for which pyproject.toml, Python, checkout
 # and groups) and .modelnet-making (begun: what an interrupted run left is thrown away).
 
-# Peers are started by the dozen; without its bytecode kept, each would compile libp2p anew, a second of work.
+# Peers are started by the dozen; without its bytecode kept, each would compile all it imports anew.
 unset PYTHONDONTWRITEBYTECODE
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)

@@ -23,9 +23,7 @@ from types import FrameType, MappingProxyType, TracebackType
 from typing import Any, Self
 
 COMMAND = Path(sys.executable).with_name("modelnet-peer")
-READY_TIMEOUT = (
-    30.0  # seconds; importing libp2p takes one on a quiet machine, and five peers may start at once
-)
+READY_TIMEOUT = 30.0  # seconds; a start takes one on a quiet machine, and five peers may start at once
 ASK_TIMEOUT = 40.0  # seconds; longer than the command line's own 30, so that it speaks first
 LEAVE_TIMEOUT = 5.0  # seconds; the contract's for `join` after SIGTERM
 LOG_LINES = 15  # of a process that failed, shown with the failure

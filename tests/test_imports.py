@@ -49,7 +49,8 @@ def test_help_imports_nothing_heavy(arguments: str) -> None:
 def test_the_face_hands_out_what_it_lists() -> None:
     output, loaded = run("import modelnet_p2p as m; print(all(getattr(m, name) for name in m.__all__))")
     assert output.strip() == "True"
-    assert "libp2p" in loaded or "trio" in loaded  # Peer is real, and only now imported
+    assert "trio" in loaded  # Peer is real, and only now imported
+    assert "libp2p" not in loaded  # the stock one is for tests alone
 
 
 def test_bare_floors_refuse_to_be_imported() -> None:

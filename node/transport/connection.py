@@ -2,72 +2,67 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable
 
 import trio
-from libp2p.stream_muxer.yamux.yamux import YamuxStream
 
 from modelnet_p2p.errors import Code, RemoteError
-from modelnet_p2p.node.transport.contract import (
-    MAX_INBOUND_STREAMS_PER_PEER,
-    MAX_STREAMS_PER_PEER,
-    ConnectionLost,
-)
+from modelnet_p2p.node.transport.contract import ConnectionLost
 from modelnet_p2p.node.transport.gate import Place
 from modelnet_p2p.node.transport.identify import Told
+from modelnet_p2p.node.transport.link import Link
 from modelnet_p2p.node.transport.muxed_stream import MuxedStream
-from modelnet_p2p.node.transport.upgrade import Upgraded
+from modelnet_p2p.node.transport.wire.flow import Flow
+from modelnet_p2p.node.transport.wire.yamux import TooManyStreams
 
-log = logging.getLogger(__name__)
+
+HANDLERS = 2  # times the streams that the peer may have open: those of streams just reset are still at it
 
 
 class Connection:
     """Runs in `run` until either side closes it or the network below does."""
 
     def __init__(
-        self,
-        upgraded: Upgraded,
-        place: Place,
-        dialled: str | None,
-        on_lost: Callable[[Connection], None],
+        self, link: Link, place: Place, dialled: str | None, on_lost: Callable[[Connection], None]
     ) -> None:
-        self.peer = upgraded.peer
-        self.muxer = upgraded.muxer
-        self.remote = upgraded.wire.remote  # IP address and port
+        self.peer = link.peer
+        self.link = link
         self.dialled = dialled  # the address, if we opened it
         self.told: Told | None = None
         self.identified = trio.Event()  # set with `told`, or without when the peer would not tell
-        self._wire = upgraded.wire
         self._place = place
         self._on_lost = on_lost
-        self.muxer.on_lost = self._lost
-        self.inbound = 0  # open streams that the peer opened
-        self.outbound = 0  # ... that we did
+        self._serving = 0
+        link.on_lost = self._lost
+
+    @property
+    def remote(self) -> tuple[str, int]:
+        """IP address and port."""
+        return self.link.remote
 
     @property
     def lost(self) -> bool:
-        return self.muxer.lost
+        return self.link.lost
 
     async def run(
         self, serve: Callable[[Connection, MuxedStream], Awaitable[None]], tasks: trio.Nursery
     ) -> None:
-        """Receive until the connection is lost; each stream that the peer opens is served in `tasks`."""
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._wire.pump)
-                nursery.start_soon(self.muxer.start)
-                while (raw := await self.muxer.accept()) is not None:
-                    stream = MuxedStream(self.muxer, raw, self._inbound_over)
-                    self.inbound += 1
-                    if self.inbound > MAX_INBOUND_STREAMS_PER_PEER:
-                        log.debug("stream-refused peer=%s open=%d", self.peer.short, self.inbound - 1)
-                        await stream.reset()
-                    else:
-                        tasks.start_soon(serve, self, stream)
-                nursery.cancel_scope.cancel()
-        finally:
-            self.muxer.lose()
+        """Until the connection is lost; each stream that the peer opens is served in `tasks`."""
+
+        async def serve_counted(stream: MuxedStream) -> None:
+            try:
+                await serve(self, stream)
+            finally:
+                self._serving -= 1
+
+        def on_opened(flow: Flow) -> None:
+            if self._serving >= HANDLERS * self.link.session.max_inbound:
+                self.link.session.reset(flow)
+                return
+            self._serving += 1
+            tasks.start_soon(serve_counted, MuxedStream(self.link, flow))
+
+        await self.link.run(on_opened)
 
     def _lost(self) -> None:
         self.identified.set()
@@ -76,39 +71,32 @@ class Connection:
 
     async def leave(self) -> None:
         """Close it with a word to the far side; idempotent."""
-        await self.muxer.leave()
+        await self.link.leave()
 
     async def open_stream(self, protocol: str, *, certain: bool, timeout: float) -> MuxedStream:
         """A stream that speaks `protocol`; `certain`: the peer has told so, do not wait for its answer.
 
-        Raises RemoteError: busy, unknown-method, deadline, or ConnectionLost.
+        Raises RemoteError: busy, unreachable (it is closing), unknown-method, deadline, or ConnectionLost.
         """
-        if self.outbound >= MAX_STREAMS_PER_PEER:
-            raise RemoteError(
-                Code.BUSY,
-                f"{self.outbound} streams to peer {self.peer} are open already",
-                peer=str(self.peer),
-                hint="end some of them, or ask another peer",
-            )
-        self.outbound += 1
-        try:
-            raw = await self._open_raw(timeout)
-        except BaseException:
-            self.outbound -= 1
-            raise
-        stream = MuxedStream(self.muxer, raw, self._outbound_over)
+        stream = MuxedStream(self.link, self._open())
         stream.propose(protocol)
         if not certain:
             await self._await_answers(stream, timeout)
         return stream
 
-    async def _open_raw(self, timeout: float) -> YamuxStream:
-        with trio.move_on_after(timeout):
-            await self._wire.writable()
-            if self.lost:
-                raise ConnectionLost(self.peer)
-            return await self.muxer.open()
-        raise self._too_slow("take a stream", timeout)
+    def _open(self) -> Flow:
+        session = self.link.session
+        if self.lost or session.gone_away is not None:
+            raise ConnectionLost(self.peer)
+        try:
+            return session.open(trio.current_time())
+        except TooManyStreams:
+            raise RemoteError(
+                Code.BUSY,
+                f"{session.outbound} streams to peer {self.peer} are open already",
+                peer=str(self.peer),
+                hint="end some of them, or ask another peer",
+            ) from None
 
     async def _await_answers(self, stream: MuxedStream, timeout: float) -> None:
         agreed = False
@@ -120,15 +108,8 @@ class Connection:
             if not agreed:
                 await stream.reset()
         if not agreed:
-            raise self._too_slow(f"agree on {stream.protocol}", timeout)
-
-    def _too_slow(self, what: str, timeout: float) -> RemoteError:
-        return RemoteError(
-            Code.DEADLINE, f"peer {self.peer} did not {what} within {timeout:g} s", peer=str(self.peer)
-        )
-
-    def _inbound_over(self) -> None:
-        self.inbound -= 1
-
-    def _outbound_over(self) -> None:
-        self.outbound -= 1
+            raise RemoteError(
+                Code.DEADLINE,
+                f"peer {self.peer} did not agree on {stream.protocol} within {timeout:g} s",
+                peer=str(self.peer),
+            )

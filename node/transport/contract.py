@@ -16,8 +16,6 @@ from typing import Self
 from modelnet_p2p.errors import Code, RemoteError
 from modelnet_p2p.identity import PeerId
 
-MAX_STREAMS_PER_PEER = 200  # outbound; py-libp2p's yamux blocks for ever at the 257th
-MAX_INBOUND_STREAMS_PER_PEER = 512  # a call, a kad and a beat stream each, times a few hundred callers
 LINGER = 5.0  # seconds that a finished stream waits for the far side's end before it is reset
 
 
@@ -67,6 +65,15 @@ class Stream(ABC):
         """Fill some of `buffer` and return how many bytes, at least 1; 0 is the far side's end.
 
         Cancelling it loses nothing: the next call goes on where this one stood.
+        """
+
+    @abstractmethod
+    def on_broken(self, callback: Callable[[], None] | None) -> None:
+        """Call back once, at the instant that nothing more will come: the far side ends or resets the stream,
+        or the connection is lost.
+
+        At once if that has happened already; never for a reset of our own. It must be quick and must not
+        raise. None takes it back. What had arrived can still be received.
         """
 
     @abstractmethod

@@ -13,16 +13,16 @@ import trio
 
 from modelnet_p2p.errors import Code, LocalError, RemoteError
 from modelnet_p2p.node.transport.addresses import Endpoint, tcp_endpoint
+from modelnet_p2p.node.transport.link import Link
 from modelnet_p2p.node.transport.registry import Target
-from modelnet_p2p.node.transport.upgrade import Upgraded, Upgrader
-from modelnet_p2p.node.transport.wire_socket import dial
+from modelnet_p2p.node.transport.upgrade import Upgrader, dial
 
 STAGGER = 0.2  # seconds that an address has before the next one is tried beside it
 
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    upgraded: Upgraded
+    link: Link
     addr: str
 
 
@@ -61,32 +61,32 @@ class _Race:
 
     async def _try(self, addr: str, failed: trio.Event, race: trio.CancelScope) -> None:
         try:
-            upgraded = await self._attempt(addr)
+            link = await self._attempt(addr)
         except (OSError, RemoteError, LocalError) as error:
             self.failures[addr] = _reason(error)
             failed.set()
             return
         if self.reached is None:
-            self.reached = Reached(upgraded, addr)
+            self.reached = Reached(link, addr)
             race.cancel()
         else:  # both got through before the cancellation was seen
-            upgraded.muxer.lose()
+            link.lose()
 
-    async def _attempt(self, addr: str) -> Upgraded:
+    async def _attempt(self, addr: str) -> Link:
         endpoint = tcp_endpoint(addr)
         if endpoint is None:
             raise LocalError(Code.BAD_INPUT, "not a TCP address")
         return await self._connect(endpoint)
 
-    async def _connect(self, endpoint: Endpoint) -> Upgraded:
-        wire = await dial(endpoint.host, endpoint.port)
-        upgraded: Upgraded | None = None
+    async def _connect(self, endpoint: Endpoint) -> Link:
+        stream = await dial(endpoint.host, endpoint.port)
+        link: Link | None = None
         try:
-            upgraded = await self._upgrader.upgrade(wire, self._target.peer)
-            return upgraded
+            link = await self._upgrader.upgrade(stream, self._target.peer)
+            return link
         finally:
-            if upgraded is None:
-                wire.shut()
+            if link is None:
+                stream.socket.close()
 
 
 def _reason(error: OSError | RemoteError | LocalError) -> str:

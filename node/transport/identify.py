@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
-from libp2p.identity.identify.pb.identify_pb2 import Identify
 
 from modelnet_p2p import __version__
 from modelnet_p2p.envelope import uvarint
@@ -18,6 +17,7 @@ from modelnet_p2p.identity import PUBLIC_KEY_HEADER, PeerId
 from modelnet_p2p.node.transport.addresses import split_p2p, to_binary, to_text
 from modelnet_p2p.node.transport.contract import Stream
 from modelnet_p2p.node.transport.ping import receive_exactly
+from modelnet_p2p.pb.identify_pb2 import Identify
 
 IDENTIFY = "/ipfs/id/1.0.0"
 PUSH = "/ipfs/id/push/1.0.0"

@@ -7,7 +7,7 @@ that connection and nothing else.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -23,15 +23,26 @@ from modelnet_p2p.node.transport.contract import Handler, Network, PeerCallback,
 from modelnet_p2p.node.transport.dialing import reach
 from modelnet_p2p.node.transport.gate import Gate, Place
 from modelnet_p2p.node.transport.identify import Told
+from modelnet_p2p.node.transport.link import Link
 from modelnet_p2p.node.transport.listening import listen_on, reachable_addrs
 from modelnet_p2p.node.transport.muxed_stream import MuxedStream
 from modelnet_p2p.node.transport.ping import PING, answer_pings
 from modelnet_p2p.node.transport.registry import AddressBook, Callbacks, Handlers, Target
-from modelnet_p2p.node.transport.upgrade import Upgraded, Upgrader
-from modelnet_p2p.node.transport.wire_socket import WireSocket
+from modelnet_p2p.node.transport.upgrade import Upgrader
 from modelnet_p2p.tuning import Tuning
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """What makes a socket a connection with streams: ours. Tests put other implementations in its place."""
+
+    upgrader: Callable[[KeyPair, int], Upgrader] = Upgrader
+    connection: Callable[[Link, Place, str | None, Callable[[Connection], None]], Connection] = Connection
+
+
+OURS = Stack()
 
 
 @dataclass(slots=True)
@@ -46,12 +57,15 @@ class _Dial:
 class Libp2pNetwork(Network):
     """Made by `open_libp2p`."""
 
-    def __init__(self, key: KeyPair, tuning: Tuning, addrs: tuple[str, ...], tasks: trio.Nursery) -> None:
+    def __init__(
+        self, key: KeyPair, tuning: Tuning, addrs: tuple[str, ...], tasks: trio.Nursery, stack: Stack = OURS
+    ) -> None:
         self.id = key.id
         self._addrs = addrs  # without /p2p/…
         self._tuning = tuning
         self._tasks = tasks
-        self._upgrader = Upgrader(key)
+        self._upgrader = stack.upgrader(key, tuning.max_streams_per_peer)
+        self._connection_of = stack.connection
         self._gate = Gate(tuning.max_connections, tuning.max_connections_per_peer)
         self._handlers = Handlers()
         self._callbacks = Callbacks()
@@ -141,7 +155,7 @@ class Libp2pNetwork(Network):
                     Code.BUSY, f"{self._gate.taken} connections are open already", peer=str(target.peer)
                 )
             reached = await reach(target, self._upgrader, self._tuning.dial_timeout)
-            self._adopt(reached.upgraded, place, reached.addr)
+            self._adopt(reached.link, place, reached.addr)
             place = None
         except RemoteError as error:
             dial.error = error
@@ -153,32 +167,29 @@ class Libp2pNetwork(Network):
 
     async def welcome(self, stream: trio.SocketStream) -> None:
         """One accepted socket; it lives on in a task of its own once its peer is proved."""
-        try:
-            wire = WireSocket(stream, is_initiator=False)
-        except OSError:
-            return  # gone before we looked
         place = self._gate.enter(inbound=True)
         adopted = False
         try:
             if place is not None:
                 with trio.move_on_after(self._tuning.dial_timeout):
-                    self._adopt(await self._upgrader.upgrade(wire, None), place, None)
+                    self._adopt(await self._upgrader.upgrade(stream, None), place, None)
                     adopted = True
         except RemoteError as error:
-            log.debug("inbound-refused remote=%s:%d cause=%s", *wire.remote, error)
+            log.debug("inbound-refused cause=%s", error)
         finally:
             if not adopted:
-                wire.shut()
+                if stream.socket.fileno() >= 0:
+                    stream.socket.close()
                 if place is not None:
                     place.leave()
 
-    def _adopt(self, upgraded: Upgraded, place: Place, dialled: str | None) -> None:
-        peer = upgraded.peer
+    def _adopt(self, link: Link, place: Place, dialled: str | None) -> None:
+        peer = link.peer
         if peer == self.id or not place.name(peer):
-            upgraded.muxer.lose()
+            link.lose()
             why = "it is myself" if peer == self.id else "it has too many connections already"
             raise RemoteError(Code.BUSY, f"no connection with peer {peer}: {why}", peer=str(peer))
-        connection = Connection(upgraded, place, dialled, self._drop)
+        connection = self._connection_of(link, place, dialled, self._drop)
         others = self._connections.setdefault(peer, [])
         others.append(connection)
         self._book.learn(peer, [dialled] if dialled else [])
@@ -189,10 +200,7 @@ class Libp2pNetwork(Network):
             self._callbacks.tell_connected(peer)
 
     async def _run_connection(self, connection: Connection) -> None:
-        try:
-            await connection.run(self._serve, self._tasks)
-        except* Exception:  # a stranger's frames made py-libp2p's yamux fail
-            log.exception("connection-failed peer=%s", connection.peer.short)
+        await connection.run(self._serve, self._tasks)
 
     def _drop(self, connection: Connection) -> None:
         others = self._connections[connection.peer]
@@ -204,9 +212,11 @@ class Libp2pNetwork(Network):
 
     async def leave_all(self) -> None:
         """Close every connection with a word; for the way out."""
-        for connections in list(self._connections.values()):
-            for connection in list(connections):
-                await connection.leave()
+        with trio.CancelScope(shield=True):  # each bounds itself in time
+            async with trio.open_nursery() as nursery:
+                for connections in self._connections.values():
+                    for connection in connections:
+                        nursery.start_soon(connection.leave)
 
     # --- streams that others open --------------------------------------------------------------
 
@@ -247,6 +257,7 @@ class Libp2pNetwork(Network):
                 async with stream:
                     self._learn(connection, await identify.receive(stream))
                     await stream.finish()
+                    await stream.receive_into(memoryview(bytearray(1)))  # its end: to a reset it is a failure
         except RemoteError as error:
             log.debug("identify-failed peer=%s cause=%s", connection.peer.short, error)
         finally:
@@ -285,7 +296,7 @@ def _again(error: RemoteError) -> RemoteError:
 
 @asynccontextmanager
 async def open_libp2p(
-    key: KeyPair, *, listen: Sequence[str] = (), tuning: Tuning, network: str
+    key: KeyPair, *, listen: Sequence[str] = (), tuning: Tuning, network: str, stack: Stack = OURS
 ) -> AsyncIterator[Libp2pNetwork]:
     """My place in the libp2p network; without addresses to listen on I am a client.
 
@@ -296,7 +307,7 @@ async def open_libp2p(
     listeners = await listen_on(listen)
     try:
         async with trio.open_nursery() as tasks:
-            mine = Libp2pNetwork(key, tuning, reachable_addrs(listeners), tasks)
+            mine = Libp2pNetwork(key, tuning, reachable_addrs(listeners), tasks, stack)
             if listeners:
                 tasks.start_soon(_accept, listeners, mine, tasks)
             try:

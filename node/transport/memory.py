@@ -16,13 +16,7 @@ import trio
 from modelnet_p2p.errors import Code, LocalError, RemoteError
 from modelnet_p2p.identity import KeyPair, PeerId
 from modelnet_p2p.node.transport.addresses import ip_group, tcp_address, with_peer
-from modelnet_p2p.node.transport.contract import (
-    MAX_STREAMS_PER_PEER,
-    Handler,
-    Network,
-    PeerCallback,
-    Stream,
-)
+from modelnet_p2p.node.transport.contract import Handler, Network, PeerCallback, Stream
 from modelnet_p2p.node.transport.gate import Gate, Place
 from modelnet_p2p.node.transport.memory_stream import MemoryStream, stream_pair
 from modelnet_p2p.node.transport.ping import PING, answer_pings
@@ -264,8 +258,9 @@ class MemoryNetwork(Network):
             await self.protocols(peer)  # it says so itself, or not in time
             raise self._error(Code.UNKNOWN_METHOD, peer, f"does not speak {protocol}")
         link.streams = [stream for stream in link.streams if not stream.over]
-        if sum(stream.peer == peer for stream in link.streams) >= MAX_STREAMS_PER_PEER:
-            raise self._error(Code.BUSY, peer, f"has {MAX_STREAMS_PER_PEER} streams of mine open already")
+        most = self._tuning.max_streams_per_peer
+        if sum(stream.peer == peer for stream in link.streams) >= most:
+            raise self._error(Code.BUSY, peer, f"has {most} streams of mine open already")
         await trio.lowlevel.checkpoint()
         if self._links.get(peer) is not link:
             raise self._error(Code.UNREACHABLE, peer, "is not connected any more")

@@ -15,13 +15,14 @@ WINDOW = 256 * 1024  # bytes on the way before the sender waits: yamux's first w
 class _Pipe:
     """One direction."""
 
-    __slots__ = ("_changed", "buffer", "ended", "lost", "reset")
+    __slots__ = ("_changed", "buffer", "ended", "lost", "on_broken", "reset")
 
     def __init__(self) -> None:
         self.buffer = bytearray()
         self.ended = False  # the sender has finished
         self.reset = False  # the sender has given up on the stream
         self.lost = False  # the connection is gone
+        self.on_broken: Callable[[], None] | None = None  # the receiver's, see `Stream`
         self._changed = trio.lowlevel.ParkingLot()
 
     async def wait(self) -> None:
@@ -29,6 +30,9 @@ class _Pipe:
 
     def wake(self) -> None:
         self._changed.unpark_all()
+        if self.on_broken is not None and (self.ended or self.reset or self.lost):
+            callback, self.on_broken = self.on_broken, None
+            callback()
 
 
 class MemoryStream(Stream):
@@ -122,6 +126,10 @@ class MemoryStream(Stream):
         self._in.wake()
         return n
 
+    def on_broken(self, callback: Callable[[], None] | None) -> None:
+        self._in.on_broken = callback
+        self._in.wake()
+
     async def finish(self) -> None:
         await trio.lowlevel.checkpoint()
         if not self._gone:
@@ -132,6 +140,7 @@ class MemoryStream(Stream):
         if self._gone:
             return
         self._gone = True
+        self._in.on_broken = None
         self._out.reset = not self._in.lost  # over a lost connection nothing is told
         self._in.buffer.clear()
         self._in.wake()

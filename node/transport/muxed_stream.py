@@ -10,94 +10,128 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import trio
-from libp2p.stream_muxer.yamux.yamux import YamuxStream
 
 from modelnet_p2p.node.transport import negotiation
 from modelnet_p2p.node.transport.contract import ConnectionLost, Stream, StreamReset
-from modelnet_p2p.node.transport.muxer import DATA, FIN, MAX_FRAME, RST, WINDOW_UPDATE, Muxer
+from modelnet_p2p.node.transport.link import Link
+from modelnet_p2p.node.transport.wire.flow import Flow
 
-WINDOW_POLL = 0.005  # seconds between looks at a full window: stock yamux tells nobody when it opens
+# What is sent at once, without waiting for it to leave: copying it costs less than a turn of the scheduler.
+EAGER_BYTES = 16 * 1024
+PIECE_BYTES = 256  # of memory that a waiting piece takes beside its own bytes
+MAX_EAGER_BYTES = 64 * 1024  # of one stream, that wait for the far side's window
+MAX_EAGER_IN_ALL = 512 * 1024  # of one connection: its far side may not read at all
+
+
+class _Waiter:
+    """The one task that waits for something on a stream."""
+
+    __slots__ = ("_task",)
+
+    def __init__(self) -> None:
+        self._task: trio.lowlevel.Task | None = None
+
+    async def wait(self) -> None:
+        self._task = trio.lowlevel.current_task()
+        await trio.lowlevel.wait_task_rescheduled(self._abort)
+
+    def _abort(self, _: object) -> trio.lowlevel.Abort:
+        self._task = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    def wake(self) -> None:
+        task, self._task = self._task, None
+        if task is not None:
+            trio.lowlevel.reschedule(task)
 
 
 class MuxedStream(Stream):
-    """See `Stream`; `on_over` is called once, when both sides have ended or one has given up."""
+    """See `Stream`."""
 
-    def __init__(self, muxer: Muxer, raw: YamuxStream, on_over: Callable[[], None]) -> None:
-        self.peer = muxer.peer
+    def __init__(self, link: Link, flow: Flow) -> None:
+        self.peer = link.peer
         self.protocol = ""
-        self._muxer = muxer
-        self._raw = raw
-        self._on_over = on_over
-        # our own hold on the buffer: yamux drops its entry when the stream or the connection ends
-        self._buffer: bytearray = muxer.stream_buffers.get(raw.stream_id, bytearray())
-        self._uncredited = 0  # bytes read of which the far side's window has not been told
+        self._link = link
+        self._flow = flow
         self._preface = b""  # negotiation that goes out in front of the first data
         self._answers: bytearray | None = None  # negotiation that must come in before the first data
         self._sending = self._receiving = False
-        self._finished = False  # my side has ended
         self._gone = False  # I have given up on it
-        self._over = False
+        self._reader = _Waiter()
+        self._sender = _Waiter()
+        self._broken: Callable[[], None] | None = None
+        flow.on_news = self._on_news
+        flow.on_room = self._sender.wake
+
+    # --- news from the link --------------------------------------------------------------------
+
+    def _on_news(self) -> None:
+        self._reader.wake()
+        if self._broken is not None and (self._flow.ended or self._flow.broken or self._link.lost):
+            callback, self._broken = self._broken, None
+            callback()
+
+    def on_broken(self, callback: Callable[[], None] | None) -> None:
+        self._broken = callback
+        if callback is not None:
+            self._on_news()
 
     # --- sending -------------------------------------------------------------------------------
 
     async def send(self, buffers: Sequence[bytes | memoryview]) -> None:
         if self._sending:
             raise trio.BusyResourceError("another task is sending on this stream")
+        await trio.lowlevel.checkpoint_if_cancelled()
         self._check_sendable()
+        flow, link = self._flow, self._link
+        session = link.session
+        size = sum(map(len, buffers))  # of views of bytes: of others it is too small, and they are not eager
+        if (
+            size <= EAGER_BYTES
+            and flow.copied <= MAX_EAGER_BYTES - size
+            and session.copied <= MAX_EAGER_IN_ALL
+            and all(map(_small, buffers))
+        ):
+            session.send(flow, (b"".join((self._take_preface(), *buffers)),), size + PIECE_BYTES)
+            link.kick()
+            return
         self._sending = True
-        settled = False  # all is out, or nothing more can go out
+        sent = False
         try:
-            await self._send_all(buffers)
-            settled = True
-        except (ConnectionLost, StreamReset):
-            settled = True
-            raise
+            parts = [memoryview(part).cast("B") for part in buffers if len(part)]
+            session.send(flow, (memoryview(self._take_preface()), *parts))
+            link.kick()
+            while flow.queued and not link.lost:
+                await self._sender.wait()
+            sent = not flow.queued
+            self._check_sendable()
         finally:
-            self._sending = False
-            if not settled:  # cancelled: nobody can tell how much went out
+            if not (sent or flow.broken or link.lost):  # cancelled: nobody can tell how much went out
                 await self.reset()
+            self._sending = False
 
     def _check_sendable(self) -> None:
-        if self._gone or self._finished:
+        if self._gone or self._flow.finished:
             raise trio.ClosedResourceError("this side of the stream has ended")
-        if self._raw.reset_received:
+        if self._flow.broken:
             raise StreamReset(self.peer, self.protocol)
-        if self._muxer.lost:
+        if self._link.lost:
             raise ConnectionLost(self.peer)
-
-    async def _send_all(self, buffers: Sequence[bytes | memoryview]) -> None:
-        parts = [memoryview(part).cast("B") for part in (self._take_preface(), *buffers) if len(part)]
-        parts.reverse()  # the next one is the last: popping is cheap there
-        while parts:
-            await self._muxer.wire.writable()
-            self._check_sendable()
-            room = min(self._raw.send_window, MAX_FRAME)
-            if room <= 0:
-                await trio.sleep(WINDOW_POLL)
-                continue
-            frame = _take(parts, room)
-            self._raw.send_window -= len(frame)
-            await self._muxer.put(DATA, 0, self._raw.stream_id, len(frame), frame)
 
     def _take_preface(self) -> bytes:
         preface, self._preface = self._preface, b""
         return preface
 
+    def _flush_preface(self) -> None:
+        if self._preface and not (self._gone or self._flow.finished or self._flow.broken or self._link.lost):
+            self._link.session.send(self._flow, (self._take_preface(),))
+            self._link.kick()
+
     async def finish(self) -> None:
-        if self._finished or self._gone:
-            return
-        raw = self._raw
-        try:
-            await self._flush_preface()
-            self._finished = True
-            if not (self._muxer.lost or raw.reset_received):
-                await self._muxer.put(WINDOW_UPDATE, FIN, raw.stream_id, 0)
-        except ConnectionLost:
-            self._finished = True  # whoever receives is told
-        raw.send_closed = True
-        raw.closed = raw.recv_closed
-        await self._muxer.forget(raw, over=raw.closed)
-        self._settle()
+        if not (self._gone or self._flow.finished):
+            self._flush_preface()
+            self._link.session.finish(self._flow)
+            self._link.kick()
 
     # --- receiving -----------------------------------------------------------------------------
 
@@ -106,64 +140,41 @@ class MuxedStream(Stream):
             raise trio.BusyResourceError("another task is receiving on this stream")
         if not len(buffer):
             raise ValueError("an empty buffer cannot tell data from the end")
+        if buffer.readonly or buffer.format != "B" or not buffer.c_contiguous:
+            raise ValueError("a buffer to receive into is a row of bytes that can be written")
         self._receiving = True
         try:
-            await self._flush_preface()  # the far side answers only what it has been asked
+            await trio.lowlevel.checkpoint_if_cancelled()
+            if self._preface:
+                self._flush_preface()  # the far side answers only what it has been asked
             if self._answers is not None:
                 await self._receive_answers()
             return await self._receive(buffer)
         finally:
             self._receiving = False
 
-    async def _flush_preface(self) -> None:
-        preface = self._take_preface()
-        if preface and not (self._gone or self._finished or self._raw.reset_received or self._muxer.lost):
-            self._raw.send_window -= len(preface)  # a fresh stream has 256 KiB
-            await self._muxer.put(DATA, 0, self._raw.stream_id, len(preface), preface)
-
     async def _receive(self, buffer: memoryview) -> int:
-        await trio.lowlevel.checkpoint()
-        raw, muxer = self._raw, self._muxer
-        while not self._buffer:
+        flow, link = self._flow, self._link
+        while True:
             if self._gone:
                 raise trio.ClosedResourceError("this side has reset the stream")
-            if raw.recv_closed:
-                self._settle()
+            if flow.held:
+                n = link.session.take(flow, buffer, trio.current_time())
+                link.kick()
+                return n
+            if flow.ended:
                 return 0
-            if raw.reset_received or raw.closed:
-                self._mark_over()
+            if flow.broken:
                 raise StreamReset(self.peer, self.protocol)
-            if muxer.lost:
-                self._mark_over()
+            if link.lost:
                 raise ConnectionLost(self.peer)
-            await self._news()
-        n = min(len(self._buffer), len(buffer))
-        with memoryview(self._buffer) as arrived:
-            buffer[:n] = arrived[:n]
-        del self._buffer[:n]
-        await self._credit(n)
-        return n
-
-    async def _news(self) -> None:
-        """Wait until yamux has touched this stream since we last looked."""
-        events = self._muxer.stream_events
-        event = events.get(self._raw.stream_id)
-        if event is None:  # dropped with an end that the flags do not tell: no more will come
-            self._raw.reset_received = True
-            return
-        await event.wait()
-        if events.get(self._raw.stream_id) is event and not self._muxer.lost:
-            events[self._raw.stream_id] = trio.Event()
-
-    async def _credit(self, n: int) -> None:
-        """Widen the far side's window again, in large steps: a frame for each small read would cost more."""
-        self._uncredited += n
-        raw = self._raw
-        if self._uncredited < raw.target_recv_window // 2 or raw.recv_closed or self._muxer.lost:
-            return
-        n, self._uncredited = self._uncredited, 0
-        with trio.CancelScope(shield=True):  # the bytes are delivered; only a lock is waited for
-            await raw._auto_tune_and_send_window_update(bytes_read=n)
+            flow.target, flow.filled = buffer, 0
+            try:
+                await self._reader.wait()
+            finally:
+                flow.target = None
+            if flow.filled and not self._gone:
+                return flow.filled
 
     # --- ending --------------------------------------------------------------------------------
 
@@ -171,28 +182,12 @@ class MuxedStream(Stream):
         if self._gone:
             return
         self._gone = True
-        raw, muxer = self._raw, self._muxer
-        if not (self._over or muxer.lost or raw.closed or raw.reset_received):
-            try:
-                await muxer.put(WINDOW_UPDATE, RST, raw.stream_id, 0)
-            except ConnectionLost:
-                pass
-        self._buffer.clear()
-        raw.closed = raw.send_closed = True
-        event = muxer.stream_events.get(raw.stream_id)
-        if event is not None:
-            event.set()
-        await muxer.forget(raw, over=True)
-        self._mark_over()
-
-    def _settle(self) -> None:
-        if self._finished and self._raw.recv_closed and not self._buffer:
-            self._mark_over()
-
-    def _mark_over(self) -> None:
-        if not self._over:
-            self._over = True
-            self._on_over()
+        self._broken = None
+        # buffers of an unfinished `send` are their owner's again; what was taken before goes out
+        self._link.session.reset(self._flow, abruptly=self._sending)
+        self._link.kick()
+        self._reader.wake()
+        self._sender.wake()
 
     # --- negotiation ---------------------------------------------------------------------------
 
@@ -204,7 +199,7 @@ class MuxedStream(Stream):
 
     async def answered(self) -> None:
         """Send the proposal now and wait for the answers; raises what `receive_into` would."""
-        await self._flush_preface()
+        self._flush_preface()
         await self._receive_answers()
 
     async def _receive_answers(self) -> None:
@@ -234,31 +229,21 @@ class MuxedStream(Stream):
             raise negotiation.BadNegotiation(self.peer, "not with multistream 1.0")
         self._preface = negotiation.message(negotiation.HEADER)
         for _ in range(negotiation.MAX_PROPOSALS):
-            if not self._buffer:  # it waits for an answer before it goes on
-                await self._flush_preface()
+            if not self._flow.held:  # it waits for an answer before it goes on
+                self._flush_preface()
             proposed = bytearray()
             await self._fill(proposed, 1)
             [wanted] = negotiation.texts(proposed)
             if offered(wanted):
                 self.protocol = wanted
                 self._preface += negotiation.message(wanted)
-                if not self._buffer:
-                    await self._flush_preface()
+                if not self._flow.held:
+                    self._flush_preface()
                 return wanted
             self._preface += negotiation.message(negotiation.NOT_AVAILABLE)
-            await self._flush_preface()
+            self._flush_preface()
         raise negotiation.BadNegotiation(self.peer, "asked for nothing that is spoken here")
 
 
-def _take(parts: list[memoryview], room: int) -> bytes:
-    """Up to `room` bytes off the reversed list of parts, as one piece."""
-    if len(parts) == 1 and len(parts[0]) <= room:
-        return parts.pop().tobytes()
-    taken: list[memoryview] = []
-    while parts and room:
-        part = parts.pop()
-        taken.append(part[:room])
-        if len(part) > room:
-            parts.append(part[room:])
-        room -= len(taken[-1])
-    return b"".join(taken)
+def _small(part: bytes | memoryview) -> bool:
+    return isinstance(part, bytes) or part.nbytes <= EAGER_BYTES

@@ -1,42 +1,12 @@
 // A js-libp2p peer that does one thing, prints one line of JSON for each result, and ends.
 //   node peer.mjs dial ADDR      dial ADDR, identify, ping, echo, end, reset
 //   node peer.mjs listen         print our address, answer pings and echo until stdin closes
-Promise.withResolvers ??= function () { // node 22 has it; js-libp2p expects it
-  let resolve, reject
-  const promise = new Promise((a, b) => { resolve = a; reject = b })
-  return { promise, resolve, reject }
-}
-
-const { createLibp2p } = await import('libp2p')
-const { tcp } = await import('@libp2p/tcp')
-const { noise } = await import('@chainsafe/libp2p-noise')
-const { yamux } = await import('@chainsafe/libp2p-yamux')
-const { identify } = await import('@libp2p/identify')
-const { ping } = await import('@libp2p/ping')
-const { multiaddr } = await import('@multiformats/multiaddr')
+import { makeNode, readAll, say, write } from './common.mjs'
+import { multiaddr } from '@multiformats/multiaddr'
 
 const ECHO = '/modelnet/echo/1.0.0'
-const say = (event, fields = {}) => console.log(JSON.stringify({ event, ...fields }))
 
-async function readAll (stream) {
-  const parts = []
-  for await (const part of stream) parts.push(Buffer.from(part.subarray()))
-  return Buffer.concat(parts)
-}
-
-async function write (stream, bytes) {
-  for (let at = 0; at < bytes.length; at += 60000) {
-    if (!stream.send(bytes.subarray(at, at + 60000))) await stream.onDrain()
-  }
-}
-
-const node = await createLibp2p({
-  addresses: { listen: process.argv[2] === 'listen' ? ['/ip4/127.0.0.1/tcp/0'] : [] },
-  transports: [tcp()],
-  connectionEncrypters: [noise()],
-  streamMuxers: [yamux()],
-  services: { identify: identify(), ping: ping() }
-})
+const node = await makeNode(process.argv[2] === 'listen')
 
 async function dial (address) {
   const identified = new Promise(resolve => node.addEventListener('peer:identify', e => resolve(e.detail)))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,35 +17,12 @@ from modelnet_p2p.identity import KeyPair
 from modelnet_p2p.node.transport.addresses import split_p2p
 from modelnet_p2p.node.transport.contract import Network, Stream, StreamReset
 from modelnet_p2p.node.transport.ping import PING
+from modelnet_p2p.node.transport.securing import establish, new_static_key
 from modelnet_p2p.tuning import LAN
 
 pytestmark = [pytest.mark.js, pytest.mark.live]
 HERE = Path(__file__).parent
 ECHO = "/modelnet/echo/1.0.0"
-INSTALL_TIMEOUT = 300  # seconds: 130 small packages over a slow line
-
-
-def missing(what: str) -> None:
-    """Skip, or fail where a missing node is a failure."""
-    if os.environ.get("MODELNET_REQUIRE_JS") == "1":
-        pytest.fail(what)
-    pytest.skip(what)
-
-
-@pytest.fixture(scope="session")
-def node() -> str:
-    """The node program, with the packages of package-lock.json beside peer.mjs."""
-    program, npm = shutil.which("node"), shutil.which("npm")
-    if program is None or npm is None:
-        missing("node and npm are needed (Debian: apt-get install nodejs npm)")
-    installed, wanted = HERE / "node_modules" / ".package-lock.json", HERE / "package-lock.json"
-    if not installed.exists() or installed.stat().st_mtime < wanted.stat().st_mtime:
-        command = [str(npm), "ci", "--ignore-scripts"]
-        done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=INSTALL_TIMEOUT)
-        if done.returncode:
-            missing(f"npm ci failed: {done.stderr.strip()[-300:]}")
-        installed.touch()
-    return str(program)
 
 
 @asynccontextmanager
@@ -153,3 +128,73 @@ async def test_we_dial_js(node: str) -> None:
                 await ours.open_stream(peer, "/nobody/speaks/this")
             assert caught.value.code is Code.UNKNOWN_METHOD
             await process.stdin.aclose()
+
+
+class Raw:
+    """A socket as the handshake sees it, and all that went through it."""
+
+    def __init__(self, socket: trio.SocketStream) -> None:
+        self.socket = socket
+        self.sent: list[bytes] = []
+
+    async def read(self) -> bytes:
+        data = bytes(await self.socket.receive_some(65536))
+        assert data, "js closed the connection"
+        return data
+
+    async def write(self, data: bytes) -> None:
+        self.sent.append(data)
+        await self.socket.send_all(data)
+
+
+async def test_js_agrees_on_the_muxer_inside_our_handshake(node: str) -> None:
+    """Its first message rides behind our proposal of it, and nothing is asked after it."""
+    async with trio.open_nursery() as nursery:
+        process = await nursery.start(
+            lambda task_status: trio.run_process(
+                [node, "peer.mjs", "listen"],
+                cwd=HERE,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                task_status=task_status,
+            )
+        )
+        with trio.fail_after(60):
+            line = b""
+            while not line.endswith(b"\n"):
+                line += await process.stdout.receive_some(4096)
+            peer, addr = split_p2p(json.loads(line)["addr"])
+            raw = Raw(await trio.open_tcp_stream("127.0.0.1", int(addr.split("/")[4])))
+            async with raw.socket:
+                established = await establish(raw, KeyPair(b"o" * 32), new_static_key(), peer)
+            assert established.peer == peer
+            assert len(raw.sent) == 2  # proposal and first message; the third
+            await process.stdin.aclose()
+
+
+async def test_js_sends_frames_right_behind_its_handshake(node: str) -> None:
+    key, heard = KeyPair(b"o" * 32), bytearray()
+
+    async def listen(socket: trio.SocketStream) -> None:
+        async with socket:
+            raw = Raw(socket)
+            established = await establish(raw, key, new_static_key(), None)
+            heard.extend(established.early)
+            while len(heard) < 12:
+                data = await raw.read()
+                room = memoryview(bytearray(len(data) + 131072))
+                start = established.opener.begin(room)
+                room[start : start + len(data)] = data
+                scratch = memoryview(bytearray(65535))
+                for plain in established.opener.open(room, start + len(data), scratch):
+                    heard.extend(plain)
+        nursery.cancel_scope.cancel()
+
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+            port = listener.socket.getsockname()[1]
+            nursery.start_soon(trio.serve_listeners, listen, [listener])
+            command = [node, "peer.mjs", "dial", f"/ip4/127.0.0.1/tcp/{port}/p2p/{key.id}"]
+            await trio.run_process(command, cwd=HERE, capture_stdout=True, capture_stderr=True, check=False)
+    assert heard[0] == 0  # yamux's version; a negotiation would begin with the length of its first text

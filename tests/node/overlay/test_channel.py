@@ -15,8 +15,9 @@ from modelnet_p2p.errors import Code, RemoteError
 from modelnet_p2p.identity import KeyPair
 from modelnet_p2p.kad import Framer, Kind, Message, frame
 from modelnet_p2p.node.overlay.channel import KadChannel
-from modelnet_p2p.node.transport.contract import MAX_STREAMS_PER_PEER, Stream
+from modelnet_p2p.node.transport.contract import Stream
 from modelnet_p2p.node.transport.memory import MemoryWorld
+from modelnet_p2p.tuning import TEST
 
 PROTOCOL = "/test/kad"
 Replies = Callable[[Stream, Message, int], Awaitable[None]]  # the stream, the request, how many came before
@@ -176,9 +177,9 @@ async def test_messages_without_an_answer_leave_no_stream_behind() -> None:
         heard.append(request.key)
 
     async with open_channel(stock) as channel:
-        for number in range(MAX_STREAMS_PER_PEER + 10):
+        for number in range(TEST.max_streams_per_peer + 10):
             await channel.notify(Message(Kind.ADD_PROVIDER, b"%d" % number), 5)
-        assert heard == [b"%d" % number for number in range(MAX_STREAMS_PER_PEER + 10)]
+        assert heard == [b"%d" % number for number in range(TEST.max_streams_per_peer + 10)]
 
 
 async def test_random_impatience_never_mixes_answers_up(autojump_clock: trio.testing.MockClock) -> None:

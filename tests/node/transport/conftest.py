@@ -27,9 +27,15 @@ def key() -> Callable[[str], KeyPair]:
     return key_of
 
 
-@pytest.fixture(params=["memory", pytest.param("libp2p", marks=pytest.mark.live)])
+OURS_ALONE = pytest.param("ours", marks=pytest.mark.live)
+BESIDE_STOCK = [
+    pytest.param(name, marks=pytest.mark.live) for name in ("ours dials stock", "stock dials ours")
+]
+
+
+@pytest.fixture(params=["memory", OURS_ALONE, *BESIDE_STOCK])
 def open_peer(request: pytest.FixtureRequest) -> Opener:
-    """`async with open_peer("alice") as alice:`; with listen=False a client."""
+    """`async with open_peer("alice") as alice:`; with listen=False a client. It is alice who dials."""
     if request.param == "memory":
         world = MemoryWorld()
 
@@ -40,15 +46,33 @@ def open_peer(request: pytest.FixtureRequest) -> Opener:
 
         return open_memory
 
-    from modelnet_p2p.node.transport.libp2p_network import open_libp2p
+    from modelnet_p2p.node.transport.libp2p_network import OURS, open_libp2p
+
+    stacks = {"alice": OURS, "bob": OURS}
+    if request.param != "ours":
+        from stock import STOCK  # importing libp2p takes a second
+
+        stacks["bob" if request.param == "ours dials stock" else "alice"] = STOCK
 
     @asynccontextmanager
     async def open_real(name: str, *, listen: bool = True) -> AsyncIterator[Network]:
         where = ["/ip4/127.0.0.1/tcp/0"] if listen else []
-        async with open_libp2p(key_of(name), listen=where, tuning=CALM, network="contract") as network:
+        async with open_libp2p(
+            key_of(name), listen=where, tuning=CALM, network="contract", stack=stacks[name]
+        ) as network:
             yield network
 
     return open_real
+
+
+@pytest.fixture
+def max_streams(request: pytest.FixtureRequest) -> int:
+    """How many streams alice may open to bob."""
+    if request.node.callspec.params["open_peer"] == "stock dials ours":
+        from stock import MAX_OUTBOUND
+
+        return MAX_OUTBOUND
+    return CALM.max_streams_per_peer
 
 
 async def read_exactly(stream: Stream, n: int) -> bytes:

@@ -18,14 +18,14 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from intruder import intrude
 from modelnet_p2p.errors import Code, LocalError, RemoteError
 from modelnet_p2p.identity import KeyPair, PeerId
 from modelnet_p2p.node.transport import identify, negotiation
-from modelnet_p2p.node.transport.contract import MAX_INBOUND_STREAMS_PER_PEER, ConnectionLost, Stream
+from modelnet_p2p.node.transport.contract import ConnectionLost, Stream
 from modelnet_p2p.node.transport.libp2p_network import Libp2pNetwork, open_libp2p
-from modelnet_p2p.node.transport.muxer import HEADER
-from modelnet_p2p.node.transport.upgrade import Upgraded, Upgrader
-from modelnet_p2p.node.transport.wire_socket import dial
+from modelnet_p2p.node.transport.upgrade import SLACK
+from modelnet_p2p.node.transport.wire.yamux import ACK, HEADER, RST, WINDOW_UPDATE
 from modelnet_p2p.tuning import TEST, Tuning
 
 pytestmark = pytest.mark.live
@@ -259,10 +259,6 @@ async def test_strangers_who_do_not_speak_noise_are_cut_off(
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
-async def shake_hands(network: Libp2pNetwork, me: KeyPair) -> Upgraded:
-    return await Upgrader(me).upgrade(await dial("127.0.0.1", port_of(network)), network.id)
-
-
 @pytest.mark.parametrize(
     "frames",
     [
@@ -286,10 +282,10 @@ async def test_frames_against_the_rules_harm_nobody_else(
     async with open_peer(key("bob"), LOCAL) as bob, open_peer(key("alice")) as alice:
         bob.handle("/echo", echo)
         await alice.connect(bob.id, bob.addrs)
-        mallory = await shake_hands(bob, key("mallory"))
-        await mallory.muxer.secured_conn.write(frames)
+        mallory = await intrude(bob, key("mallory"))
+        await mallory.write(frames)
         await works(alice, bob, exactly)
-        mallory.wire.shut()
+        mallory.vanish()
         with trio.fail_after(3):
             while bob.connected() != {alice.id}:
                 await trio.sleep(0.01)
@@ -298,30 +294,37 @@ async def test_frames_against_the_rules_harm_nobody_else(
 
 
 async def test_a_flood_of_streams_from_one_peer_is_bounded(key: Keys, exactly: Exactly) -> None:
-    async with open_peer(key("bob"), LOCAL) as bob, open_peer(key("alice")) as alice:
+    few = replace(TEST, max_streams_per_peer=40)
+    async with open_peer(key("bob"), LOCAL, tuning=few) as bob, open_peer(key("alice")) as alice:
         bob.handle("/echo", echo)
-        mallory = await shake_hands(bob, key("mallory"))
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(mallory.wire.pump)
-            for i in range(MAX_INBOUND_STREAMS_PER_PEER + 200):
-                await mallory.muxer.secured_conn.write(HEADER.pack(0, 1, 1, 2 * i + 1, 0))
-                if i % 50 == 0:
-                    await trio.sleep(0)
-            await works(alice, bob, exactly)
-            [connection] = bob._connections[key("mallory").id]
-            assert connection.inbound <= MAX_INBOUND_STREAMS_PER_PEER
-            mallory.wire.shut()
+        mallory = await intrude(bob, key("mallory"))
+        opened = [2 * i + 1 for i in range(40 + SLACK + 200)]
+        await mallory.write(b"".join(HEADER.pack(0, WINDOW_UPDATE, 1, id, 0) for id in opened))
+        accepted: list[int] = []
+        refused: list[int] = []
+        with trio.fail_after(3):
+            while len(accepted) + len(refused) < len(opened):
+                frame = await mallory.frame()
+                assert frame is not None
+                if frame.kind == WINDOW_UPDATE and frame.flags & ACK:
+                    accepted.append(frame.id)
+                elif frame.kind == WINDOW_UPDATE and frame.flags & RST:
+                    refused.append(frame.id)
+        assert accepted + refused == opened
+        assert len(accepted) == 40 + SLACK
+        await works(alice, bob, exactly)
+        mallory.vanish()
         await works(alice, bob, exactly)
 
 
 async def test_one_peer_gets_its_share_of_connections(key: Keys) -> None:
     async with open_peer(key("bob"), LOCAL, tuning=replace(TEST, max_connections_per_peer=2)) as bob:
-        held = [await shake_hands(bob, key("mallory")) for _ in range(4)]
+        held = [await intrude(bob, key("mallory")) for _ in range(4)]
         with trio.fail_after(3):
             while bob._gate.taken != 2:
                 await trio.sleep(0.01)
         for one in held:
-            one.wire.shut()
+            one.vanish()
         with trio.fail_after(3):
             while bob._gate.taken:
                 await trio.sleep(0.01)

@@ -11,7 +11,6 @@ import trio.testing
 
 from modelnet_p2p.errors import Code, RemoteError
 from modelnet_p2p.node.transport.contract import (
-    MAX_STREAMS_PER_PEER,
     ConnectionLost,
     Network,
     Stream,
@@ -361,6 +360,90 @@ async def test_a_cancelled_receive_loses_nothing(open_peer: Opener, exactly: Exa
             assert bytes(found) == b"".join(b"%02d" % i for i in range(100))
 
 
+async def test_whoever_watches_a_stream_hears_at_once_that_it_broke(
+    open_peer: Opener, exactly: Exactly
+) -> None:
+    heard: list[str] = []
+    held: list[Stream] = []
+
+    async def give_up(stream: Stream) -> None:
+        await exactly(stream, 2)
+        await stream.reset()
+
+    async def hold(stream: Stream) -> None:
+        held.append(stream)
+        await trio.sleep_forever()
+
+    async def heard_all(*expected: str) -> None:
+        with trio.fail_after(5):
+            while len(heard) < len(expected):
+                await trio.sleep(0.005)
+        assert heard == list(expected)
+
+    async with open_peer("alice") as alice, open_peer("bob") as bob:
+        bob.handle("/give-up", give_up)
+        bob.handle("/hold", hold)
+        await alice.connect(bob.id, bob.addrs)
+
+        doomed = await alice.open_stream(bob.id, "/give-up")
+        doomed.on_broken(lambda: heard.append("never: taken back"))
+        doomed.on_broken(None)
+        doomed.on_broken(lambda: heard.append("reset by bob"))
+        await doomed.send([b"go"])
+        await heard_all("reset by bob")
+        doomed.on_broken(lambda: heard.append("it was already"))
+        assert heard.pop() == "it was already"
+        await doomed.reset()
+
+        mine, other = await alice.open_stream(bob.id, "/hold"), await alice.open_stream(bob.id, "/hold")
+        for stream in (mine, other):
+            await stream.send([b"?"])
+        with trio.fail_after(5):
+            while len(held) < 2:
+                await trio.sleep(0.005)
+        mine.on_broken(lambda: heard.append("never: my own reset"))
+        other.on_broken(lambda: heard.append("lost"))
+        for stream in held:
+            stream.on_broken(lambda: heard.append("reset by alice"))
+        await mine.reset()
+        await heard_all("reset by bob", "reset by alice")
+        await alice.disconnect(bob.id)
+        with trio.fail_after(5):
+            while bob.connected():
+                await trio.sleep(0.005)
+        assert sorted(heard[2:]) == ["lost", "reset by alice"]  # in this process the latter is bob's loss
+
+
+async def test_that_the_far_side_has_ended_is_told_at_once_too(
+    open_peer: Opener, to_end: ToEnd, request: pytest.FixtureRequest
+) -> None:
+    if request.node.callspec.params["open_peer"] == "ours dials stock":
+        pytest.skip("stock yamux says nowhere that an end has come")
+    heard: list[str] = []
+    there = trio.Event()
+
+    async def listen(stream: Stream) -> None:
+        stream.on_broken(lambda: heard.append("ended"))
+        await stream.receive_into(byte())
+        there.set()
+        while not heard:
+            await trio.sleep(0.005)
+        assert await to_end(stream) == b"that is all"
+
+    async with open_peer("alice") as alice, open_peer("bob") as bob:
+        bob.handle("/listen", listen)
+        await alice.connect(bob.id, bob.addrs)
+        stream = await alice.open_stream(bob.id, "/listen")
+        await stream.send([b"!that is all"])
+        with trio.fail_after(5):
+            await there.wait()
+            assert heard == []
+            await stream.finish()
+            assert await to_end(stream) == b""  # the handler has heard, and read the rest
+        assert heard == ["ended"]
+        await stream.reset()
+
+
 async def test_misuse_is_an_error_of_the_program(open_peer: Opener) -> None:
     async with open_peer("alice") as alice, open_peer("bob") as bob:
         bob.handle("/echo", echo)
@@ -386,7 +469,7 @@ async def test_misuse_is_an_error_of_the_program(open_peer: Opener) -> None:
 
 
 async def test_too_many_streams_are_refused_as_busy_and_the_places_come_back(
-    open_peer: Opener, exactly: Exactly
+    open_peer: Opener, exactly: Exactly, max_streams: int
 ) -> None:
     async with open_peer("alice") as alice, open_peer("bob") as bob:
         bob.handle("/echo", echo)
@@ -396,11 +479,11 @@ async def test_too_many_streams_are_refused_as_busy_and_the_places_come_back(
             for _ in range(2):
                 streams: list[Stream] = []
                 with pytest.raises(RemoteError) as caught:
-                    while len(streams) <= 256:
+                    while len(streams) <= max_streams:
                         streams.append(await alice.open_stream(bob.id, "/echo"))
                 assert caught.value.code is Code.BUSY
                 assert caught.value.retryable
-                assert len(streams) >= MAX_STREAMS_PER_PEER - 2  # identify may hold one
+                assert len(streams) >= max_streams - 2  # identify may hold one
                 for i, stream in enumerate(streams):
                     if i % 2:
                         await stream.reset()

@@ -1,7 +1,8 @@
 """py-libp2p's yamux, made to tell a lost connection from ended and reset streams.
 
 Stock, it marks every stream as ended and reset when the connection dies and throws away what they had
-received. Here the connection is marked instead, and streams keep what arrived on them.
+received. Here the connection is marked instead, and streams keep what arrived on them. To the network it
+is what ours calls a link.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from libp2p.stream_muxer.yamux.yamux import Yamux, YamuxStream
 
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.node.transport.contract import ConnectionLost
-from modelnet_p2p.node.transport.wire_socket import WireClosed, WireSocket
+from stock.wire_socket import WireClosed, WireSocket
 
 HEADER = struct.Struct("!BBHII")  # version, type, flags, stream id, length
 DATA, WINDOW_UPDATE, GO_AWAY = 0, 1, 3
@@ -31,11 +32,13 @@ BODY_TIMEOUT = 30.0  # seconds from a frame's header to its last byte; 64 KiB pa
 class Muxer(Yamux):
     """One multiplexed connection; `start` runs until it is lost."""
 
-    def __init__(self, secured: ISecureConn, wire: WireSocket, peer: PeerId) -> None:
+    def __init__(self, secured: ISecureConn, wire: WireSocket, peer: PeerId, max_streams: int) -> None:
         super().__init__(secured, ID(bytes(peer)), is_initiator=wire.is_initiator)
         self.peer = peer
         self.wire = wire
+        self.max_streams = max_streams
         self.lost = False
+        self.on_broken: dict[int, Callable[[], None]] = {}  # of streams, by their number
         self.on_lost: Callable[[], None] | None = None  # called once, at the instant of the loss
 
     async def put(self, kind: int, flags: int, stream_id: int, length: int, data: bytes = b"") -> None:
@@ -74,8 +77,19 @@ class Muxer(Yamux):
         for event in self.stream_events.values():
             event.set()
         self.wire.shut()
+        broken, self.on_broken = self.on_broken, {}
+        for callback in broken.values():
+            callback()
         if self.on_lost is not None:
             self.on_lost()
+
+    def _finalize_stream_locked(self, stream: YamuxStream, *, fully_closed: bool) -> None:
+        # stock yamux passes here when a reset comes in, before it looks at another frame
+        super()._finalize_stream_locked(stream, fully_closed=fully_closed)
+        if fully_closed:
+            callback = self.on_broken.pop(stream.stream_id, None)
+            if stream.reset_received and callback is not None:
+                callback()
 
     async def leave(self) -> None:
         """Say that we close, so that the far side need not guess; then lose the connection."""

@@ -1,4 +1,4 @@
-"""One TCP socket, so shaped that a write is never cut in half.
+"""One TCP socket for the stock stack, so shaped that a write is never cut in half.
 
 What is written goes to the kernel at once, or behind what already waits, without any point at which
 a task could be cancelled; a pump sends the rest. Waiting for room happens before a frame is made, in
@@ -174,12 +174,3 @@ def _keep_alive(sock: socket.socket) -> None:
     for name, value in KEEPALIVE.items():
         if hasattr(socket, name):  # macOS lacks some of them on older Pythons
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-
-
-async def dial(host: str, port: int) -> WireSocket:
-    """Connect; raises OSError. The caller's cancel scope is its deadline."""
-    try:
-        stream = await trio.open_tcp_stream(host, port)
-    except UnicodeError as error:  # of the resolver, for names that no domain can have
-        raise OSError("not a host name") from error
-    return WireSocket(stream, is_initiator=True)

@@ -1,0 +1,88 @@
+"""Whether the far side of a connection is still there, judged by when bytes came and went.
+
+Silence is answered with a ping, an unanswered ping with the end: a frozen process or a vanished host is found
+within `IDLE` + `ANSWER` seconds and one look of whoever drives this. A message that has begun must go on, for
+all streams of the connection wait behind it. Who never takes what we send is given up too, and soon if it
+makes us answer meanwhile. When we slept ourselves, nobody is judged by that time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+IDLE = 5.0  # seconds of silence before a ping
+ANSWER = 8.0  # seconds from the ping until any byte must have come: with IDLE and a look a second, below 15
+BODY = 5.0  # seconds that a frame which has begun may stop for ...
+BYTES_PER_SECOND = 1024  # ... beyond what it brings at this rate
+TAKING = 30.0  # seconds that the far side's kernel may take nothing of what waits for it
+TAKING_FLOODED = 5.0  # ... while so many answers wait that we do not read it either
+OVERSLEPT = 3.0  # seconds between two looks, due each second, after which it was we who were not there
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Ask whether it is there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dead:
+    """Give the connection up."""
+
+    why: str
+
+
+class Vitality:
+    """Of one connection. All times are monotonic seconds."""
+
+    __slots__ = ("_bytes", "_frames", "_heard", "_looked", "_moved", "_pinged", "_since", "_written")
+
+    def __init__(self, now: float) -> None:
+        self._heard = now
+        self._pinged: float | None = None  # when the ping went out that nothing was heard after
+        self._since: float | None = None  # when the frame began that is coming in, None between frames
+        self._frames = 0
+        self._bytes = 0
+        self._looked = now
+        self._written = 0
+        self._moved = now  # when it last took something, or nothing waited for it
+
+    def on_bytes(self, now: float, count: int, frames: int, *, inside: bool) -> None:
+        """`count` bytes came; `frames` are complete since the beginning; `inside` of another one or not."""
+        self._heard = now
+        self._pinged = None
+        if not inside:
+            self._since = None
+        elif self._since is None or frames != self._frames:
+            self._since, self._bytes = now, 0
+        else:
+            self._bytes += count
+        self._frames = frames
+
+    def on_pause(self, now: float) -> None:
+        """Nothing was read for a while, on our own account: start counting anew."""
+        self._heard = now
+        self._pinged = None
+        if self._since is not None:
+            self._since = now
+
+    def poll(self, now: float, *, written: int, waiting: bool, flooded: bool) -> Ping | Dead | None:
+        """What to do now; asked about once a second.
+
+        It took `written` bytes in all, and more may be `waiting`; `flooded`: so much that it is not read.
+        """
+        if now - self._looked > OVERSLEPT:
+            self.on_pause(now)
+            self._moved = now
+        self._looked = now
+        if written != self._written or not waiting:
+            self._written, self._moved = written, now
+        elif now - self._moved >= (TAKING_FLOODED if flooded else TAKING):
+            return Dead(f"it took nothing of what was sent for {now - self._moved:.0f} s")
+        if self._since is not None and now - self._since > BODY + self._bytes / BYTES_PER_SECOND:
+            return Dead(f"it stopped in the middle of a frame for {BODY:g} s")
+        if self._pinged is not None and now - self._pinged >= ANSWER:
+            return Dead(f"it was silent for {now - self._heard:.0f} s")
+        if self._pinged is None and now - self._heard >= IDLE:
+            self._pinged = now
+            return Ping()
+        return None
