@@ -1,6 +1,6 @@
 """A world-wide network of AI models with no centre: the public face, imported lazily.
 
-`import modelnet_p2p` costs milliseconds: `Peer` and its friends, which stand on libp2p, are
+`import modelnet_p2p` costs milliseconds: `Peer` and its friends, which stand on trio and numpy, are
 imported when they are first asked for.
 """
 

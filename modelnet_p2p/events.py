@@ -21,13 +21,15 @@ MAX_FAULT_CHARS = 2048  # of a fault's message and of its hint: a fault must alw
 
 @dataclass(frozen=True, slots=True)
 class Hop:
-    """What one peer did for an answer. `us` are microseconds; bytes are of frames, with their heads."""
+    """What one peer did for an answer. `us` are microseconds; bytes are of frames, with their heads; `wire`
+    is the compact form of tensors that its caller asked for."""
 
     provider: str
     digest: str | None
     bytes_in: int
     bytes_out: int
     us: int
+    wire: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,8 @@ class Call:
     `target` is a model's name, a URI, or a name the answerer knows; `deadline_us` is relative to the
     moment of sending; `key` makes a repeated call recognisable; `session` and `position` place it in a
     conversation, `upstream` names the one peer that may push to it; `auth` is a credential. With
-    `open_input` the caller's items follow.
+    `open_input` the caller's items follow. `wire` is the compact form (see payload.WIRES) in which tensors
+    of this call may travel both ways, or empty.
     """
 
     target: str
@@ -53,14 +56,17 @@ class Call:
     auth: bytes = b""
     open_input: bool = False
     extra: Extra = field(default_factory=dict)
+    wire: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One value of a stream, in either direction."""
+    """One value of a stream, in either direction. `wire` is the form of the compact tensors in it: empty
+    where there are none, else that of the call."""
 
     value: Value
     extra: Extra = field(default_factory=dict)
+    wire: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +78,8 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The answer, or None where items were; ends the call. `digest` is the model's, `sha256:…`."""
+    """The answer, or None where items were; ends the call. `digest` is the model's, `sha256:…`; `wire` as
+    of an Item."""
 
     value: Value = None
     digest: str | None = None
@@ -81,6 +88,7 @@ class Result:
     model_us: int = 0
     trace: tuple[Hop, ...] = ()
     extra: Extra = field(default_factory=dict)
+    wire: str = ""
 
 
 @dataclass(frozen=True, slots=True)

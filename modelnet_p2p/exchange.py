@@ -96,6 +96,7 @@ TRANSITIONS: Mapping[Role, Mapping[State, Mapping[Kind, State]]] = {
 }
 # And what it does to the other side: a call makes the answerer answer; when both are DONE, both are IDLE.
 CALLS = frozenset({Kind.CALL, Kind.OPEN_CALL})
+Allocate = Callable[[int, Mapping[str, object]], memoryview | bytearray]
 _KINDS: Mapping[int, Kind] = {int(kind): kind for kind in Kind}
 _NONE: Mapping[Kind, State] = {}
 
@@ -103,8 +104,9 @@ _NONE: Mapping[Kind, State] = {}
 class Exchange:
     """One end of a stream of calls.
 
-    `max_body` bounds what may be announced and sent. `allocate(n)` gives the n writable bytes of a body
-    over 16 KiB (by default aligned to 64, not cleared); a MemoryError of it ends the stream as too-large.
+    `max_body` bounds what may be announced and sent. `allocate(n, fields)` gives the n writable bytes of a
+    body over 16 KiB whose head, decoded and checked, has these fields (by default they are aligned to 64 and
+    not cleared); a MemoryError of it ends the stream as too-large.
     """
 
     def __init__(
@@ -112,7 +114,7 @@ class Exchange:
         role: Role,
         *,
         max_body: int = MAX_BODY_BYTES,
-        allocate: Callable[[int], memoryview | bytearray] | None = None,
+        allocate: Allocate | None = None,
     ) -> None:
         self.role = role
         self.their_role = Role.ANSWERER if role is Role.CALLER else Role.CALLER
@@ -120,6 +122,7 @@ class Exchange:
         self.their_state = State.IDLE
         self.bytes_in = 0  # frames of the current or last call, complete ones, with their headers
         self.bytes_out = 0
+        self.wire = ""  # the compact form of tensors that the current or last call allows
         self._max_body = max_body
         self._allocate = allocate
         self._scratch = bytearray()
@@ -135,7 +138,7 @@ class Exchange:
 
     # --- sending ---
 
-    def send(self, event: Event) -> list[Buffer]:
+    def send(self, event: Event) -> list[bytes | memoryview]:
         """The buffers that carry `event`, to be written in order and not changed before they are.
 
         Raises LocalProtocolError, having changed nothing.
@@ -146,7 +149,11 @@ class Exchange:
             state = self.state.name
             raise LocalProtocolError(Code.INTERNAL, f"{kind.name} cannot be sent while {state}")
         try:
-            payload = encode_value(event.value) if isinstance(event, (Call, Item, Result)) else _NO_PAYLOAD
+            payload = _NO_PAYLOAD
+            if isinstance(event, (Call, Item, Result)):
+                if event.wire and event.wire != self.wire and kind not in CALLS:
+                    raise BadPayload(_NOT_ASKED)
+                payload = encode_value(event.value, event.wire)
             head = encode_head(kind, event, payload.tree)
         except LocalError as error:
             raise LocalProtocolError(error.code, error.message, hint=error.hint) from None
@@ -155,14 +162,15 @@ class Exchange:
         if payload.size > self._max_body:
             message = f"a value of {payload.size} bytes, of {self._max_body} allowed"
             raise LocalProtocolError(Code.TOO_LARGE, message)
-        if kind in CALLS:
+        if isinstance(event, Call):
             self.bytes_in = self.bytes_out = 0
+            self.wire = event.wire
         self.state, self.their_state = self._after(kind, after, self.their_state)
         self.bytes_out += HEADER_BYTES + len(head) + payload.size
         start = HEADER.pack(kind, 0, len(head), payload.size) + head
         if payload.size <= JOINED_BYTES:
             return [b"".join((start, *payload.buffers))]
-        return [start, *payload.buffers]
+        return [start, *(memoryview(buffer) for buffer in payload.buffers)]
 
     # --- receiving ---
 
@@ -310,7 +318,7 @@ class Exchange:
                 from modelnet_p2p.tensor import allocate  # not at the top: see payload
 
                 return allocate(length)
-            return memoryview(self._allocate(length))[:length]
+            return memoryview(self._allocate(length, self._fields))[:length]
         except MemoryError:
             raise self._failed(Code.TOO_LARGE, f"no memory for a body of {length} bytes") from None
 
@@ -318,10 +326,13 @@ class Exchange:
         """Moves the states; None for a late item, which nobody waits for."""
         after = TRANSITIONS[self.their_role][self.their_state][kind]
         late = kind is Kind.ITEM and self.state is State.DONE and self.role is Role.ANSWERER
-        event = None if late else event_of(kind, self._fields, body)
-        self._fields = {}
         if kind in CALLS:
             self.bytes_in = self.bytes_out = 0
+            self.wire = str(self._fields.get("wire", ""))
+        elif "wire" in self._fields and self._fields["wire"] != self.wire:
+            raise BadPayload(_NOT_ASKED)
+        event = None if late else event_of(kind, self._fields, body)
+        self._fields = {}
         self.bytes_in += HEADER_BYTES + self._head_length + self._body_length
         self.their_state, self.state = self._after(kind, after, self.state)
         return None if kind is Kind.END and self.state is State.IDLE else event
@@ -350,3 +361,4 @@ class Exchange:
 
 
 _NO_PAYLOAD = Payload((), None, 0)
+_NOT_ASKED = "its tensors are in a compact form that the call did not ask for"

@@ -15,8 +15,17 @@ from typing import Any
 
 from modelnet_p2p.errors import Code
 from modelnet_p2p.events import MAX_FAULT_CHARS, Call, End, Event, Fault, Hop, Item, Result
-from modelnet_p2p.payload import decode_value
-from modelnet_p2p.tree import BadPayload, Buffer, pack_tree, unpack_tree
+from modelnet_p2p.payload import WIRES, decode_value
+from modelnet_p2p.tree import (
+    SMALL_BYTES,
+    BadPayload,
+    Buffer,
+    check_tree,
+    pack_shallow,
+    pack_tree,
+    unpack_small,
+    unpack_tree,
+)
 
 HEADER = struct.Struct("<HHIQ")  # kind and flags together, for the one flag there is makes a kind
 HEADER_BYTES = HEADER.size
@@ -81,15 +90,22 @@ def _hops(value: object) -> object:
 
 
 def _hop(row: object) -> Hop:
-    if type(row) is not list or len(row) != 5:
-        raise BadPayload("holds a hop that is not a list of five")
-    provider, digest, bytes_in, bytes_out, us = row
-    _label(provider)
-    if digest is not None:
-        _label(digest)
-    for number in (bytes_in, bytes_out, us):
+    if type(row) is not list or len(row) not in (5, 6):
+        raise BadPayload("holds a hop that is not a list of five or six")
+    _label(row[0])
+    if row[1] is not None:
+        _label(row[1])
+    for number in row[2:5]:
         _count(number)
-    return Hop(provider, digest, bytes_in, bytes_out, us)
+    if len(row) == 6:
+        _label(row[5])
+    return Hop(*row)
+
+
+def _wire(value: object) -> object:
+    if value not in WIRES:
+        raise BadPayload(f"is not one of {', '.join(WIRES)}")
+    return value
 
 
 def _code(value: object) -> object:
@@ -99,8 +115,9 @@ def _code(value: object) -> object:
 
 _label = _text(MAX_LABEL_BYTES)
 
-# The heads of each kind: key -> check. "tree" is the length of the body's tree where tensors follow it.
-_VALUE: Mapping[str, Check] = {"tree": _count}
+# The heads of each kind: key -> check. "tree" is the length of the body's tree where tensors follow it,
+# "wire" the form of those among them that are compact (and in a call, of those that may be in its answer).
+_VALUE: Mapping[str, Check] = {"tree": _count, "wire": _wire}
 _CALL: Mapping[str, Check] = {
     "target": _text(MAX_TARGET_BYTES),
     "method": _label,
@@ -140,23 +157,27 @@ VALUE_KINDS = frozenset({Kind.CALL, Kind.OPEN_CALL, Kind.ITEM, Kind.RESULT})
 _REQUIRED = {Kind.CALL: "target", Kind.OPEN_CALL: "target", Kind.FAULT: "code"}
 
 
+_KIND_OF: Mapping[type[Event], Kind] = {
+    Call: Kind.CALL,
+    Item: Kind.ITEM,
+    Result: Kind.RESULT,
+    Fault: Kind.FAULT,
+    End: Kind.END,
+}
+
+
 def kind_of(event: Event) -> Kind:
     """The kind of frame that carries `event`."""
-    match event:
-        case Item():
-            return Kind.ITEM
-        case Call():
-            return Kind.OPEN_CALL if event.open_input else Kind.CALL
-        case Result():
-            return Kind.RESULT
-        case Fault():
-            return Kind.FAULT
-        case End():
-            return Kind.END
+    if isinstance(event, Call):
+        return Kind.OPEN_CALL if event.open_input else Kind.CALL
+    return _KIND_OF[type(event)]
 
 
 def _rows(trace: tuple[Hop, ...]) -> list[list[object]]:
-    return [[hop.provider, hop.digest, hop.bytes_in, hop.bytes_out, hop.us] for hop in trace]
+    return [
+        [hop.provider, hop.digest, hop.bytes_in, hop.bytes_out, hop.us, *((hop.wire,) if hop.wire else ())]
+        for hop in trace
+    ]
 
 
 def _clip(text: str) -> str:
@@ -184,6 +205,8 @@ def _call_head(call: Call) -> dict[str, object]:
         head["trace"] = _rows(call.trace)
     if call.auth:
         head["auth"] = bytes(call.auth)
+    if call.wire:
+        head["wire"] = call.wire
     return head
 
 
@@ -199,6 +222,8 @@ def _result_head(result: Result) -> dict[str, object]:
         head["model_us"] = result.model_us
     if result.trace:
         head["trace"] = _rows(result.trace)
+    if result.wire:
+        head["wire"] = result.wire
     return head
 
 
@@ -220,68 +245,79 @@ def encode_head(kind: Kind, event: Event, tree: int | None) -> bytes:
             head = _result_head(event)
         case Fault():
             head = _fault_head(event)
-        case Item() | End():
+        case Item():
+            head = {"wire": event.wire} if event.wire else {}
+        case End():
             head = {}
     if tree is not None:
         head["tree"] = tree
     fields = FIELDS[kind]
-    for key, value in head.items():
-        _checked(fields[key], key, value)
+    _check(fields, head)
     if event.extra:
         if event.extra.keys() & fields.keys():
             raise BadPayload("extra names a field that has a place of its own")
         head = {**event.extra, **head}
     if not head:
         return b""
-    packed = pack_tree(head)
+    # all that was checked by its name is shallow; of these two nothing is known yet
+    packed = pack_tree(head) if event.extra or "params" in head else pack_shallow(head)
     if len(packed) > MAX_HEAD_BYTES:
         raise BadPayload(f"a head of {len(packed)} bytes, of {MAX_HEAD_BYTES} allowed; params are too large")
     return packed
 
 
-def _checked(check: Check, key: str, value: object) -> object:
+def _check(fields: Mapping[str, Check], head: Mapping[str, object]) -> tuple[dict[str, Any], bool]:
+    """What the checks make of the known fields, and whether there are others; raises BadPayload."""
+    known: dict[str, Any] = {}  # Any: the table has checked each against the type of its field
+    unknown = False
+    key = ""
     try:
-        return check(value)
+        for key, value in head.items():
+            if (check := fields.get(key)) is None:
+                unknown = True
+            else:
+                known[key] = check(value)
     except BadPayload as error:
         raise BadPayload(f"{key!r} {error}") from None
+    return known, unknown
 
 
 def decode_head(kind: Kind, data: Buffer) -> dict[str, Any]:
     """The fields of a head by name, checked, `extra` among them; raises BadPayload."""
-    head = unpack_tree(data) if data else {}
+    head, walked = _unpacked(data)
     if not isinstance(head, dict):
         raise BadPayload("a head is not a map")
     fields = FIELDS[kind]
-    known: dict[str, Any] = {}  # Any: the table has checked each against the type of its field
-    extra: dict[str, object] = {}
-    for key, value in head.items():
-        check = fields.get(key)
-        if check is None:
-            extra[key] = value
-        else:
-            known[key] = _checked(check, key, value)
+    known, unknown = _check(fields, head)
+    if not walked and (unknown or "params" in known):
+        check_tree(data)  # of these nothing was checked by its name
     required = _REQUIRED.get(kind)
     if required is not None and required not in known:
         raise BadPayload(f"a head without {required!r}")
-    if extra:
-        known["extra"] = extra
+    if unknown:
+        known["extra"] = {key: value for key, value in head.items() if key not in fields}
     return known
+
+
+def _unpacked(data: Buffer) -> tuple[object, bool]:
+    """What a head holds, and whether its tree was looked over before."""
+    if not data:
+        return {}, True
+    if len(data) <= SMALL_BYTES:
+        try:
+            return unpack_small(data), False
+        except BadPayload:
+            pass  # it may be sound; if it is not, the walk says best what is wrong with it
+    return unpack_tree(data), True
 
 
 def event_of(kind: Kind, fields: dict[str, Any], body: Buffer) -> Event:
     """The event of a whole frame; takes the fields apart. Raises BadPayload."""
     if kind in VALUE_KINDS:
-        fields["value"] = decode_value(body, fields.pop("tree", None))
-    match kind:
-        case Kind.ITEM:
-            return Item(**fields)
-        case Kind.CALL:
-            return Call(**fields)
-        case Kind.OPEN_CALL:
-            return Call(**fields, open_input=True)
-        case Kind.RESULT:
-            return Result(**fields)
-        case Kind.FAULT:
-            return Fault(**fields)
-        case Kind.END:
-            return End(**fields)
+        fields["value"] = decode_value(body, fields.pop("tree", None), fields.get("wire", ""))
+    if kind is Kind.OPEN_CALL:
+        return Call(**fields, open_input=True)
+    return _EVENTS[kind](**fields)
+
+
+_EVENTS: Mapping[Kind, Callable[..., Event]] = {kind: made for made, kind in _KIND_OF.items()}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from urllib.parse import parse_qsl, quote
 
 from modelnet_p2p.errors import Code, LocalError
@@ -89,28 +90,7 @@ class ModelUri:
     @classmethod
     def parse(cls, text: str) -> ModelUri:
         """A URI, or a bare `name[@version]`; raises LocalError (bad-input) on anything else."""
-        if len(text) > 512:
-            raise LocalError(Code.BAD_INPUT, "a model URI has at most 512 bytes")
-        path, _, query = text.removeprefix(cls.SCHEME).partition("?")
-        name, at, version = path.partition("@")
-        if at and not version:
-            raise LocalError(Code.BAD_INPUT, f"{text!r} ends its version at the '@'")
-        fields: dict[str, str] = {}
-        for key, value in parse_qsl(query, keep_blank_values=True):
-            if key not in ("owner", "digest", "provider") or key in fields:
-                raise LocalError(
-                    Code.BAD_INPUT,
-                    f"{key!r} is unknown or twice in {text!r}",
-                    hint="a model URI takes owner, digest and provider",
-                )
-            fields[key] = value
-        return cls(
-            check_model_name(name),
-            check_version(version),
-            PeerId.parse(fields["owner"]) if "owner" in fields else None,
-            parse_digest(fields["digest"]) if "digest" in fields else None,
-            PeerId.parse(fields["provider"]) if "provider" in fields else None,
-        )
+        return _parse_uri(text)
 
     def __str__(self) -> str:
         parts = [
@@ -125,6 +105,32 @@ class ModelUri:
         version = f"@{self.version}" if self.version else ""
         query = f"?{'&'.join(parts)}" if parts else ""
         return f"{self.SCHEME}{self.name}{version}{query}"
+
+
+@lru_cache(maxsize=1024)  # of 512 bytes; a peer is asked for the same few again and again
+def _parse_uri(text: str) -> ModelUri:
+    if len(text) > 512:
+        raise LocalError(Code.BAD_INPUT, "a model URI has at most 512 bytes")
+    path, _, query = text.removeprefix(ModelUri.SCHEME).partition("?")
+    name, at, version = path.partition("@")
+    if at and not version:
+        raise LocalError(Code.BAD_INPUT, f"{text!r} ends its version at the '@'")
+    fields: dict[str, str] = {}
+    for key, value in parse_qsl(query, keep_blank_values=True):
+        if key not in ("owner", "digest", "provider") or key in fields:
+            raise LocalError(
+                Code.BAD_INPUT,
+                f"{key!r} is unknown or twice in {text!r}",
+                hint="a model URI takes owner, digest and provider",
+            )
+        fields[key] = value
+    return ModelUri(
+        check_model_name(name),
+        check_version(version),
+        PeerId.parse(fields["owner"]) if "owner" in fields else None,
+        parse_digest(fields["digest"]) if "digest" in fields else None,
+        PeerId.parse(fields["provider"]) if "provider" in fields else None,
+    )
 
 
 class Keys:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 
+from modelnet_p2p.identity import PeerId
 from modelnet_p2p.names import ModelUri, digest_text
 from modelnet_p2p.records import OfferRecord, Spec
 
@@ -16,6 +18,11 @@ class State(StrEnum):
     UNKNOWN = "unknown"  # nobody asked yet
     SUSPECT = "suspect"  # it did not answer: may be slow, may be gone
     DEAD = "dead"  # suspected long enough
+
+
+@lru_cache(maxsize=1024)  # each call of an offer names it
+def _uri(name: str, version: str, owner: PeerId, digest: bytes | None, provider: PeerId) -> str:
+    return str(ModelUri(name, version, owner, digest, provider))
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +46,7 @@ class Offer:
     def uri(self) -> str:
         """The model URI that names exactly this offer: owner, digest and provider in it."""
         record = self.record
-        return str(ModelUri(record.name, record.version, record.owner, record.digest, record.provider))
+        return _uri(record.name, record.version, record.owner, record.digest, record.provider)
 
     @property
     def task(self) -> str:

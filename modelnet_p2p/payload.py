@@ -3,6 +3,7 @@
 A value is None, a bool, int, float, str, bytes, list, dict with string keys, or a numpy array, nested.
 In the tree a tensor is only its header; its elements follow in the tree's order. So a tensor of any size
 goes out from its own memory and is a view on the received body, and a value without one costs one pack.
+Where the caller asked for that, large tensors stand in it as `CompactTensor`s (see compact).
 
 numpy is imported only when a tensor comes by: thin commands talk to the peer without it.
 """
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from msgpack import ExtType
 
 from modelnet_p2p.errors import Code, LocalError
-from modelnet_p2p.tree import TENSOR_EXT, BadPayload, Buffer, pack_tree, unpack_tree
+from modelnet_p2p.tree import COMPACT_EXT, TENSOR_EXT, BadPayload, Buffer, pack_tree, unpack_tree
 
 if TYPE_CHECKING:
     from modelnet_p2p.tensor import Array
@@ -27,7 +28,40 @@ as a type: lists and dicts are invariant, so the exact one would refuse `dict[st
 ALIGNMENT = 64  # = tensor.ALIGNMENT, which this module must not import
 MAX_TREE_BYTES = 1 << 26  # text and bytes of 64 MiB; what is longer is a tensor of uint8
 
-__all__ = ["BadPayload", "Payload", "Value", "decode_value", "encode_value"]
+WIRES = ("float16", "int8")
+"""The compact forms, by the name that a caller gives; "" is none."""
+
+__all__ = [
+    "WIRES",
+    "BadPayload",
+    "CompactTensor",
+    "Payload",
+    "Value",
+    "check_wire",
+    "decode_value",
+    "encode_value",
+]
+
+
+def check_wire(wire: str) -> str:
+    """`wire` if it is one of WIRES or empty; raises LocalError (bad-input)."""
+    if wire not in ("", *WIRES):
+        hint = f"one of {', '.join(WIRES)}, or none: then tensors travel as they are"
+        raise LocalError(
+            Code.BAD_INPUT, f"no compact form of tensors is called {str(wire)[:40]!r}", hint=hint
+        )
+    return wire
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CompactTensor:
+    """A tensor as it travels in one of WIRES: stands in a value for the array that it will be again."""
+
+    wire: str
+    dtype: str  # of the array
+    shape: tuple[int, ...]
+    data: Buffer
+    nbytes: int  # of the array
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +82,18 @@ def aligned(offset: int) -> int:
     return -(-offset // ALIGNMENT) * ALIGNMENT
 
 
-def encode_value(value: Value) -> Payload:
-    """Raises LocalError: bad-input for what is no value, too-large for a tree beyond its bounds."""
-    arrays: list[Array] = []
+def encode_value(value: Value, wire: str = "") -> Payload:
+    """`wire` is the form of the compact tensors in `value`, if there are any.
+
+    Raises LocalError: bad-input for what is no value, too-large for a tree beyond its bounds.
+    """
+    arrays: list[Array | CompactTensor] = []
 
     def other(thing: object) -> object:
         """What msgpack does not know: a tensor, or one number of numpy's."""
         import numpy as np
 
-        from modelnet_p2p.tensor import pack_header
+        from modelnet_p2p.tensor import header_of, pack_header
 
         if isinstance(thing, np.ndarray) and not hasattr(thing, "mask"):  # a masked one would lose it
             header = pack_header(thing)
@@ -64,6 +101,9 @@ def encode_value(value: Value) -> Payload:
             return ExtType(TENSOR_EXT, header)
         if isinstance(thing, np.generic) and not isinstance(number := thing.item(), np.generic):
             return number
+        if isinstance(thing, CompactTensor) and thing.wire == wire:
+            arrays.append(thing)
+            return ExtType(COMPACT_EXT, header_of(thing.dtype, thing.shape))
         kind = type(thing)
         raise BadPayload(f"{kind.__module__}.{kind.__qualname__} is no value, or too large an integer")
 
@@ -80,7 +120,7 @@ def encode_value(value: Value) -> Payload:
     return _with_tensors(tree, arrays)
 
 
-def _with_tensors(tree: bytes, arrays: list[Array]) -> Payload:
+def _with_tensors(tree: bytes, arrays: list[Array | CompactTensor]) -> Payload:
     from modelnet_p2p.tensor import tensor_bytes
 
     buffers: list[Buffer] = [tree]
@@ -89,16 +129,17 @@ def _with_tensors(tree: bytes, arrays: list[Array]) -> Payload:
         start = aligned(end)
         if start > end:
             buffers.append(bytes(start - end))
-        data = tensor_bytes(array)
+        data = array.data if isinstance(array, CompactTensor) else tensor_bytes(array)
         end = start + len(data)
         buffers.append(data)
     return Payload(tuple(buffers), len(tree), end)
 
 
-def decode_value(body: Buffer, tree: int | None = None) -> Value:
+def decode_value(body: Buffer, tree: int | None = None, wire: str = "") -> Value:
     """The value of a whole body whose first `tree` bytes are the tree (None: all of them).
 
-    Arrays in it are views on `body`, writable if that is. Raises BadPayload.
+    Arrays in it are views on `body`, writable if that is; so are its compact tensors, which there are none
+    of without a `wire`. Raises BadPayload.
     """
     length = len(body) if tree is None else tree
     if not 0 < length <= min(len(body), MAX_TREE_BYTES):
@@ -107,11 +148,15 @@ def decode_value(body: Buffer, tree: int | None = None) -> Value:
         return unpack_tree(body)
     end = tree
 
-    def tensor(code: int, header: bytes) -> Array:
-        """`code` is TENSOR_EXT: the tree was checked."""
+    def tensor(code: int, header: bytes) -> Array | CompactTensor:
+        """`code` is TENSOR_EXT or COMPACT_EXT: the tree was checked."""
         from modelnet_p2p.tensor import unpack_header, view_tensor
 
         nonlocal end
+        if code == COMPACT_EXT:
+            compact = _view_compact(wire, header, body, aligned(end))
+            end = aligned(end) + len(compact.data)
+            return compact
         dtype, shape, size = unpack_header(header)
         start = aligned(end)
         end = start + size
@@ -121,3 +166,11 @@ def decode_value(body: Buffer, tree: int | None = None) -> Value:
     if end != len(body):
         raise BadPayload(f"a body of {len(body)} bytes where its tensors end at {end}")
     return value
+
+
+def _view_compact(wire: str, header: bytes, body: Buffer, start: int) -> CompactTensor:
+    if not wire:
+        raise BadPayload("a compact tensor in a frame whose head names no form for it")
+    from modelnet_p2p.compact import view_compact
+
+    return view_compact(wire, header, body, start)

@@ -75,9 +75,14 @@ def span(dtype: np.dtype[Any], shape: tuple[int, ...]) -> int:
 
 def pack_header(array: Array) -> bytes:
     """dtype u8, dimensions u8, each length u64, little-endian. Raises LocalError (bad-input)."""
-    if array.ndim > MAX_DIMS:
-        raise LocalError(Code.BAD_INPUT, f"a tensor has at most {MAX_DIMS} dimensions, not {array.ndim}")
-    return struct.pack(f"<BB{array.ndim}Q", _CODES[dtype_name(array.dtype)], array.ndim, *array.shape)
+    return header_of(dtype_name(array.dtype), array.shape)
+
+
+def header_of(name: str, shape: tuple[int, ...]) -> bytes:
+    """The same of a tensor that is not there as an array; `name` is one of `DTYPES`."""
+    if len(shape) > MAX_DIMS:
+        raise LocalError(Code.BAD_INPUT, f"a tensor has at most {MAX_DIMS} dimensions, not {len(shape)}")
+    return struct.pack(f"<BB{len(shape)}Q", _CODES[name], len(shape), *shape)
 
 
 def unpack_header(header: bytes) -> tuple[np.dtype[Any], tuple[int, ...], int]:

@@ -19,7 +19,10 @@ MAX_DEPTH = 32  # containers inside containers; deeper values are a mistake or a
 MAX_VALUES = 1 << 18  # in one tree: walking them takes about 30 ms; more numbers than that are a tensor
 MEMORY_FACTOR = 8  # decoded objects may take this many bytes per byte of the tree ...
 MEMORY_SPARE = 1 << 20  # ... and this many more, for small trees are always dense
-TENSOR_EXT = 1  # the one extension type: a tensor's header, its data lies behind the tree
+SMALL_BYTES = 1024  # of a tree that may be decoded first and judged then: it makes 200 KiB at most
+SMALL_ENTRIES = 64  # of its lists and maps
+TENSOR_EXT = 1  # a tensor's header, its data lies behind the tree
+COMPACT_EXT = 2  # the same, its data in the compact form that the frame's head names; there are no others
 
 
 class BadPayload(ValueError):
@@ -51,38 +54,24 @@ _SIZES, _COSTS = _tables()
 _STRING_WIDTHS = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}
 _CONTAINER_WIDTHS = {0xDC: 2, 0xDD: 4, 0xDE: 2, 0xDF: 4}
 _EXT_WIDTHS = {0xC7: 1, 0xC8: 2, 0xC9: 4}
+_EXTENSIONS = (bytes([TENSOR_EXT]), bytes([COMPACT_EXT]))
 _FIXED_EXTS = {0xD4: 1, 0xD5: 2, 0xD6: 4, 0xD7: 8, 0xD8: 16}
 
 
-def _container(tree: Buffer, at: int, token: int) -> tuple[int, int, bool] | None:
-    """Of an array or map at `at`: where its content starts, how many entries, whether a map."""
-    if 0x80 <= token <= 0x9F:
-        return at + 1, token & 0x0F, token < 0x90
-    width = _CONTAINER_WIDTHS.get(token)
-    if width is None:
-        return None
-    at += 1
-    return at + width, int.from_bytes(tree[at : at + width], "big"), token >= 0xDE
-
-
-def _past_variable(tree: Buffer, at: int, token: int, tensors: bool) -> tuple[int, int]:
-    """Behind the string, byte string or extension at `at`, and its cost."""
-    width = _STRING_WIDTHS.get(token)
-    if width is not None:
-        length = int.from_bytes(tree[at + 1 : at + 1 + width], "big")
-        return at + 1 + width + length, _STRING
+def _past_extension(tree: Buffer, at: int, token: int, tensors: bool) -> int:
+    """Behind the extension at `at`; raises BadPayload unless it is one of ours."""
     width = _EXT_WIDTHS.get(token, 0)
     length = int.from_bytes(tree[at + 1 : at + 1 + width], "big") if width else _FIXED_EXTS.get(token, 0)
     code = at + 1 + width
-    if not length or not tensors or bytes(tree[code : code + 1]) != bytes([TENSOR_EXT]):
+    if not length or not tensors or bytes(tree[code : code + 1]) not in _EXTENSIONS:
         raise BadPayload(f"the tree holds something unknown (0x{token:02x}) at byte {at}")
-    return code + 1 + length, _TENSOR
+    return code + 1 + length
 
 
 def check_tree(tree: Buffer, *, tensors: bool = False) -> None:
     """Raises BadPayload unless `tree` is one whole value within the bounds named above.
 
-    Tensors (extension 1) are let through only where `tensors` is true. Makes no objects, takes time in
+    Tensors (extensions 1 and 2) are let through only where `tensors` is true. Makes no objects, takes time in
     proportion to the number of values, of which it lets no more than `MAX_VALUES` be announced.
     """
     sizes, costs, end = _SIZES, _COSTS, len(tree)
@@ -100,8 +89,16 @@ def check_tree(tree: Buffer, *, tensors: bool = False) -> None:
         if size:
             at += size
             budget -= costs[token]
-        elif (opened := _container(tree, at, token)) is not None:
-            at, count, is_map = opened
+        elif width := _STRING_WIDTHS.get(token):
+            at += 1 + width + int.from_bytes(tree[at + 1 : at + 1 + width], "big")
+            budget -= _STRING
+        elif token < 0xA0 or token in _CONTAINER_WIDTHS:
+            if token < 0xA0:
+                at, count, is_map = at + 1, token & 0x0F, token < 0x90
+            else:
+                width = _CONTAINER_WIDTHS[token]
+                count, is_map = int.from_bytes(tree[at + 1 : at + 1 + width], "big"), token >= 0xDE
+                at += 1 + width
             budget -= _MAP + _ENTRY * max(0, count - 5) if is_map and count else _ARRAY
             values += count << is_map
             if values > MAX_VALUES or len(stack) >= MAX_DEPTH or budget < 0:
@@ -111,8 +108,8 @@ def check_tree(tree: Buffer, *, tensors: bool = False) -> None:
             stack.append((left, keyed))
             left, keyed = count << is_map, is_map
         else:
-            at, cost = _past_variable(tree, at, token, tensors)
-            budget -= cost
+            at = _past_extension(tree, at, token, tensors)
+            budget -= _TENSOR
         while not left and stack:
             left, keyed = stack.pop()
     if at != end:
@@ -136,16 +133,40 @@ def unpack_tree(tree: Buffer, tensor: Callable[[int, bytes], object] | None = No
         raise BadPayload(f"the tree is not msgpack: {str(error)[:100]}") from None
 
 
+def unpack_small(tree: Buffer) -> object:
+    """The value of a tree of at most SMALL_BYTES that was not looked over; raises BadPayload, for some that
+    are sound, too. Its reader must refuse whatever he does not know by name, or let `check_tree` look.
+
+    Half of a small frame's cost is its head. The C decoder alone bounds one: each byte makes at most one
+    value, and nothing that announces more than SMALL_ENTRIES gets room for them.
+    """
+    try:
+        return msgpack.unpackb(
+            tree, ext_hook=_no_extension, max_array_len=SMALL_ENTRIES, max_map_len=SMALL_ENTRIES
+        )
+    except ValueError as error:
+        raise BadPayload(f"the tree is not msgpack: {str(error)[:100]}") from None
+
+
 def pack_tree(value: object, other: Callable[[object], object] | None = None) -> bytes:
     """`value` as msgpack; `other(x)` replaces what msgpack does not know.
 
     Raises BadPayload for what cannot be written or what a receiver would refuse.
     """
+    tree = pack_shallow(value, other)
+    if type(value) not in _PLAIN:
+        check_tree(tree, tensors=other is not None)
+    return tree
+
+
+_PLAIN = frozenset({type(None), bool, int, float, str, bytes})  # one value: nothing in it to be refused
+
+
+def pack_shallow(value: object, other: Callable[[object], object] | None = None) -> bytes:
+    """The same of what is known to be shallow and short, and keyed by strings: that is not checked here."""
     try:
-        tree = msgpack.Packer(default=other, buf_size=1024).pack(value)
+        return bytes(msgpack.Packer(default=other, buf_size=1024).pack(value))
     except BadPayload:
         raise
     except (TypeError, ValueError, OverflowError) as error:  # unknown type, cycle, 2**64, lone surrogate
         raise BadPayload(f"a value cannot be written: {str(error)[:200]}") from None
-    check_tree(tree, tensors=other is not None)
-    return bytes(tree)

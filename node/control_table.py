@@ -121,6 +121,7 @@ async def _invoke(peer: Peer, request: Request, emit: Emit) -> Value:
             params=request.mapping("params"),
             provider=request.maybe_text("provider"),
             timeout=request.number("timeout", 30.0),
+            wire=request.maybe_text("wire") or "",
             on_item=on_item,
         )
     except NotFound as error:

@@ -10,6 +10,7 @@ from modelnet_p2p.errors import Code, LocalError, NotFound
 from modelnet_p2p.node.cli.common import Session, common_flags
 from modelnet_p2p.node.cli.examples import examples
 from modelnet_p2p.node.cli.values import check_out, for_people, parse_params, read_input, write_out
+from modelnet_p2p.payload import WIRES
 
 Value = Any  # a value of the wire: None, bool, int, float, str, bytes, list, dict or array
 
@@ -79,6 +80,7 @@ def _row(offer: dict[str, Any]) -> tuple[object, ...]:
         "modelnet-peer invoke task:summarization 'Long text …'",
         "modelnet-peer invoke mymodel 'some text' --param n=3 --timeout 60",
         "modelnet-peer invoke modelnet/digits --input digit.npy --json",
+        "modelnet-peer invoke encoder --input states.npy --out next.npy --wire int8",
         "cat letter.txt | modelnet-peer invoke mymodel --input -",
     ),
 )
@@ -90,6 +92,9 @@ def _row(offer: dict[str, Any]) -> tuple[object, ...]:
 )
 @click.option("--param", "pairs", multiple=True, metavar="K=JSON", help="A keyword of the model; repeatable.")
 @click.option("--provider", metavar="ID", help="Ask this peer and no other.")
+@click.option(
+    "--wire", type=click.Choice(WIRES), help="Large float tensors travel so, smaller and less exact."
+)
 @click.option("--out", metavar="FILE.npy", help="Write the tensor of the answer there.")
 def invoke_command(
     session: Session,
@@ -98,6 +103,7 @@ def invoke_command(
     source: str | None,
     pairs: tuple[str, ...],
     provider: str | None,
+    wire: str | None,
     out: str | None,
 ) -> None:
     """Call a model by its name, its modelnet: URI or task:TASK, and print its answer."""
@@ -105,7 +111,8 @@ def invoke_command(
     params = parse_params(pairs)
     value = read_input(text, source, session.output.transfer)
     printer = _Printer(session)
-    asked = {"target": target, "params": params, "provider": provider, "timeout": session.settings.timeout}
+    timeout = session.settings.timeout
+    asked = {"target": target, "params": params, "provider": provider, "wire": wire, "timeout": timeout}
     with session.output.progress(f"calling {target}"), printer:
         done = session.ask("invoke", asked, value, on_item=printer.item)
         session.output.quiet()

@@ -11,11 +11,14 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from modelnet_p2p import frames as frame_module
+from modelnet_p2p.compact import compact_tensor
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.exchange import (
     TRANSITIONS,
@@ -34,7 +37,7 @@ from modelnet_p2p.exchange import (
 )
 from modelnet_p2p.frames import HEADER, MAX_HEAD_BYTES, Kind
 from modelnet_p2p.jsonvalue import from_json, to_json
-from modelnet_p2p.tree import Buffer, pack_tree
+from modelnet_p2p.tree import BadPayload, Buffer, pack_tree
 
 VECTORS = Path(__file__).parent / "vectors" / "frames.json"
 
@@ -86,7 +89,7 @@ def same(a: object, b: object) -> bool:
 
 def describe(event: Any) -> dict[str, object]:  # Any: one of the events, field by field
     return {
-        name: [[h.provider, h.digest, h.bytes_in, h.bytes_out, h.us] for h in event.trace]
+        name: [[h.provider, h.digest, h.bytes_in, h.bytes_out, h.us, h.wire] for h in event.trace]
         if name == "trace"
         else to_json(getattr(event, name))
         for name in type(event).__slots__
@@ -95,6 +98,7 @@ def describe(event: Any) -> dict[str, object]:  # Any: one of the events, field 
 
 
 HOP = Hop("12D3alice", "sha256:ab", 10, 20, 300)
+COMPACT_HOP = Hop("12D3bob", None, 10, 20, 300, "int8")
 TENSOR = np.arange(40_000, dtype=np.float32).reshape(200, 200)
 CALL = Call(
     "acme/sentiment@2",
@@ -109,8 +113,9 @@ CALL = Call(
     trace=(HOP,),
     auth=b"\0token",
     extra={"future": [1, {"x": None}]},
+    wire="float16",
 )
-RESULT = Result(TENSOR[::-1], "sha256:ab", "12D3bob", 12, 345, (HOP, HOP), {"more": 1})
+RESULT = Result(TENSOR[::-1], "sha256:ab", "12D3bob", 12, 345, (HOP, COMPACT_HOP), {"more": 1}, "float16")
 
 
 # --- the table ---
@@ -205,6 +210,38 @@ def test_alice_may_end_one_call_and_begin_the_next_in_one_write() -> None:
     assert same(pair.send(pair.alice, Item(0), End(), Call("next"))[0], Call("next"))
 
 
+def test_compact_tensors_travel_in_the_form_that_the_call_asked_for_and_in_no_other() -> None:
+    compact = compact_tensor(TENSOR, "int8")
+    pair = ConnectionPair(5)
+    (call,) = pair.send(pair.alice, Call("m", [compact, TENSOR], wire="int8"))
+    assert isinstance(call, Call)
+    value: Any = call.value
+    tensor, plain = value
+    assert (tensor.wire, tensor.dtype, tensor.shape) == ("int8", "float32", TENSOR.shape)
+    assert bytes(tensor.data) == bytes(compact.data)
+    assert np.array_equal(plain, TENSOR)
+    for wrong in (
+        Item(compact),
+        Result(compact),
+        Item(TENSOR, wire="float16"),
+        Result(compact, wire="float16"),
+    ):
+        with pytest.raises(LocalProtocolError):
+            pair.bob.send(wrong)
+    (item,) = pair.send(pair.bob, Item(compact, wire="int8"))
+    assert isinstance(item, Item)
+    assert item.wire == "int8"
+    pair.send(pair.bob, Result(TENSOR))  # it need not
+
+    pair.send(pair.alice, Call("m"))  # and what one call asked for is not asked for by the next
+    with pytest.raises(LocalProtocolError):
+        pair.bob.send(Result(compact, wire="int8"))
+    pair.bob.wire = "int8"
+    with pytest.raises(RemoteProtocolError, match="did not ask") as caught:
+        deliver(b"".join(pair.bob.send(Result(compact, wire="int8"))), pair.alice)
+    assert caught.value.code is Code.BAD_INPUT
+
+
 def test_an_unknown_code_becomes_internal_and_a_fault_an_error_that_names_the_peer() -> None:
     alice = Exchange(Role.CALLER)
     alice.send(Call("m"))
@@ -238,6 +275,8 @@ def test_a_fault_can_always_be_sent() -> None:
         (Call("m", auth=bytes(4097)), Code.BAD_INPUT),
         (Call("m", trace=(HOP,) * 65), Code.BAD_INPUT),
         (Call("m", extra={"target": "n"}), Code.BAD_INPUT),
+        (Call("m", wire="int4"), Code.BAD_INPUT),
+        (Call("m", compact_tensor(TENSOR, "int8"), wire="float16"), Code.BAD_INPUT),
         (Call("m", bytes(2_000)), Code.TOO_LARGE),
         (Call("m", {1: 2}), Code.BAD_INPUT),
     ],
@@ -329,7 +368,8 @@ CALL_HEAD = pack_tree({"target": "m"})
 def test_a_large_body_is_read_into_one_allocation_and_never_moved() -> None:
     rooms: list[bytearray] = []
 
-    def allocate(size: int) -> bytearray:
+    def allocate(size: int, fields: Mapping[str, object]) -> bytearray:
+        assert fields["target"] == "m"  # the head is known by then
         rooms.append(bytearray(size))
         return rooms[-1]
 
@@ -390,7 +430,7 @@ def test_a_head_of_64_kib_is_taken_and_its_room_given_back() -> None:
 
 
 def test_nothing_is_allocated_before_the_header_is_judged() -> None:
-    def never(size: int) -> bytearray:
+    def never(size: int, fields: Mapping[str, object]) -> bytearray:
         raise AssertionError(f"{size} bytes asked for")
 
     for bad in (
@@ -423,7 +463,7 @@ def test_a_refused_call_may_be_answered_with_one_fault() -> None:
 
 
 def test_no_memory_for_a_body_is_the_end_of_that_stream_alone() -> None:
-    def full(size: int) -> bytearray:
+    def full(size: int, fields: Mapping[str, object]) -> bytearray:
         raise MemoryError
 
     bob = Exchange(Role.ANSWERER, allocate=full)
@@ -652,3 +692,54 @@ def test_golden_refusals(vector: dict[str, Any]) -> None:
     with pytest.raises(RemoteProtocolError) as caught:
         deliver(bytes.fromhex(vector["hex"]), Exchange(Role.ANSWERER))
     assert caught.value.code == vector["code"]
+
+
+trees = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(1 << 63), (1 << 64) - 1)
+    | st.text(max_size=4)
+    | st.binary(max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.text(max_size=3) | st.integers(-9, 9), inner, max_size=4)
+    ),
+    max_leaves=20,
+)
+loose_heads = st.dictionaries(
+    st.sampled_from(["target", "params", "trace", "key", "wire", "digest", "x"]) | st.binary(max_size=2),
+    trees,
+    max_size=6,
+)
+
+
+@settings(max_examples=600)
+@given(
+    st.sampled_from(Kind), loose_heads.map(msgpack.packb) | trees.map(msgpack.packb) | st.binary(max_size=60)
+)
+def test_a_small_head_is_judged_as_a_large_one(kind: Kind, data: bytes) -> None:
+    """Small ones are decoded before they are looked over; what is taken and what is refused is the same."""
+
+    def judged(small: int) -> object:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(frame_module, "SMALL_BYTES", small)
+            try:
+                return frame_module.decode_head(kind, data)
+            except BadPayload:
+                return BadPayload
+
+    assert judged(1024) == judged(-1)
+
+
+@pytest.mark.parametrize(
+    "opening", [b"\xdc\x00\x40", b"\xdd\x00\x00\x04\x00", b"\x9f", b"\x91", b"\x8f", b"\xde\xff\xff"]
+)
+def test_the_worst_small_heads_cost_little(opening: bytes) -> None:
+    data = opening * (1024 // len(opening))
+    tracemalloc.start()
+    try:
+        with pytest.raises(BadPayload):
+            frame_module.decode_head(Kind.CALL, data)
+        assert tracemalloc.get_traced_memory()[1] < 400_000
+    finally:
+        tracemalloc.stop()

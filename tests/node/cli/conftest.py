@@ -104,9 +104,10 @@ class FakePeer:
         params: Mapping[str, Any] | None = None,
         provider: str | None = None,
         timeout: float = 30.0,
+        wire: str = "",
         on_item: Callable[[Any], Awaitable[None]] | None = None,
     ) -> Any:
-        self.asked.append(("invoke", (target, input, params, provider)))
+        self.asked.append(("invoke", (target, input, params, provider, *([wire] if wire else []))))
         assert on_item is not None
         output: Any = input
         match target:

@@ -154,6 +154,13 @@ def test_invoke_takes_a_tensor_and_writes_one(cli: Cli, bob: Any, tmp_path: Path
     assert cli("invoke", "echo", "x", "--out", "answer.txt").status == 2
 
 
+def test_invoke_passes_on_the_compact_form_and_knows_no_other(cli: Cli, bob: Any) -> None:
+    assert cli("invoke", "echo", "x", "--wire", "int8").status == 0
+    assert bob.asked == [("invoke", ("echo", "x", {}, None, "int8"))]
+    ran = cli("invoke", "echo", "x", "--wire", "int4", "--json")
+    assert (ran.status, error_of(ran)["code"], len(bob.asked)) == (2, "bad-input", 1)
+
+
 def test_invoke_refuses_a_pickled_npy(cli: Cli, bob: Any, tmp_path: Path) -> None:
     np.save(tmp_path / "in.npy", np.array([{}], dtype=object), allow_pickle=True)
     ran = cli("invoke", "echo", "--input", str(tmp_path / "in.npy"), "--json")
