@@ -30,9 +30,10 @@ from modelnet_p2p.errors import Code, LocalError, NotFound, RemoteError
 from modelnet_p2p.identity import SEED_BYTES, KeyPair, PeerId
 from modelnet_p2p.names import PUBLIC_NETWORK, ModelUri, check_network, protocol
 from modelnet_p2p.node.calls.budget import Budget
-from modelnet_p2p.node.calls.client import DEADLINE_GRACE, CallClient
-from modelnet_p2p.node.calls.router import Memory, Outcome, Router, Target
+from modelnet_p2p.node.calls.client import CallClient
+from modelnet_p2p.node.calls.router import Memory, Outcome, Router
 from modelnet_p2p.node.calls.server import CallServer
+from modelnet_p2p.node.calls.target import Target
 from modelnet_p2p.node.deadlines import check_timeout, within
 from modelnet_p2p.node.home import Home
 from modelnet_p2p.node.hosting import Hosting, Notice, Sequences
@@ -55,7 +56,7 @@ from modelnet_p2p.node.transport.memory_stream import stream_pair
 from modelnet_p2p.node.transport.registry import Handlers
 from modelnet_p2p.offers import Offer
 from modelnet_p2p.offers import State as Life
-from modelnet_p2p.payload import Value
+from modelnet_p2p.payload import Value, check_wire
 from modelnet_p2p.query import Query
 from modelnet_p2p.records import Refusal
 from modelnet_p2p.tuning import Tuning, preset
@@ -247,13 +248,17 @@ class Peer:
         params: Mapping[str, Value] | None = None,
         provider: str | None = None,
         timeout: float = 30.0,
+        wire: str = "",
     ) -> Value:
         """Call a model name, a `modelnet:` URI or `task:TASK`; its output, a list for a streaming model.
+
+        `wire` "float16" or "int8" lets large float tensors travel so, both ways; they come out in their own
+        dtype, less exact (how much: docs/protocol.md). One that does not fit raises LocalError (bad-input).
 
         Moves to another provider where that is safe (see `call`). Raises NotFound, RemoteError with the
         code of what happened there, LocalError (bad-input).
         """
-        outcome = await self.call(target, input, params=params, provider=provider, timeout=timeout)
+        outcome = await self.call(target, input, params=params, provider=provider, timeout=timeout, wire=wire)
         return outcome.output
 
     async def call(
@@ -264,6 +269,7 @@ class Peer:
         params: Mapping[str, Value] | None = None,
         provider: str | None = None,
         timeout: float = 30.0,
+        wire: str = "",
         on_item: Callable[[Value], Awaitable[None]] | None = None,
     ) -> Outcome:
         """Like `invoke`, with all that is known of how it went: provider, attempts, times, trace.
@@ -271,8 +277,9 @@ class Peer:
         Each item of a streamed answer goes to `on_item`, which may be slow: the model then waits.
         """
         aim = self._target(target, provider)
-        with within(timeout, f"the call of {target}", DEADLINE_GRACE):
-            return await self._router.call(aim, input, params or {}, timeout, on_item)
+        check_wire(wire)
+        check_timeout(timeout)
+        return await self._router.call(aim, input, params or {}, timeout, on_item, wire)
 
     def stream(
         self,
@@ -282,6 +289,7 @@ class Peer:
         params: Mapping[str, Value] | None = None,
         provider: str | None = None,
         timeout: float = 30.0,
+        wire: str = "",
     ) -> Items:
         """The items of an answer as they come: `async for item in peer.stream(…)`.
 
@@ -290,7 +298,10 @@ class Peer:
         """
         aim = self._target(target, provider)
         check_timeout(timeout)
-        return Items(self._nursery, lambda: self._router.open(aim, input, params or {}, timeout, "stream"))
+        check_wire(wire)
+        return Items(
+            self._nursery, lambda: self._router.open(aim, input, params or {}, timeout, "stream", wire)
+        )
 
     def _target(self, target: str, provider: str | None) -> Target:
         return Target.parse(target, self.network_name, PeerId.parse(provider) if provider else None)

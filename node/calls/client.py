@@ -24,7 +24,7 @@ from modelnet_p2p.node.serving.backends.contract import MAX_BODY_BYTES
 from modelnet_p2p.node.transport.contract import ConnectionLost, Network, Stream, StreamReset
 from modelnet_p2p.tuning import Tuning
 
-MAX_IDLE_STREAMS = 16  # kept open per peer: enough for a burst of callers, far below the stream cap
+MAX_IDLE_STREAMS = 64  # kept open per peer: as many as a model may have slots, far below the stream cap
 DEADLINE_GRACE = 0.25  # the far side's own deadline fault may still arrive, and says more than ours
 LAST_WORDS = 1.0  # seconds for the fault of a far side that broke off while the call was being sent
 MAX_DEADLINE = 86_400.0  # seconds that are told to the far side, which has a limit of its own
@@ -42,14 +42,20 @@ class Ongoing:
     """A call that was sent: `receive` gives its items, then its result."""
 
     def __init__(self, pipe: EventPipe, progress: Progress) -> None:
-        self._pipe = pipe
+        self.pipe = pipe
         self._progress = progress
+        self._expanded = pipe.expanded  # by calls before this one
         self.ended = False  # the far side has said its last word; the stream can serve another call
 
     @property
     def bytes_in(self) -> int:
         """Bytes of this call's answer so far."""
-        return self._pipe.exchange.bytes_in
+        return self.pipe.exchange.bytes_in
+
+    @property
+    def bytes_held(self) -> int:
+        """What the answer so far takes here: its bytes, and what became of its compact tensors."""
+        return self.bytes_in + self.pipe.expanded - self._expanded
 
     async def receive(self) -> Item | Result:
         """The next item, or the result, after which nothing follows.
@@ -57,12 +63,12 @@ class Ongoing:
         Raises RemoteError with the far side's code for its fault, and `unreachable` when the stream or
         the connection died.
         """
-        peer = self._pipe.stream.peer
+        peer = self.pipe.stream.peer
         try:
-            event = await self._pipe.receive()
+            event = await self.pipe.receive()
         except RemoteProtocolError as error:
             if error.code is Code.UNREACHABLE:  # an end in the middle of the call
-                raise StreamReset(peer, self._pipe.stream.protocol) from error
+                raise StreamReset(peer, self.pipe.stream.protocol) from error
             code = error.code if error.code is Code.TOO_LARGE else Code.INTERNAL
             raise RemoteError(
                 code, f"peer {peer.short} broke the call protocol: {error.message}", peer=peer.text
@@ -71,7 +77,7 @@ class Ongoing:
             if error.code is not Code.DEADLINE:
                 raise
             raise RemoteError(Code.UNREACHABLE, error.message, peer=peer.text) from error
-        self._pipe.release(self._pipe.received)  # from here on it is the caller's own
+        self.pipe.release(self.pipe.received)  # from here on it is the caller's own
         match event:
             case Item():
                 self._progress.items += 1
@@ -83,7 +89,22 @@ class Ongoing:
                 self.ended = True
                 raise event.error(peer.text)
             case _:
-                raise StreamReset(peer, self._pipe.stream.protocol)
+                raise StreamReset(peer, self.pipe.stream.protocol)
+
+
+def told_us(seconds: float) -> int:
+    """What the far side is told of a call that may take that long, in microseconds."""
+    return int(min(max(0.0, seconds), MAX_DEADLINE) * 1e6)
+
+
+def no_answer(peer: PeerId, timeout: float) -> RemoteError:
+    """What a caller meets whose time is over."""
+    return RemoteError(
+        Code.DEADLINE,
+        f"peer {peer.short} did not answer within {timeout:g} s",
+        peer=peer.text,
+        hint="a longer --timeout, or another provider",
+    )
 
 
 class CallClient:
@@ -117,27 +138,16 @@ class CallClient:
         `max_body` bounds each value that the peer may send. Raises RemoteError: unreachable, deadline, or
         whatever fault the far side answers.
         """
-        progress = progress or Progress()
         deadline = trio.current_time() + timeout
+        call = replace(call, deadline_us=told_us(timeout))
         with trio.CancelScope(deadline=deadline + DEADLINE_GRACE) as scope:
-            pipe, ongoing = await self._start(peer, addrs, call, deadline, progress)
-            pipe.limit = max_body
+            ongoing = await self.begin(peer, addrs, call, deadline, progress or Progress(), max_body=max_body)
             try:
                 yield ongoing
             finally:
-                pipe.close()
-                # bytes behind the last word would be taken for the next call's answer
-                if ongoing.ended and not pipe.exchange.in_frame:
-                    self._keep(peer, pipe)
-                else:
-                    await _reset(pipe)
+                await self.leave(ongoing)
         if scope.cancelled_caught:
-            raise RemoteError(
-                Code.DEADLINE,
-                f"peer {peer.short} did not answer within {timeout:g} s",
-                peer=peer.text,
-                hint="a longer --timeout, or another provider",
-            )
+            raise no_answer(peer, timeout)
 
     async def unary(
         self,
@@ -156,22 +166,49 @@ class CallClient:
                 if isinstance(event, Result):
                     return event
 
+    async def begin(
+        self,
+        peer: PeerId,
+        addrs: Sequence[str],
+        call: Call,
+        deadline: float,
+        progress: Progress,
+        *,
+        max_body: int = MAX_BODY_BYTES,
+    ) -> Ongoing:
+        """Send `call`, which tells its deadline as of now, within bounds that are the caller's: a scope that
+        ends at `deadline` (trio time) or soon after, and a `leave` whatever happens."""
+        pipe = await self._start(peer, addrs, call, deadline, progress)
+        pipe.limit = max_body
+        return Ongoing(pipe, progress)
+
+    async def leave(self, ongoing: Ongoing) -> None:
+        """Done with the call: where it has not ended it is cancelled. The stream may serve the next one."""
+        pipe = ongoing.pipe
+        pipe.close()
+        # bytes behind the last word would be taken for the next call's answer
+        if ongoing.ended and not pipe.exchange.in_frame:
+            self._keep(pipe.stream.peer, pipe)
+        else:
+            await _reset(pipe)
+
     async def _start(
         self, peer: PeerId, addrs: Sequence[str], call: Call, deadline: float, progress: Progress
-    ) -> tuple[EventPipe, Ongoing]:
+    ) -> EventPipe:
         if (pipe := await self._reuse(peer)) is not None:
             try:
-                await self._send(pipe, call, deadline)
+                await self._send(pipe, call)
             except (StreamReset, ConnectionLost):
                 pass  # it died while it was idle, or before all was sent: nothing can have run there
             else:
                 progress.sent = True
-                return pipe, Ongoing(pipe, progress)
+                return pipe
         stream = await self._open_stream(peer, addrs)
         pipe = EventPipe(stream, Role.CALLER, self._tuning, self._budget)
-        await self._send(pipe, call, deadline)
+        left = deadline - trio.current_time()  # to open it may have taken long
+        await self._send(pipe, replace(call, deadline_us=told_us(left)))
         progress.sent = True
-        return pipe, Ongoing(pipe, progress)
+        return pipe
 
     async def _open_stream(self, peer: PeerId, addrs: Sequence[str]) -> Stream:
         if peer == self._network.id:
@@ -182,12 +219,11 @@ class CallClient:
             raise RemoteError(Code.UNREACHABLE, error.message, peer=peer.text) from error
         return await self._network.open_stream(peer, self._protocol)
 
-    async def _send(self, pipe: EventPipe, call: Call, deadline: float) -> None:
+    async def _send(self, pipe: EventPipe, call: Call) -> None:
         """Send all of the call; a stream on which that did not succeed is reset."""
-        remaining = min(max(0.0, deadline - trio.current_time()), MAX_DEADLINE)
         sent = False
         try:
-            await pipe.send(replace(call, deadline_us=int(remaining * 1e6)))
+            await pipe.send(call)
             sent = True
         except StreamReset:
             fault = await _last_words(pipe)

@@ -1,60 +1,32 @@
-"""A call by name, URI or task: finds who offers it, asks the best, moves on where that is safe.
-
-At most once per provider. Another provider is asked after `busy`, after `unreachable` before the
-call was sent, and after a loss before the first item if the offer says that repeating is harmless
-(`idempotent`). A call that names its provider never moves.
-"""
+"""A call by name, URI or task: finds who offers it, asks the best, moves on where that is safe."""
 
 from __future__ import annotations
 
-import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import trio
 
-from modelnet_p2p.errors import Code, ModelnetError, NotFound, RemoteError
+from modelnet_p2p.errors import Code, RemoteError
 from modelnet_p2p.events import Call, Item, Result
-from modelnet_p2p.identity import PeerId
-from modelnet_p2p.names import ModelUri, check_task
-from modelnet_p2p.node.calls.client import CallClient, Ongoing, Progress
+from modelnet_p2p.node.calls.client import DEADLINE_GRACE, CallClient, Ongoing, told_us
+from modelnet_p2p.node.calls.compacting import compacted
+from modelnet_p2p.node.calls.target import Target, one_owner
+from modelnet_p2p.node.calls.tries import Tries, search_too_long
 from modelnet_p2p.node.serving.backends.contract import MAX_BODY_BYTES
 from modelnet_p2p.node.serving.policy.ranking import Experience, draw, rank
 from modelnet_p2p.offers import Offer
 from modelnet_p2p.payload import Value
 from modelnet_p2p.query import Query
 
-log = logging.getLogger(__name__)
-
-TASK_SCHEME = "task:"
-MAX_ATTEMPTS = 5  # providers asked for one call; were all of these dead, the sixth is no better bet
 FOUND_SECONDS = 2.0  # how long a search is good for calls: as long as a sign of life is believed
 MAX_FOUND = 256  # searches remembered
 MAX_KNOWN_PROVIDERS = 1024  # whose past behaviour is remembered
 # of an answer in items that is collected into one list: a provider that never ends must not fill our memory
 MAX_COLLECTED_BYTES = MAX_BODY_BYTES
 MAX_COLLECTED_ITEMS = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """What is to be called: a query, and whether the call may move between providers."""
-
-    query: Query
-    text: str
-    pinned: bool
-
-    @classmethod
-    def parse(cls, text: str, network: str, provider: PeerId | None = None) -> Target:
-        """A model name, a `modelnet:` URI or `task:TASK`; raises LocalError (bad-input)."""
-        if text.startswith(TASK_SCHEME):
-            task = check_task(text.removeprefix(TASK_SCHEME))
-            return cls(Query(network=network, task=task, provider=provider), text, provider is not None)
-        uri = ModelUri.parse(text)
-        provider = provider or uri.provider
-        return cls(replace(Query.of_uri(uri, network), provider=provider), text, provider is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +41,7 @@ class Outcome:
     total_ms: float
     queue_ms: float
     model_ms: float
-    trace: tuple[dict[str, object], ...]  # a map per hop: provider, digest, bytes_in, bytes_out, ms
+    trace: tuple[dict[str, object], ...]  # a map per hop: provider, digest, bytes_in, bytes_out, ms, wire
 
 
 class Running:
@@ -90,6 +62,11 @@ class Running:
         """Bytes of the answer so far."""
         return self._ongoing.bytes_in
 
+    @property
+    def bytes_held(self) -> int:
+        """What the answer so far takes here."""
+        return self._ongoing.bytes_held
+
     def __aiter__(self) -> Running:
         return self
 
@@ -101,34 +78,40 @@ class Running:
         self._first = None
         if isinstance(event, Item):
             return event.value
-        self.outcome = self._end(event)
+        self.outcome = outcome_of(self.offer, self.attempts, event, event.value, self.bytes_in, self._started)
         raise StopAsyncIteration
 
-    def _end(self, result: Result) -> Outcome:
-        hops = list(result.trace)
-        if hops and hops[-1].provider == self.offer.provider:
-            # it wrote its hop before it knew how long its result would be; what came is what it sent
-            hops[-1] = replace(hops[-1], bytes_out=self.bytes_in)
-        return Outcome(
-            output=result.value,
-            model=self.offer.model,
-            digest=result.digest,
-            provider=self.offer.provider,
-            attempts=self.attempts,
-            total_ms=(trio.current_time() - self._started) * 1e3,
-            queue_ms=result.queue_us / 1e3,
-            model_ms=result.model_us / 1e3,
-            trace=tuple(
-                {
-                    "provider": hop.provider,
-                    "digest": hop.digest,
-                    "bytes_in": hop.bytes_in,
-                    "bytes_out": hop.bytes_out,
-                    "ms": hop.us / 1e3,
-                }
-                for hop in hops
-            ),
-        )
+
+def outcome_of(
+    offer: Offer, attempts: int, result: Result, output: Value, bytes_in: int, started: float
+) -> Outcome:
+    """How a call of `offer`, begun at `started` (trio time), ended with a result of `bytes_in` bytes."""
+    provider = offer.provider
+    trace: list[dict[str, object]] = [
+        {
+            "provider": hop.provider,
+            "digest": hop.digest,
+            "bytes_in": hop.bytes_in,
+            "bytes_out": hop.bytes_out,
+            "ms": hop.us / 1e3,
+            "wire": hop.wire,
+        }
+        for hop in result.trace
+    ]
+    if trace and trace[-1]["provider"] == provider:
+        # it wrote its hop before it knew how long its result would be; what came is what it sent
+        trace[-1]["bytes_out"] = bytes_in
+    return Outcome(
+        output=output,
+        model=offer.model,
+        digest=result.digest,
+        provider=provider,
+        attempts=attempts,
+        total_ms=(trio.current_time() - started) * 1e3,
+        queue_ms=result.queue_us / 1e3,
+        model_ms=result.model_us / 1e3,
+        trace=tuple(trace),
+    )
 
 
 class Memory:
@@ -157,6 +140,7 @@ class Memory:
 
 
 Search = Callable[[Query], Awaitable[Sequence[Offer]]]
+OnItem = Callable[[Value], Awaitable[None]]
 
 
 class Router:
@@ -177,66 +161,93 @@ class Router:
         params: Mapping[str, Value],
         timeout: float,
         method: str = "invoke",
+        wire: str = "",
     ) -> AsyncIterator[Running]:
         """Yield the call once a provider has begun to answer; leaving early cancels it there.
+
+        With a `wire` (see payload.WIRES) large float tensors travel in that form, both ways.
 
         All of it, the search too, ends within `timeout` seconds. Raises NotFound, RemoteError (the last
         provider's, or deadline), LocalError (bad-input).
         """
         started = trio.current_time()
         until = started + timeout
+        if wire:
+            value, _ = await compacted(value, wire, strict=True)
         key = self._rng.randbytes(16).hex()
-        at = f" at peer {target.query.provider}" if target.query.provider else ""
-        last: ModelnetError = NotFound(  # also if the only one to be found says that it does so no more
-            f"nobody alive offers {target.text!r}{at}",
-            hint="modelnet-peer find --task TASK lists who offers what",
-        )
-        offers = self._recall(target.query)
-        fresh = offers is None
-        asked: set[str] = set()
-        for attempt in range(1, MAX_ATTEMPTS + 1):
-            if offers is None:
-                offers = await self._find(target, until)
-            offer = next_candidate(target, offers, asked)
-            if offer is None or (attempt > 1 and trio.current_time() >= until):
-                break
-            asked.add(offer.provider)
-            call = Call(target=offer.uri, value=value, method=method, params=params, key=key)
-            progress = Progress()
-            yielded = False
+        tries = Tries(self, target, until)
+        while (offer := await tries.next()) is not None:
+            call = Call(target=offer.uri, value=value, method=method, params=params, key=key, wire=wire)
+            running = None
             try:
-                provider = PeerId.parse(offer.provider)
-                left = until - trio.current_time()
-                async with self._client.open(provider, offer.addrs, call, left, progress) as ongoing:
-                    first = await ongoing.receive()
-                    running = Running(offer, attempt, ongoing, first, started)
-                    yielded = True
+                provider, left = offer.record.provider, until - trio.current_time()
+                async with self._client.open(provider, offer.addrs, call, left, tries.progress) as ongoing:
+                    running = Running(offer, tries.number, ongoing, await ongoing.receive(), started)
                     yield running
                 if running.outcome is not None:
                     self._memory.of(offer).succeeded(running.outcome.total_ms)
                 return
             except RemoteError as error:
-                if error.peer == offer.provider:  # and not out of the caller's own block
-                    self._note(offer, error)
-                self._found.pop(target.query, None)
-                if yielded or not may_move(error, progress, offer):
+                if not tries.go_on(offer, error, begun=running is not None):
                     raise
-                log.info("%s did not answer %s: %s", offer.provider[-8:], target.text, error.message)
-                last = last if error.code is Code.NOT_FOUND else error
-                if not fresh:  # what was remembered disappoints: seek anew, also where this provider is now
-                    fresh, offers = True, None
-                    if not progress.sent:
-                        asked.discard(offer.provider)
-        raise last
+        raise tries.last
 
-    def _recall(self, query: Query) -> Sequence[Offer] | None:
+    async def call(
+        self,
+        target: Target,
+        value: Value,
+        params: Mapping[str, Value],
+        timeout: float,
+        on_item: OnItem | None = None,
+        wire: str = "",
+    ) -> Outcome:
+        """The call as a whole. Items go to `on_item`; without it a streamed answer is their list.
+
+        Raises as `open` does, and RemoteError (deadline) when `on_item` takes longer than there is time.
+        """
+        started = trio.current_time()
+        until = started + timeout
+        tries = Tries(self, target, until)
+        with trio.CancelScope(deadline=until + DEADLINE_GRACE) as scope:
+            if wire:
+                value, _ = await compacted(value, wire, strict=True)
+            key = self._rng.randbytes(16).hex()
+            while (offer := await tries.next()) is not None:
+                call = Call(
+                    target=offer.uri,
+                    value=value,
+                    params=params,
+                    deadline_us=told_us(until - trio.current_time()),
+                    key=key,
+                    wire=wire,
+                )
+                ongoing = None
+                try:
+                    ongoing = await self._client.begin(
+                        offer.record.provider, offer.addrs, call, until, tries.progress
+                    )
+                    output, result = await _collected(offer, ongoing, on_item)
+                    outcome = outcome_of(offer, tries.number, result, output, ongoing.bytes_in, started)
+                    self._memory.of(offer).succeeded(outcome.total_ms)
+                    return outcome
+                except RemoteError as error:
+                    if not tries.go_on(offer, error, begun=tries.progress.items > 0):
+                        raise
+                finally:
+                    if ongoing is not None:
+                        await self._client.leave(ongoing)
+        if scope.cancelled_caught:
+            raise tries.too_late(timeout)
+        raise tries.last
+
+    def recall(self, query: Query) -> Sequence[Offer] | None:
         """What the last search for the same found, if that is not long ago."""
         at, offers = self._found.get(query, (float("-inf"), None))
         return (
             None if offers is None or trio.current_time() - at > FOUND_SECONDS else self._memory.draw(offers)
         )
 
-    async def _find(self, target: Target, until: float) -> Sequence[Offer]:
+    async def find(self, target: Target, until: float) -> Sequence[Offer]:
         """One owner's offers in the order in which to ask them; raises NotFound (ambiguous), RemoteError."""
         with trio.move_on_at(until):
             offers = one_owner(target, await self._search(target.query))
@@ -245,53 +256,27 @@ class Router:
             if offers:
                 self._found[target.query] = trio.current_time(), offers
             return self._memory.draw(offers)
-        raise RemoteError(
-            Code.DEADLINE,
-            f"the search for {target.text!r} took longer than the call's time",
-            hint="a longer timeout",
-        )
+        raise search_too_long(target)
 
-    async def call(
-        self,
-        target: Target,
-        value: Value,
-        params: Mapping[str, Value],
-        timeout: float,
-        on_item: Callable[[Value], Awaitable[None]] | None = None,
-    ) -> Outcome:
-        """The call as a whole. Items go to `on_item`; without it a streamed answer is their list."""
-        items: list[Value] = []
-        async with self.open(target, value, params, timeout) as running:
-            async for item in running:
-                if on_item is not None:
-                    await on_item(item)
-                    continue
-                items.append(item)
-                if len(items) > MAX_COLLECTED_ITEMS or running.bytes_in > MAX_COLLECTED_BYTES:
-                    raise _too_long(running.offer)
-        assert running.outcome is not None
-        empty = on_item is None and running.outcome.output is None and "items" in running.offer.record.gives
-        return replace(running.outcome, output=items) if items or empty else running.outcome
-
-    def _note(self, offer: Offer, error: RemoteError) -> None:
-        if error.code in (Code.UNREACHABLE, Code.DEADLINE, Code.BUSY):
+    def note(self, target: Target, offer: Offer, error: RemoteError) -> None:
+        """What went wrong with a call of this offer, to be remembered."""
+        self._found.pop(target.query, None)
+        if error.peer == offer.provider and error.code in (Code.UNREACHABLE, Code.DEADLINE, Code.BUSY):
             self._memory.of(offer).failed(trio.current_time())
 
 
-def next_candidate(target: Target, offers: Sequence[Offer], asked: Collection[str]) -> Offer | None:
-    """The first offer of a provider that was not asked yet; a call that names its provider has but one."""
-    if target.pinned and asked:
-        return None
-    return next((offer for offer in offers if offer.provider not in asked), None)
-
-
-def may_move(error: RemoteError, progress: Progress, offer: Offer) -> bool:
-    """Whether another provider may be asked after this failure without doing the work twice."""
-    if error.code in (Code.BUSY, Code.NOT_FOUND):  # refused, or no longer served there: it has not begun
-        return True
-    if not progress.sent:  # nothing can have run there
-        return True
-    return error.code is Code.UNREACHABLE and progress.items == 0 and offer.record.idempotent
+async def _collected(offer: Offer, ongoing: Ongoing, on_item: OnItem | None) -> tuple[Value, Result]:
+    """The output of a call, and its result, once that has come."""
+    items: list[Value] = []
+    while isinstance(event := await ongoing.receive(), Item):
+        if on_item is not None:
+            await on_item(event.value)
+            continue
+        items.append(event.value)
+        if len(items) > MAX_COLLECTED_ITEMS or ongoing.bytes_held > MAX_COLLECTED_BYTES:
+            raise _too_long(offer)
+    empty = on_item is None and event.value is None and "items" in offer.record.gives
+    return items if items or empty else event.value, event
 
 
 def _too_long(offer: Offer) -> RemoteError:
@@ -301,19 +286,3 @@ def _too_long(offer: Offer) -> RemoteError:
         peer=offer.provider,
         hint="take the items one by one: peer.stream(…), modelnet-peer invoke --stream",
     )
-
-
-def one_owner(target: Target, offers: Sequence[Offer]) -> Sequence[Offer]:
-    """Those offers, if they are all of one owner's model; NotFound (ambiguous) if a name has several.
-
-    A task asks for any model, so there owners may differ.
-    """
-    owners = {offer.owner for offer in offers}
-    if target.query.model is not None and len(owners) > 1:
-        listed = ", ".join(sorted(owners))
-        raise NotFound(
-            f"{target.text!r} is claimed by {len(owners)} owners: {listed}",
-            code=Code.AMBIGUOUS,
-            hint=f"modelnet-peer invoke 'modelnet:{target.query.model}?owner={min(owners)}' …",
-        )
-    return offers

@@ -9,6 +9,7 @@ kept for a while, and not at all when there are too many.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 import trio
 
@@ -22,7 +23,7 @@ from modelnet_p2p.node.calls.budget import Budget
 from modelnet_p2p.node.calls.pipe import EventPipe
 from modelnet_p2p.node.serving.backends.contract import METHODS, unknown_method
 from modelnet_p2p.node.serving.models import Models, Served
-from modelnet_p2p.node.transport.contract import Stream
+from modelnet_p2p.node.transport.contract import Stream, StreamReset
 from modelnet_p2p.payload import Value
 from modelnet_p2p.tuning import Tuning
 
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 PING = "ping"
 MAX_CALL_SECONDS = 3600.0  # a slot is not held longer than this, whatever deadline a caller names
 MAX_STREAMS = 4096  # of all callers together; 16 KiB of scratch each are 64 MiB
+IDLE_SLACK = 1 / 64  # of that wait: how much longer it may last
 IDLE_FACTOR = 2.0  # of `tuning.idle_stream`: callers of ours let go first, so no call meets a closing door
 
 
@@ -59,7 +61,7 @@ class CallServer:
             log.info("call stream of %s refused: all %d are busy", stream.peer.short, self._max_streams)
             await stream.reset()
             return
-        pipe = EventPipe(stream, Role.ANSWERER, self._tuning, self._budget)
+        pipe = EventPipe(stream, Role.ANSWERER, self._tuning, self._budget, self._place)
         session = _Session(pipe, self, self._tuning.idle_stream * IDLE_FACTOR)
         self._sessions[session] = None
         try:
@@ -111,6 +113,8 @@ class CallServer:
         if len(call.trace) >= MAX_HOPS:  # before the work: its result could not be sent
             raise LocalError(Code.BAD_INPUT, f"the call has been through {len(call.trace)} peers already")
         served = self._resolve(call.target)
+        if served.waits:
+            pipe.take_time()
 
         async def emit(value: Value) -> None:
             await pipe.send(Item(value))
@@ -121,7 +125,7 @@ class CallServer:
         answer = await served.run(call.method, call.value, call.params, emit, deadline, caller)
         digest = digest_text(served.description.digest) if served.description.digest else None
         took_us = int((trio.current_time() - started) * 1e6)
-        hop = Hop(self._me.text, digest, pipe.exchange.bytes_in, pipe.exchange.bytes_out, took_us)
+        hop = Hop(self._me.text, digest, pipe.exchange.bytes_in, pipe.exchange.bytes_out, took_us, call.wire)
         return Result(
             value=answer.value,
             digest=digest,
@@ -130,6 +134,14 @@ class CallServer:
             model_us=answer.model_us,
             trace=(*call.trace, hop),
         )
+
+    def _place(self, size: int, fields: Mapping[str, object]) -> memoryview | None:
+        """Where the model that is called would like to have its input."""
+        target = fields.get("target")
+        try:
+            return self._resolve(target).allocate(size) if isinstance(target, str) else None
+        except LocalError:  # it gets its fault when all of the call has arrived
+            return None
 
     def _timeout(self, call: Call) -> float:
         asked = self._tuning.call_timeout if call.deadline_us is None else call.deadline_us / 1e6
@@ -156,10 +168,11 @@ class CallServer:
 
 
 class _Session:
-    """One stream's calls, one after the other, and the watch over its caller.
+    """One stream's calls, one after the other, in one task.
 
-    Between two calls nothing of the last one is held: its input and its answer may be large, and the
-    stream may wait for long. So each step is a method of its own, whose variables end with it.
+    While a call runs nothing is read: that its caller has left is told by the stream itself, at once, and
+    cancels the work. Between two calls nothing of the last one is held: its input and its answer may be
+    large, and the stream may wait for long. So each step is a method of its own, whose variables end with it.
     """
 
     def __init__(self, pipe: EventPipe, server: CallServer, idle_seconds: float) -> None:
@@ -167,11 +180,10 @@ class _Session:
         self._server = server
         self._idle_seconds = idle_seconds
         self._error: ModelnetError | None = None
-        self._both = trio.CancelScope()
-        # one call may arrive while the last one's result is still going out; more would be a flood.
-        # Beside each is how many bytes of the budget it holds.
-        self._inbox, self._calls = trio.open_memory_channel[tuple[Call, int]](1)
+        self._scope = trio.CancelScope()
         self._waiting = False
+        self._running = False
+        self._left = False  # the caller has: nobody waits for an answer
 
     @property
     def idle(self) -> bool:
@@ -179,13 +191,19 @@ class _Session:
         return self._waiting and not self._pipe.exchange.in_frame
 
     async def run(self) -> ModelnetError | None:
-        """Both tasks, until the caller ends the stream in order, or until what is returned ended it."""
-        with self._both:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._read)
+        """Until the caller ends the stream in order, or until what is returned ended it."""
+        self._pipe.idle = self._scope
+        self._pipe.stream.on_broken(self._on_broken)
+        try:
+            with self._scope:
                 while await self._serve_one():
                     self._server.on_idle(self)
-                nursery.cancel_scope.cancel()
+        except ModelnetError as error:
+            self._error = self._error or error
+        finally:
+            self._pipe.stream.on_broken(None)
+        if self._scope.cancelled_caught and self._error is None:
+            self._error = LocalError(Code.DEADLINE, f"no call for {self._idle_seconds:g} s")
         return self._error
 
     def leave(self) -> None:
@@ -195,59 +213,55 @@ class _Session:
 
     def _end(self, error: ModelnetError) -> None:
         self._error = self._error or error
-        self._both.cancel()
+        self._scope.cancel()
 
-    async def _read(self) -> None:
-        """Read for as long as the caller sends; its loss cancels the work that is done for it."""
-        async with self._inbox:
-            try:
-                while await self._read_one():
-                    pass
-            except ModelnetError as error:
-                self._end(error)
-
-    async def _read_one(self) -> bool:
-        event = await self._pipe.receive()
-        if isinstance(event, Call):
-            await self._inbox.send((event, self._pipe.received))
-        elif event is not None:  # an item of a call that takes none: it is not kept
-            self._pipe.release(self._pipe.received)
-        return event is not None
+    def _on_broken(self) -> None:
+        self._left = True
+        if self._running:  # else whoever reads or sends is told
+            self._end(StreamReset(self._pipe.stream.peer, self._pipe.stream.protocol))
 
     async def _serve_one(self) -> bool:
         """Serve the next call; False when there will be none."""
-        arrived = await self._next_call()
-        if arrived is None:
+        call = await self._next_call()
+        if call is None:
             return False
-        call, size = arrived
-        end = await self._outcome(call)
-        try:
-            await self._send_end(end)
-        except ModelnetError as error:
-            self._error = self._error or error
-            return False
+        size = self._pipe.received
+        await self._send_end(await self._outcome(call))
         self._pipe.release(size)
         return True
 
-    async def _next_call(self) -> tuple[Call, int] | None:
-        while True:
-            self._waiting = True
-            try:
-                with trio.move_on_after(self._idle_seconds):
-                    return await self._calls.receive()
-            except trio.EndOfChannel:
-                return None
-            finally:
-                self._waiting = False
-            if not self._pipe.exchange.in_frame:  # a large call may take long to arrive
-                self._error = LocalError(Code.DEADLINE, f"no call for {self._idle_seconds:g} s")
-                return None
+    async def _next_call(self) -> Call | None:
+        pipe = self._pipe
+        self._bound_wait()
+        self._waiting = True
+        try:
+            while (event := await pipe.receive()) is not None:
+                if isinstance(event, Call):
+                    if pipe.exchange.in_frame and not event.open_input:
+                        raise pipe.exchange.refuse(Code.BAD_INPUT, "more came before the call was answered")
+                    return event
+                pipe.release(pipe.received)  # an item of a call that takes none: it is not kept
+        finally:
+            self._waiting = False
+        return None
+
+    def _bound_wait(self) -> None:
+        """Moving a deadline costs more than looking at it: it is moved when it is a little too early."""
+        until = trio.current_time() + self._idle_seconds
+        slack = self._idle_seconds * IDLE_SLACK
+        if not until <= self._scope.deadline <= until + slack:
+            self._scope.deadline = until + slack
 
     async def _outcome(self, call: Call) -> Result | Fault:
+        if self._left:
+            raise StreamReset(self._pipe.stream.peer, self._pipe.stream.protocol)
+        self._running = True
         try:
             return await self._server.run(call, self._pipe)
         except ModelnetError as error:
             return Fault.of(error)
+        finally:
+            self._running = False
 
     async def _send_end(self, end: Result | Fault) -> None:
         try:

@@ -1,4 +1,4 @@
-"""Models that come with the peer: `builtin:digits`, handwritten digits on numpy alone.
+"""The model that comes with the peer: `builtin:digits`, handwritten digits on numpy alone (and see echo).
 
 The weights, the listing of their hashes and the manifest that their owner sealed are package data;
 what is loaded must match the digest that the owner signed.
@@ -18,6 +18,7 @@ from modelnet_p2p.digest import BadArtifact, listing_of, metadata_of
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.serving.backends.contract import Backend, Description
 from modelnet_p2p.node.serving.backends.digits_net import CLASSES, EXITS, WHITE, DigitsNet, Floats
+from modelnet_p2p.node.serving.backends.echo import ECHO
 from modelnet_p2p.node.serving.policy.scarcity import is_scarce, no_more
 from modelnet_p2p.payload import Value
 from modelnet_p2p.records import BadRecord, Spec, open_manifest
@@ -43,7 +44,9 @@ class BuiltinBackend(Backend):
     async def load(self) -> None:
         if self.source.spec != DIGITS:
             raise LocalError(
-                Code.BAD_INPUT, f"no built-in model {self.source.spec[:80]!r}", hint=f"there is {DIGITS}"
+                Code.BAD_INPUT,
+                f"no built-in model {self.source.spec[:80]!r}",
+                hint=f"there are {DIGITS} and {ECHO}",
             )
         await self.offload(self._load)
 

@@ -182,6 +182,8 @@ _DECODERS: Mapping[str, Callable[[object], object]] = {
 class Backend(ABC):
     """One kind of model. The host calls `load` once, then `invoke` or `stream`, then `close`."""
 
+    waits = True  # False: `invoke` returns without waiting for anything, so nothing can interrupt it
+
     def __init__(self, source: Source, offload: Offload) -> None:
         self.source = source
         self.offload = offload

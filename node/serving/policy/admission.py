@@ -32,6 +32,7 @@ class Refused:
 
 
 Decision = Admitted | Queued | Refused
+ADMITTED = Admitted()
 
 
 class Admission:
@@ -55,6 +56,11 @@ class Admission:
         return len(self._callers)
 
     @property
+    def empty(self) -> bool:
+        """Whether no call is in."""
+        return not (self._running or self._callers)
+
+    @property
     def load(self) -> float:
         """0 (idle) to 1 (the next call of the busiest caller would be refused)."""
         return (self.in_flight + self.queued) / (self.slots + self.queue)
@@ -65,7 +71,7 @@ class Admission:
             raise ValueError(f"ticket {ticket} is already in")
         if len(self._running) < self.slots:
             self._running.add(ticket)
-            return Admitted()
+            return ADMITTED
         evicted: int | None = None
         if self.queued >= self.queue:
             greediest = max(self._waiting, key=lambda name: len(self._waiting[name]), default=caller)

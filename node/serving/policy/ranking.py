@@ -72,6 +72,8 @@ def draw(
     lately) two are drawn, and the better one leads. `choose(n)` draws an int below n.
     """
     order = list(ranked)
+    if len(order) <= 2:  # they are ranked
+        return order
 
     def standing(offer: Offer) -> tuple[State, bool]:
         seen = experience(offer)

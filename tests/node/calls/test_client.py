@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections import deque
+from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,11 +14,13 @@ import pytest
 import trio
 import trio.testing
 
-from modelnet_p2p.errors import Code, RemoteError
+from modelnet_p2p.errors import Code, NotFound, RemoteError
 from modelnet_p2p.events import Call, Fault, Item, Result
 from modelnet_p2p.frames import HEADER, Kind
-from modelnet_p2p.node.calls.client import Progress
-from modelnet_p2p.node.calls.router import may_move, next_candidate
+from modelnet_p2p.identity import KeyPair
+from modelnet_p2p.node.calls.client import MAX_IDLE_STREAMS, Progress
+from modelnet_p2p.node.calls.pipe import _take
+from modelnet_p2p.node.calls.tries import Tries, may_move, next_candidate
 from modelnet_p2p.node.transport.contract import Stream
 
 # Any: the fixture that opens a pair of peers, see conftest.py
@@ -197,6 +203,9 @@ async def test_a_peer_that_goes_while_its_idle_streams_are_closed(
         async def receive_into(self, buffer: memoryview) -> int:
             return await self._inner.receive_into(buffer)
 
+        def on_broken(self, callback: Any) -> None:
+            self._inner.on_broken(callback)
+
         async def finish(self) -> None:
             await self._inner.finish()
 
@@ -253,3 +262,104 @@ def test_when_a_call_may_move() -> None:
     assert not may_move(error(Code.UNREACHABLE), begun, safe)
     assert not may_move(error(Code.MODEL_ERROR), sent, safe)
     assert not may_move(error(Code.UNKNOWN_METHOD), sent, safe)
+
+
+async def test_as_many_streams_are_kept_as_callers_came_at_once(open_pair: OpenPair) -> None:
+    opened = 0
+
+    async def answers(line: Any) -> None:
+        nonlocal opened
+        opened += 1
+        while (call := await line.hear()) is not None:
+            await line.say(Result(call.value))
+
+    async with open_pair(answers) as pair:
+        for callers in (MAX_IDLE_STREAMS, MAX_IDLE_STREAMS, MAX_IDLE_STREAMS + 10):
+            async with trio.open_nursery() as nursery:
+                for _ in range(callers):
+                    nursery.start_soon(pair.ask, CALL)
+            await pair.client.close_idle()
+        assert opened == MAX_IDLE_STREAMS + 10
+        assert len(pair.client._idle[pair.bob.id]) == MAX_IDLE_STREAMS
+
+
+async def test_a_small_call_makes_one_cancel_scope(
+    open_pair: OpenPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def answers(line: Any) -> None:
+        while (call := await line.hear()) is not None:
+            await line.say(Result(call.value))
+
+    made = 0
+    real = trio.CancelScope
+
+    def counted(**options: Any) -> trio.CancelScope:
+        nonlocal made
+        made += 1
+        return real(**options)
+
+    async with open_pair(answers) as pair:
+        await pair.ask(CALL)
+        monkeypatch.setattr(trio, "CancelScope", counted)
+        await pair.ask(CALL)
+        assert made == 1
+
+
+def test_what_is_sent_is_cut_without_a_copy() -> None:
+    data = np.arange(1000, dtype=np.uint8).data
+    rest = deque([data[:10], data[10:900], data[900:]])
+    runs = []
+    while rest:
+        runs.append(_take(rest, 256))
+    assert [sum(map(len, run)) for run in runs] == [256, 256, 256, 232]
+    assert b"".join(part for run in runs for part in run) == bytes(data)
+    assert all(part.obj is data.obj for run in runs for part in run)
+
+
+class Diary:
+    """As much of a router as its tries look at: what was found, and what went wrong."""
+
+    def __init__(self, *found: Sequence[Any] | None) -> None:
+        self._found = list(found)
+        self.notes: list[tuple[str, Code]] = []
+
+    def recall(self, query: Any) -> Any:
+        return self._found.pop(0)
+
+    async def find(self, target: Any, until: float) -> Any:
+        return self._found.pop(0)
+
+    def note(self, target: Any, offer: Any, error: RemoteError) -> None:
+        self.notes.append((offer.provider, error.code))
+
+
+async def test_the_tries_of_one_call() -> None:
+    record = SimpleNamespace(idempotent=False, provider=KeyPair(hashlib.sha256(b"bob").digest()).id)
+    offers: list[Any] = [SimpleNamespace(provider=name, record=record) for name in ("anna", "ben", "cleo")]
+    target: Any = SimpleNamespace(pinned=False, query=SimpleNamespace(provider=None), text="m")
+    diary: Any = Diary(offers[:1], offers)  # what was remembered, and what a search finds
+    tries = Tries(diary, target, trio.current_time() + 60)
+    assert (await tries.next()) == offers[0]
+    unreachable = RemoteError(Code.UNREACHABLE, "gone")
+    assert tries.go_on(offers[0], unreachable, begun=False)
+    assert (await tries.next()) == offers[0]  # nothing was sent: it is asked again where it is now
+    tries.progress.sent = True
+    assert tries.go_on(offers[0], RemoteError(Code.BUSY, "full"), begun=False)
+    assert (await tries.next()) == offers[1]
+    assert tries.last.code is Code.BUSY
+    assert not tries.go_on(offers[1], RemoteError(Code.BUSY, "full"), begun=True)
+    late = tries.too_late(3)
+    assert (late.code, late.peer) == (Code.DEADLINE, record.provider.text)
+    busy = ("anna", Code.BUSY), ("ben", Code.BUSY)
+    assert diary.notes == [("anna", Code.UNREACHABLE), *busy, ("ben", Code.DEADLINE)]
+    assert tries.number == 3
+
+
+async def test_tries_that_find_nobody_say_so() -> None:
+    target: Any = SimpleNamespace(pinned=False, query=SimpleNamespace(provider="bob"), text="m")
+    diary: Any = Diary(None, [])
+    tries = Tries(diary, target, trio.current_time() + 60)
+    assert "search" in tries.too_late(3).message
+    assert await tries.next() is None
+    assert isinstance(tries.last, NotFound)
+    assert "at peer bob" in tries.last.message

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,10 +32,14 @@ class Bench:
     """A call server whose one model `m` is a function of the test's own; callers drive it by hand."""
 
     def __init__(self, nursery: trio.Nursery, run: Any, tuning: Any, line_of: Any, **bounds: Any) -> None:
-        served = SimpleNamespace(run=run, load=0.0, description=SimpleNamespace(digest=None))
+        description = SimpleNamespace(digest=None)
+        served = SimpleNamespace(
+            run=run, load=0.0, description=description, allocate=lambda size: None, waits=True
+        )
         models: Any = SimpleNamespace(
             get=lambda name, version="": served if name == "m" else None, all=lambda: {"m": served}
         )
+        self.served = served
         self.budget = Budget(BOB, bounds.pop("total", 64 * MIB), bounds.pop("per_peer", 32 * MIB))
         self.server = CallServer(BOB, models, tuning, self.budget, **bounds)
         self.ended = 0
@@ -245,10 +250,12 @@ async def test_ten_thousand_calls_at_once_end_that_stream_only(bench: Open) -> N
     desk = bench()
     flood, honest = desk.line(), desk.line(DAVE)
     frame = b"".join(flood.exchange.send(Call("m", 1)))
-    with pytest.raises(ModelnetError):
+    with suppress(ModelnetError):
         await flood.stream.send([frame * 10_000])
-        while await flood.hear() is not None:
-            pass
+    fault = await flood.hear()
+    assert isinstance(fault, Fault)
+    assert fault.code is Code.BAD_INPUT
+    assert await flood.hear() is None
     await honest.say(Call("m", 2))
     assert (await honest.hear()).value == 2
     assert desk.server.malformed == 1
@@ -270,7 +277,9 @@ async def test_frames_out_of_turn_are_answered_with_a_reason(bench: Open, event:
     assert desk.ended == 1
 
 
-async def test_a_rule_broken_while_an_item_goes_out_ends_in_order(bench: Open) -> None:
+async def test_a_rule_broken_while_an_item_goes_out_ends_in_order(
+    bench: Open, autojump_clock: trio.testing.MockClock
+) -> None:
     cancelled = trio.Event()
 
     async def endless(method: str, value: Any, params: Any, emit: Any, *_: Any) -> Answer:
@@ -309,3 +318,115 @@ async def test_a_caller_that_leaves_cancels_its_work(bench: Open) -> None:
         await getattr(line.stream, leave)()
         with trio.fail_after(5):
             await cancelled.wait()
+
+
+async def test_a_call_whose_caller_has_left_already_does_not_run(bench: Open) -> None:
+    async def never(*_: Any) -> Answer:
+        raise AssertionError("it ran")
+
+    desk = bench(never)
+    line = desk.line()
+    await line.say(Call("m", 1))
+    await line.stream.reset()  # before anybody else has had a turn
+    await trio.testing.wait_all_tasks_blocked()
+    assert (desk.ended, desk.server.streams, desk.server.malformed) == (1, 0, 0)
+
+
+async def test_a_stream_takes_one_task_however_many_calls_it_carries(bench: Open) -> None:
+    started = 0
+
+    class Count(trio.abc.Instrument):
+        def task_spawned(self, task: trio.lowlevel.Task) -> None:
+            nonlocal started
+            started += 1
+
+    desk = bench()
+    line = desk.line()
+    counting = Count()
+    trio.lowlevel.add_instrument(counting)
+    for number in range(10):
+        await line.say(Call("m", number))
+        assert (await line.hear()).value == number
+    trio.lowlevel.remove_instrument(counting)
+    assert started == 0  # its own was there before
+
+
+async def test_a_large_call_arrives_in_the_memory_that_its_model_names(bench: Open) -> None:
+    rooms: list[memoryview] = []
+    seen: list[Any] = []
+
+    async def look(method: str, value: Any, *_: Any) -> Answer:
+        seen.append(value)
+        return Answer(None, 0, 0)
+
+    def allocate(size: int) -> memoryview | None:
+        if len(rooms) == 2:
+            return None  # it has no more
+        rooms.append(memoryview(bytearray(size)))
+        return rooms[-1]
+
+    desk = bench(look)
+    desk.served.allocate = allocate
+    line = desk.line()
+    tensor = np.arange(MIB, dtype=np.float32)
+    for _ in range(3):
+        await line.say(Call("m", tensor))
+        assert isinstance(await line.hear(), Result)
+    assert all(np.array_equal(value, tensor) for value in seen)
+    shares = [[np.shares_memory(value, np.frombuffer(room, np.uint8)) for room in rooms] for value in seen]
+    assert shares == [[True, False], [False, True], [False, False]]
+    for target in (
+        "nobody/has-this",
+        "no name at all!",
+    ):  # and one that is not served costs its caller no more
+        await line.say(Call(target, tensor))
+        assert isinstance(await line.hear(), Fault)
+    assert len(rooms) == 2
+    assert desk.budget.taken == 0
+
+
+async def test_a_call_may_arrive_slower_than_a_stream_may_be_idle(
+    bench: Open, autojump_clock: trio.testing.MockClock
+) -> None:
+    line = bench().line()
+    await line.say(Call("m", 1))  # its end starts the wait
+    assert (await line.hear()).value == 1
+    frame = b"".join(line.exchange.send(Call("m", bytes(60_000))))
+    for at in range(0, len(frame), 1000):
+        await line.stream.send([frame[at : at + 1000]])
+        await trio.sleep(0.9)
+    assert len((await line.hear()).value) == 60_000
+    await trio.sleep(21)  # and then it is idle again
+    with pytest.raises(ModelnetError):
+        await line.hear()
+
+
+async def test_an_answer_may_be_read_slower_than_a_stream_may_be_idle(
+    bench: Open, autojump_clock: trio.testing.MockClock
+) -> None:
+    async def large(*_: Any) -> Answer:
+        return Answer(bytes(4 * MIB), 0, 0)
+
+    line = bench(large).line()
+    await line.say(Call("m", 1))
+    piece = memoryview(bytearray(128 << 10))
+    left = 4 * MIB
+    while left > 0:
+        left -= await line.stream.receive_into(piece)
+        await trio.sleep(1.0)
+    assert left <= 0
+
+
+async def test_each_call_puts_the_end_of_an_idle_stream_off(
+    bench: Open, autojump_clock: trio.testing.MockClock
+) -> None:
+    desk = bench()
+    line = desk.line()
+    for number in range(20):
+        await line.say(Call("m", number))
+        assert (await line.hear()).value == number
+        await trio.sleep(0.1 if number % 2 else 19)  # moved by little, and by much
+    await trio.sleep(19)
+    assert desk.server.streams == 1
+    await trio.sleep(2)
+    assert desk.server.streams == 0

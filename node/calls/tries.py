@@ -1,0 +1,119 @@
+"""The providers that are asked for one call, one after the other, and when it may move on.
+
+At most once per provider. Another one is asked after `busy`, after `unreachable` before the call was sent,
+and after a loss before the first item if the offer says that repeating is harmless (`idempotent`). One that
+could not be reached where it was remembered is asked again where it is found now. A call that names its
+provider never moves.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Sequence
+from typing import Protocol
+
+import trio
+
+from modelnet_p2p.errors import Code, ModelnetError, NotFound, RemoteError
+from modelnet_p2p.node.calls.client import Progress, no_answer
+from modelnet_p2p.node.calls.target import Target
+from modelnet_p2p.offers import Offer
+from modelnet_p2p.query import Query
+
+log = logging.getLogger(__name__)
+
+MAX_ATTEMPTS = 5  # providers asked for one call; were all of these dead, the sixth is no better bet
+
+
+class Finds(Protocol):
+    """Where offers come from, and where it is noted what became of them."""
+
+    def recall(self, query: Query) -> Sequence[Offer] | None: ...
+
+    async def find(self, target: Target, until: float) -> Sequence[Offer]: ...
+
+    def note(self, target: Target, offer: Offer, error: RemoteError) -> None: ...
+
+
+class Tries:
+    """The offers that are asked for one call, one after the other."""
+
+    def __init__(self, finds: Finds, target: Target, until: float) -> None:
+        self.number = 0  # of providers asked
+        self.progress = Progress()  # with the last one
+        self._last: RemoteError | None = None
+        self._finds = finds
+        self._target = target
+        self._until = until
+        self._offers = finds.recall(target.query)
+        self._fresh = self._offers is None
+        self._asked: set[str] = set()
+        self._asking: Offer | None = None
+
+    @property
+    def last(self) -> ModelnetError:
+        """Why nobody answered."""
+        if self._last is not None:
+            return self._last
+        query = self._target.query  # also if the only one to be found says that it does so no more
+        at = f" at peer {query.provider}" if query.provider else ""
+        hint = "modelnet-peer find --task TASK lists who offers what"
+        return NotFound(f"nobody alive offers {self._target.text!r}{at}", hint=hint)
+
+    async def next(self) -> Offer | None:
+        """Whom to ask now; None: there is nobody else, or no time, and `last` says why."""
+        self._asking = None
+        if self.number >= MAX_ATTEMPTS:
+            return None
+        if self._offers is None:
+            self._offers = await self._finds.find(self._target, self._until)
+        offer = next_candidate(self._target, self._offers, self._asked)
+        if offer is None or (self.number and trio.current_time() >= self._until):
+            return None
+        self.number += 1
+        self._asked.add(offer.provider)
+        self.progress = Progress()
+        self._asking = offer
+        return offer
+
+    def go_on(self, offer: Offer, error: RemoteError, *, begun: bool) -> bool:
+        """The call of `offer` failed; whether the next one may be asked."""
+        self._finds.note(self._target, offer, error)
+        if begun or not may_move(error, self.progress, offer):
+            return False
+        log.info("%s did not answer %s: %s", offer.provider[-8:], self._target.text, error.message)
+        self._last = self._last if error.code is Code.NOT_FOUND else error
+        if not self._fresh:  # what was remembered disappoints: seek anew, also where this provider is now
+            self._fresh, self._offers = True, None
+            if not self.progress.sent:
+                self._asked.discard(offer.provider)
+        return True
+
+    def too_late(self, timeout: float) -> RemoteError:
+        """The call's time was over, whatever it was at."""
+        if self._asking is None:
+            return search_too_long(self._target)
+        error = no_answer(self._asking.record.provider, timeout)
+        self._finds.note(self._target, self._asking, error)
+        return error
+
+
+def next_candidate(target: Target, offers: Sequence[Offer], asked: Collection[str]) -> Offer | None:
+    """The first offer of a provider that was not asked yet; a call that names its provider has but one."""
+    if target.pinned and asked:
+        return None
+    return next((offer for offer in offers if offer.provider not in asked), None)
+
+
+def may_move(error: RemoteError, progress: Progress, offer: Offer) -> bool:
+    """Whether another provider may be asked after this failure without doing the work twice."""
+    if error.code in (Code.BUSY, Code.NOT_FOUND):  # refused, or no longer served there: it has not begun
+        return True
+    if not progress.sent:  # nothing can have run there
+        return True
+    return error.code is Code.UNREACHABLE and progress.items == 0 and offer.record.idempotent
+
+
+def search_too_long(target: Target) -> RemoteError:
+    words = f"the search for {target.text!r} took longer than the call's time"
+    return RemoteError(Code.DEADLINE, words, hint="a longer timeout")
