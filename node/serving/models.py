@@ -27,9 +27,11 @@ from modelnet_p2p.node.serving.backends.contract import (
     run_method,
     unknown_method,
 )
-from modelnet_p2p.node.serving.policy.admission import Admission, Admitted, Queued, Refused
+from modelnet_p2p.node.serving.backends.echo import EchoBackend
+from modelnet_p2p.node.serving.policy.admission import Admission, Queued, Refused
 from modelnet_p2p.node.serving.policy.safety import check_safe
 from modelnet_p2p.node.serving.policy.scarcity import no_more
+from modelnet_p2p.node.serving.regions import Quota
 from modelnet_p2p.node.serving.worker import open_worker
 from modelnet_p2p.payload import Value
 from modelnet_p2p.tuning import Tuning
@@ -56,11 +58,16 @@ class Runner(Protocol):
     """What runs a model's calls."""
 
     @property
+    def waits(self) -> bool: ...
+
+    @property
     def pid(self) -> int | None: ...
 
     async def describe(self) -> Description: ...
 
     async def call(self, method: str, value: Value, params: Mapping[str, Value], emit: Emit) -> Value: ...
+
+    def allocate(self, size: int) -> memoryview | None: ...
 
 
 class InProcess:
@@ -68,6 +75,7 @@ class InProcess:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
+        self.waits = backend.waits
 
     pid = None  # none of its own
 
@@ -79,11 +87,26 @@ class InProcess:
         return self._backend.describe()
 
     async def call(self, method: str, value: Value, params: Mapping[str, Value], emit: Emit) -> Value:
+        if method == "invoke" and not self.waits:  # a few lines of ours: nothing to guard
+            return await self._backend.invoke(value, params)
         return await run_method(self._backend, False, method, value, params, emit)
+
+    def allocate(self, size: int) -> memoryview | None:
+        return None  # the peer's own memory is as good as any
 
 
 async def in_thread(step: Callable[[], T]) -> T:
     return await trio.to_thread.run_sync(step)
+
+
+class _Turn:
+    """A call's place in the queue."""
+
+    __slots__ = ("come", "evicted")
+
+    def __init__(self) -> None:
+        self.come = trio.Event()
+        self.evicted = False  # another caller has its place: it never runs
 
 
 class Served:
@@ -92,12 +115,14 @@ class Served:
     def __init__(self, source: Source, description: Description, runner: Runner) -> None:
         self.source = source
         self.description = description
+        self.waits = (
+            runner.waits
+        )  # a call of it may take time: it needs a deadline, and a watch on its caller
         self._runner = runner
         self._admission = Admission(description.slots)
         self._tickets = count()
-        self._turns: dict[int, trio.Event] = {}
-        self._idle = trio.Event()
-        self._idle.set()
+        self._turns: dict[int, _Turn] = {}  # of the calls that wait
+        self._emptied: trio.Event | None = None  # once somebody waits for that
         self._calls = 0
         self._faults = 0
 
@@ -110,6 +135,10 @@ class Served:
     def pid(self) -> int | None:
         """Of the model's worker process; None between two lives of it, and for a built-in model."""
         return self._runner.pid
+
+    def allocate(self, size: int) -> memoryview | None:
+        """Where the model would like to have `size` bytes of a call that is on its way; None: anywhere."""
+        return self._runner.allocate(size)
 
     def stats(self) -> dict[str, int]:
         """Calls now running and waiting; all that ever came, and those of them that ended in a fault."""
@@ -138,12 +167,27 @@ class Served:
         try:
             if method not in METHODS:
                 raise unknown_method(method)
-            arrived, admitted = trio.current_time(), None
-            with trio.CancelScope(deadline=deadline) as scope:
-                async with self._slot(caller):
+            ticket, arrived = next(self._tickets), trio.current_time()
+            turn = self._enter(ticket, caller)
+            if turn is None and not self.waits:
+                try:
+                    output = await self._runner.call(method, value, params, emit)
+                finally:
+                    self._leave(ticket)
+                return Answer(output, 0, round((trio.current_time() - arrived) * 1e6))
+            admitted = None
+            try:
+                with trio.CancelScope(deadline=deadline) as scope:
+                    if turn is not None:
+                        await turn.come.wait()
+                        if turn.evicted:
+                            raise self._busy()
                     admitted = trio.current_time()
                     output = await self._runner.call(method, value, params, emit)
                 ended = trio.current_time()
+            finally:
+                if turn is None or not turn.evicted:
+                    self._leave(ticket)
             if scope.cancelled_caught:
                 waited = "waiting for its turn" if admitted is None else "running"
                 raise LocalError(
@@ -157,33 +201,27 @@ class Served:
             self._faults += 1
             raise
 
-    @asynccontextmanager
-    async def _slot(self, caller: str) -> AsyncIterator[None]:
-        ticket = next(self._tickets)
+    def _enter(self, ticket: int, caller: str) -> _Turn | None:
+        """None: the call may run now; else when its turn comes. Raises LocalError (busy)."""
         match self._admission.enter(ticket, caller):
             case Refused():
                 raise self._busy()
-            case Admitted():
-                turn = self._turns[ticket] = trio.Event()
-                turn.set()
             case Queued(evicted):
-                turn = self._turns[ticket] = trio.Event()
                 if evicted is not None:
-                    self._turns.pop(evicted).set()  # out: it finds its turn gone
-        if self._idle.is_set():
-            self._idle = trio.Event()
-        try:
-            await turn.wait()
-            if ticket not in self._turns:
-                raise self._busy()
-            yield
-        finally:
-            if self._turns.pop(ticket, None) is not None:
-                following = self._admission.leave(ticket)
-                if following is not None:
-                    self._turns[following].set()
-            if not self._turns:
-                self._idle.set()
+                    out = self._turns.pop(evicted)
+                    out.evicted = True
+                    out.come.set()
+                turn = self._turns[ticket] = _Turn()
+                return turn
+        return None
+
+    def _leave(self, ticket: int) -> None:
+        self._turns.pop(ticket, None)  # one that gave up waiting
+        following = self._admission.leave(ticket)
+        if following is not None:
+            self._turns.pop(following).come.set()
+        if self._emptied is not None and self._admission.empty:
+            self._emptied.set()
 
     def _busy(self) -> LocalError:
         return LocalError(
@@ -195,7 +233,10 @@ class Served:
 
     async def idle(self) -> None:
         """Returns when no call runs or waits."""
-        await self._idle.wait()
+        while not self._admission.empty:
+            if self._emptied is None or self._emptied.is_set():
+                self._emptied = trio.Event()
+            await self._emptied.wait()
 
 
 @dataclass(slots=True)
@@ -218,6 +259,7 @@ class Models:
         self._tuning = tuning
         self._nursery = nursery
         self._entries: dict[str, _Entry] = {}
+        self.shared = Quota()  # memory shared with all workers
 
     async def add(self, source: Source) -> Served:
         """Load and describe a model, then serve it; raises LocalError that names the file or module."""
@@ -253,7 +295,7 @@ class Models:
     async def rehearse(self, source: Source) -> Description:
         """What `add` would find; the model is loaded and let go again, and serves nobody."""
         check_safe(source.spec)
-        async with _open_runner(source, self._tuning) as runner:
+        async with _open_runner(source, self._tuning, self.shared) as runner:
             return _named(await runner.describe(), source)
 
     async def remove(self, name: str) -> bool:
@@ -275,7 +317,7 @@ class Models:
     async def _host(self, source: Source, task_status: _Starting) -> None:
         """Holds a model's runner for as long as the model is wanted. Errors go back as values: an
         exception would end every other model, too."""
-        async with _open_runner(source, self._tuning) as runner:
+        async with _open_runner(source, self._tuning, self.shared) as runner:
             try:
                 served = Served(source, _named(await runner.describe(), source), runner)
             except ModelnetError as error:
@@ -289,11 +331,13 @@ class Models:
 
 
 @asynccontextmanager
-async def _open_runner(source: Source, tuning: Tuning) -> AsyncIterator[Runner]:
-    if BuiltinBackend.claims(source.spec):
+async def _open_runner(source: Source, tuning: Tuning, shared: Quota) -> AsyncIterator[Runner]:
+    if EchoBackend.claims(source.spec):
+        yield InProcess(EchoBackend(source, in_thread))
+    elif BuiltinBackend.claims(source.spec):
         yield InProcess(BuiltinBackend(source, in_thread))
     else:
-        async with open_worker(source, tuning) as worker:
+        async with open_worker(source, tuning, shared) as worker:
             yield worker
 
 

@@ -11,15 +11,20 @@ import os
 import signal
 import subprocess
 import sys
-from array import array
+from dataclasses import replace
 
 import trio
 
 from modelnet_p2p.errors import Code, LocalError
-from modelnet_p2p.exchange import Call, Event, Exchange, Fault, Item, RemoteProtocolError, Result, Role
-from modelnet_p2p.node.serving.backends.contract import MAX_BODY_BYTES, Emit, Source
+from modelnet_p2p.exchange import Call, Fault, Item, RemoteProtocolError, Result
+from modelnet_p2p.node.serving.backends.contract import Emit, Source
+from modelnet_p2p.node.serving.policy.notes import BadNote, Note, NoteKind
 from modelnet_p2p.node.serving.policy.scarcity import is_scarce, no_more
+from modelnet_p2p.node.serving.regions import Quota
+from modelnet_p2p.node.serving.sharing import Shares, Sharing
+from modelnet_p2p.node.serving.worker_link import Control, WorkerStream, socket_pair
 from modelnet_p2p.payload import Value
+from modelnet_p2p.tree import BadPayload
 
 log = logging.getLogger(__name__)
 
@@ -28,57 +33,14 @@ EXIT_SECONDS = 1.0  # from the end of a dying process's sockets to its death: at
 DEATH_TIMEOUT = 2.0  # from the end of a stream to the exit status of the process behind it
 
 
-def socket_pair(spec: str) -> tuple[trio.socket.SocketType, trio.socket.SocketType]:
-    """Raises LocalError (busy) when this machine has no descriptors left."""
-    try:
-        return trio.socket.socketpair()
-    except OSError as error:
-        raise no_more(f"cannot connect to a worker of {spec}", error) from error
-
-
-class WorkerStream:
-    """An `Exchange` with the worker on one socket."""
-
-    def __init__(self, sock: trio.socket.SocketType) -> None:
-        self._sock = sock
-        self._exchange = Exchange(Role.CALLER, max_body=MAX_BODY_BYTES)
-
-    async def send(self, event: Event) -> None:
-        for buffer in self._exchange.send(event):
-            rest = memoryview(buffer)
-            while rest:
-                rest = rest[await self._sock.send(rest) :]
-
-    async def receive(self) -> Event | None:
-        """The next event; raises RemoteProtocolError, `unreachable` when the worker is gone."""
-        while (event := self._exchange.next_event()) is None:
-            count = await self._sock.recv_into(self._exchange.get_buffer())
-            self._exchange.received(count)
-            if count == 0:
-                return self._exchange.next_event()
-        return event
-
-    async def leave(self) -> None:
-        """Cancel the call that is on; returns when the worker has stopped it."""
-        try:
-            self._sock.shutdown(trio.socket.SHUT_WR)
-            scratch = bytearray(1 << 16)
-            while await self._sock.recv_into(scratch):
-                pass
-        except OSError:
-            log.debug("the worker had left already")
-
-    def close(self) -> None:
-        self._sock.close()
-
-
 class Process:
     """One life of a worker: the process, its control socket and its idle streams."""
 
-    def __init__(self, process: trio.Process, control: trio.socket.SocketType, spec: str) -> None:
+    def __init__(self, process: trio.Process, control: Control, spec: str, quota: Quota) -> None:
         self._process = process
         self._control = control
         self._spec = spec
+        self._sharing = Sharing(control, quota)
         self._idle: list[WorkerStream] = []
         self._ended = trio.Event()
         self._killed_for = ""
@@ -89,7 +51,7 @@ class Process:
         return self._process.pid
 
     @classmethod
-    async def start(cls, source: Source) -> Process:
+    async def start(cls, source: Source, quota: Quota) -> Process:
         """Raises LocalError: bad-input when the interpreter or the directory cannot be used, busy when
         this machine has no descriptor or process left."""
         ours, theirs = socket_pair(source.spec)
@@ -118,7 +80,7 @@ class Process:
             theirs.close()
             if process is None:
                 ours.close()
-        return cls(process, ours, source.spec)
+        return cls(process, Control(ours), source.spec, quota)
 
     async def watch(self) -> None:
         """Returns when the process has ended; ends whatever else of its group is left, too."""
@@ -132,14 +94,17 @@ class Process:
             with trio.CancelScope(shield=True):  # SIGKILL was sent; only the kernel is waited for
                 await self._process.wait()
             self._control.close()
+            self._sharing.close()
             for stream in self._idle:
                 stream.close()
             self._ended.set()
 
     async def _end_of_control(self) -> None:
+        """Listens to the worker's notes until it closes its end, or breaks the rules."""
         try:
-            while await self._control.recv(64):
-                pass
+            await self._sharing.listen()
+        except BadNote as error:
+            self.kill(f"it broke the protocol: {error}")
         except OSError:
             log.debug("the control socket of %s broke", self._spec)
 
@@ -174,7 +139,7 @@ class Process:
         self.alive = False
         with trio.move_on_after(grace):
             try:
-                self._control.shutdown(trio.socket.SHUT_WR)
+                self._control.finish()
             except OSError:
                 return
             await self._ended.wait()
@@ -185,18 +150,17 @@ class Process:
         if self._idle:
             return self._idle.pop()
         ours, theirs = socket_pair(self._spec)
-        sent = 0
+        given = False
         try:
-            handle = array("i", [theirs.fileno()]).tobytes()
-            rights = (trio.socket.SOL_SOCKET, trio.socket.SCM_RIGHTS, handle)
-            sent = await self._control.sendmsg([b"s"], [rights])
+            await self._control.send(Note(NoteKind.STREAM), theirs.fileno())
+            given = True
         except (OSError, trio.ClosedResourceError) as error:
             if is_scarce(error):
                 raise no_more(f"cannot call the worker of {self._spec}", error) from error
             raise await self.death() from None
         finally:
             theirs.close()
-            if not sent:
+            if not given:
                 ours.close()
         return WorkerStream(ours)
 
@@ -218,26 +182,28 @@ class Process:
         how = f"signal {-status}" if status is not None and status < 0 else f"exit status {status}"
         return LocalError(Code.MODEL_ERROR, f"the worker of {self._spec} died ({how})")
 
+    def allocate(self, size: int) -> memoryview | None:
+        """Memory that the worker reads, too, for the input of a call; None where there is none to be had."""
+        return self._sharing.allocate(size)
+
     async def call(self, call: Call, emit: Emit, grace: float) -> Value:
         """One call; leaving it early cancels it in the worker, which is killed if it does not obey."""
         stream = await self.open()
+        shares = Shares()  # held until the worker has stopped: it may write to them for so long
         clean = False
         try:
+            call = await self._sharing.lend(call, shares)
             await stream.send(call)
-            while True:
-                match await stream.receive():
-                    case Item(value):
-                        await emit(value)
-                    case Result(value):
-                        clean = True
-                        return value
-                    case Fault() as fault:
-                        clean = True
-                        raise LocalError(
-                            fault.code, fault.message, hint=fault.hint, retryable=fault.retryable
-                        )
-                    case _:
-                        raise await self.death()
+            shares.sent()
+            del call
+            end = await self._answer(stream, emit, shares)
+            clean = True
+            if isinstance(end, Fault):
+                raise LocalError(end.code, end.message, hint=end.hint, retryable=end.retryable)
+            return end.value
+        except (BadPayload, BadNote) as error:
+            self.kill(f"it broke the protocol: {error}")
+            raise await self.death() from error
         except RemoteProtocolError as error:
             if error.code is not Code.UNREACHABLE:
                 self.kill(f"it broke the protocol: {error.message}")
@@ -253,3 +219,25 @@ class Process:
                 if scope.cancelled_caught:
                     self.kill("a cancelled call did not stop")
                 stream.close()
+                if self.alive:
+                    self._sharing.take_back(shares)
+
+    async def _answer(self, stream: WorkerStream, emit: Emit, shares: Shares) -> Result | Fault:
+        """How the call that was sent ends; raises BadPayload, BadNote where the worker breaks the rules."""
+        while True:
+            event = await stream.receive()
+            match event:
+                case Item(extra={"room": asked}):
+                    await self._sharing.grant(asked, shares)
+                case Item():
+                    value = shares.found(event)
+                    await emit(value)
+                    del value
+                case Result():
+                    self._sharing.catch_up(shares)
+                    return replace(event, value=shares.found(event)) if event.extra else event
+                case Fault():
+                    self._sharing.catch_up(shares)
+                    return event
+                case _:
+                    raise await self.death()

@@ -16,6 +16,7 @@ from modelnet_p2p.errors import Code, LocalError, ModelnetError
 from modelnet_p2p.exchange import Call
 from modelnet_p2p.node.serving.backends.contract import Description, Emit, Source
 from modelnet_p2p.node.serving.process import Process
+from modelnet_p2p.node.serving.regions import Quota
 from modelnet_p2p.payload import Value
 from modelnet_p2p.tuning import Tuning
 
@@ -34,10 +35,13 @@ class _Start:
 class Worker:
     """A model in a process of its own, started again for the next call whenever it is gone."""
 
-    def __init__(self, source: Source, tuning: Tuning, nursery: trio.Nursery) -> None:
+    waits = True
+
+    def __init__(self, source: Source, tuning: Tuning, nursery: trio.Nursery, quota: Quota) -> None:
         self._source = source
         self._grace = tuning.cancel_grace
         self._nursery = nursery
+        self._quota = quota
         self._process: Process | None = None
         self._starting: _Start | None = None
         self._retired = False
@@ -67,6 +71,10 @@ class Worker:
             ) from error
         return await process.call(Call(self._source.spec[:512], value, method, params), emit, self._grace)
 
+    def allocate(self, size: int) -> memoryview | None:
+        """Memory that the process reads, too; None where there is none, or no process runs now."""
+        return self._process.allocate(size) if self._process and self._process.alive else None
+
     async def _ready(self) -> Process:
         """The running process, with its model loaded; callers that come during a start wait for that one."""
         if self._retired:
@@ -91,7 +99,7 @@ class Worker:
 
     async def _start(self, start: _Start) -> None:
         try:
-            self._process = process = await Process.start(self._source)
+            self._process = process = await Process.start(self._source, self._quota)
             self._nursery.start_soon(process.watch)
             self._description = await self._load(process)
             start.outcome = process
@@ -137,10 +145,11 @@ class Worker:
 
 
 @asynccontextmanager
-async def open_worker(source: Source, tuning: Tuning) -> AsyncIterator[Worker]:
-    """A worker for `source`; its process starts with the first question and ends with this scope."""
+async def open_worker(source: Source, tuning: Tuning, quota: Quota) -> AsyncIterator[Worker]:
+    """A worker for `source`; its process starts with the first question and ends with this scope. Its shared
+    memory counts into `quota`."""
     async with trio.open_nursery() as nursery:
-        worker = Worker(source, tuning, nursery)
+        worker = Worker(source, tuning, nursery, quota)
         try:
             yield worker
             await worker.close()

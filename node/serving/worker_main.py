@@ -18,32 +18,18 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from collections import deque
+from collections.abc import Callable, Mapping
+from itertools import count
 
-from modelnet_p2p.errors import Code, LocalError, ModelnetError
-from modelnet_p2p.exchange import (
-    Call,
-    Event,
-    Exchange,
-    Fault,
-    Item,
-    LocalProtocolError,
-    RemoteProtocolError,
-    Result,
-    Role,
-)
+from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.logs import chosen_level
-from modelnet_p2p.node.serving.backends.contract import (
-    MAX_BODY_BYTES,
-    Backend,
-    Source,
-    guard,
-    guarded,
-    run_method,
-)
+from modelnet_p2p.node.serving.backends.contract import Backend, Emit, Source, guard, guarded, run_method
 from modelnet_p2p.node.serving.backends.registry import find_backend
+from modelnet_p2p.node.serving.model_thread import ModelThread
+from modelnet_p2p.node.serving.policy.notes import CARRIES, FROM_PEER, Note, NoteKind, Notes
+from modelnet_p2p.node.serving.worker_line import House, Line
+from modelnet_p2p.node.serving.worker_memory import WorkerMemory
 from modelnet_p2p.payload import Value
 
 log = logging.getLogger(__name__)
@@ -51,129 +37,145 @@ log = logging.getLogger(__name__)
 LOAD = "load"
 LEAVE_SECONDS = 1.0  # for the model's `close` and exit handlers, then the process ends all the same
 OOM_SCORE = "800"  # of 1000: where memory ends, the model goes before the peer
-MAX_STREAMS = 16  # descriptors in one message; the parent sends one at a time
-
-T = TypeVar("T")
-
-
-class ModelThread:
-    """The one thread in which a sync model lives: it may keep what is bound to its thread."""
-
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1, "model")
-
-    async def __call__(self, step: Callable[[], T]) -> T:
-        """Runs `step`; a cancelled caller leaves only when it is done, so two never overlap."""
-        future = asyncio.get_running_loop().run_in_executor(self._pool, step)
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            await asyncio.wait({future})
-            if not future.cancelled() and (error := future.exception()):
-                log.info("a cancelled call ended with %r", type(error).__name__)
-            raise
+MAX_HANDLES = 16  # descriptors in one message; the parent sends one at a time
+CONTROL_BYTES = 4096  # notes read at a time, which are of 16 bytes
 
 
-class Pipe:
-    """An `Exchange` on a socket of this process."""
+class Control:
+    """This end of the control socket: streams and memory arrive, what is freed is told."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, on_stream: Callable[[socket.socket], None]) -> None:
         self._sock = sock
-        self._exchange = Exchange(Role.ANSWERER, max_body=MAX_BODY_BYTES)
-        self._hearing: asyncio.Task[Event | None] | None = None
+        self._loop = asyncio.get_running_loop()
+        self._on_stream = on_stream
+        self._notes = Notes(FROM_PEER)
+        self._waiting: deque[Note] = deque()  # notes whose turn it is not yet: a descriptor is missing
+        self._handles: deque[int] = deque()
+        self._unsaid = b""
+        self._asked: dict[int, asyncio.Future[int]] = {}
+        self._numbers = count(1)
+        self.ended = self._loop.create_future()
+        self.memory = WorkerMemory(self._wake)
+        sock.setblocking(False)
+        self._loop.add_reader(sock, self.read)
 
-    def hearing(self) -> asyncio.Task[Event | None]:
-        """The task that waits for the next event; the same one until `receive` took its event."""
-        if self._hearing is None:
-            self._hearing = asyncio.create_task(self._receive())
-        return self._hearing
+    def read(self) -> None:
+        """Take what the peer has said so far."""
+        while not self.ended.done():
+            try:
+                data, handles, flags, _ = socket.recv_fds(self._sock, CONTROL_BYTES, MAX_HANDLES)
+            except BlockingIOError:
+                return
+            except ConnectionResetError:
+                data, handles, flags = b"", [], 0
+            if flags & socket.MSG_CTRUNC:
+                log.error("no descriptors left for what the peer hands over: the model holds too many")
+                data = b""
+            if not data:
+                self._loop.remove_reader(self._sock)
+                self.ended.set_result(None)
+                return
+            for handle in handles:
+                os.set_inheritable(handle, False)
+            self._handles.extend(handles)
+            self._waiting.extend(self._notes.receive(data))
+            while self._waiting and (self._handles or self._waiting[0].kind not in CARRIES):
+                self._on_note(self._waiting.popleft())
 
-    async def receive(self) -> Event | None:
-        """The next event, None at the end; raises RemoteProtocolError, OSError."""
-        event = await self.hearing()
-        self._hearing = None
-        return event
+    def _on_note(self, note: Note) -> None:
+        match note.kind:
+            case NoteKind.STREAM:
+                self._on_stream(socket.socket(fileno=self._handles.popleft()))
+            case NoteKind.MEMORY:
+                self.memory.add(note.number, note.size, self._handles.popleft())
+            case NoteKind.FORGET:
+                self.memory.forget(note.number)
+            case NoteKind.GRANT:
+                asked = self._asked.pop(note.number, None)
+                if asked is not None and not asked.done():
+                    asked.set_result(note.size)
 
-    async def _receive(self) -> Event | None:
-        loop = asyncio.get_running_loop()
-        while (event := self._exchange.next_event()) is None:
-            count = await loop.sock_recv_into(self._sock, self._exchange.get_buffer())
-            self._exchange.received(count)
-            if count == 0:
-                return self._exchange.next_event()
-        return event
+    def ask(self) -> tuple[int, asyncio.Future[int]]:
+        """A number for a request, and what the peer will grant."""
+        number = next(self._numbers) & 0xFFFFFFFF
+        granted: asyncio.Future[int] = self._loop.create_future()
+        self._asked[number] = granted
+        return number, granted
 
-    async def send(self, event: Event) -> None:
-        """Raises LocalProtocolError for a value that cannot be sent, OSError when nobody listens."""
-        loop = asyncio.get_running_loop()
-        for buffer in self._exchange.send(event):
-            await loop.sock_sendall(self._sock, buffer)
+    def tell_spent(self) -> None:
+        """Say what memory was freed: now, or as soon as the socket takes it."""
+        if notes := self.memory.spent():
+            self._unsaid += b"".join(note.pack() for note in notes)
+            self._say()
+
+    def _say(self) -> None:
+        try:
+            sent = self._sock.send(self._unsaid)
+        except BlockingIOError:
+            sent = 0
+        except OSError:  # the peer is gone: `read` will see it, too
+            sent = len(self._unsaid)
+        self._unsaid = self._unsaid[sent:]
+        if self._unsaid:
+            self._loop.add_writer(self._sock, self._say)
+        else:
+            self._loop.remove_writer(self._sock)
+
+    def _wake(self) -> None:
+        """From any thread: something was freed."""
+        try:
+            self._loop.call_soon_threadsafe(self.tell_spent)
+        except RuntimeError:
+            pass  # the loop is closed: the peer takes everything back when this process has ended
 
 
 class ModelServer:
     """Answers calls for the one model of this process."""
 
     def __init__(self) -> None:
+        """In the loop that runs it."""
         self._thread = ModelThread()
         self._backend: Backend | None = None
         self._streams = False
-        self._serving: set[asyncio.Task[None]] = set()
+        self._lines: set[Line] = set()
+        self._handles: set[int] = set()
 
-    async def run(self, control: socket.socket) -> None:
+    async def run(self, sock: socket.socket) -> None:
         """Serve every stream that arrives until the control socket ends."""
+        control = Control(sock, self._on_stream)
+        self._house = House(self._run, control.memory, control.read, control.tell_spent, control.ask)
+        self._handles.add(sock.fileno())
+        os.register_at_fork(after_in_child=lambda: close_all(self._handles))
         try:
-            async for sock in incoming(control):
-                task = asyncio.create_task(self._serve(sock))
-                self._serving.add(task)
-                task.add_done_callback(self._serving.discard)
+            await control.ended
+            leave_soon()
+            lines = tuple(self._lines)
+            for line in lines:
+                line.leave()
+            for line in lines:
+                await line.ended()
+            if self._backend is not None:
+                await guarded(self._backend.close())
         finally:
             leave_soon()  # also when the model interrupted this very loop
-        for task in self._serving:
-            task.cancel()
-        if self._serving:
-            await asyncio.wait(self._serving)
-        if self._backend is not None:
-            await guarded(self._backend.close())
+            self._thread.stop()
 
-    async def _serve(self, sock: socket.socket) -> None:
-        pipe = Pipe(sock)
-        with sock:
-            try:
-                while isinstance(call := await pipe.receive(), Call):
-                    await self._answer(pipe, call)
-            except (RemoteProtocolError, OSError) as error:
-                log.debug("a stream ended: %s", error)
+    def _on_stream(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        line = Line(sock, self._house, self._on_end)
+        self._lines.add(line)
+        self._handles.add(line.handle)
 
-    async def _answer(self, pipe: Pipe, call: Call) -> None:
-        """Run one call; the caller's leaving cancels it, and then raises what `Pipe.receive` raises."""
-        work = asyncio.create_task(self._run(pipe, call))
-        try:
-            await asyncio.wait({work, pipe.hearing()}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            if not work.done():
-                work.cancel()
-                await asyncio.wait({work})
-        if work.cancelled() and not pipe.hearing().done():
-            await pipe.send(Fault(Code.MODEL_ERROR, "the model raised CancelledError"))
-        elif not work.cancelled():
-            work.result()
+    def _on_end(self, line: Line) -> None:
+        self._lines.discard(line)
+        self._handles.discard(line.handle)
 
-    async def _run(self, pipe: Pipe, call: Call) -> None:
-        async def emit(value: Value) -> None:
-            await send_value(pipe, Item(value))
-
-        try:
-            if call.method == LOAD:
-                value = await self._load(call.value)
-            elif self._backend is None:
-                raise LocalError(Code.INTERNAL, "a call came before the model was loaded")
-            else:
-                value = await run_method(
-                    self._backend, self._streams, call.method, call.value, call.params, emit
-                )
-            await send_value(pipe, Result(value))
-        except ModelnetError as error:
-            await pipe.send(Fault.of(error))
+    async def _run(self, method: str, value: Value, params: Mapping[str, Value], emit: Emit) -> Value:
+        if method == LOAD:
+            return await self._load(value)
+        if self._backend is None:
+            raise LocalError(Code.INTERNAL, "a call came before the model was loaded")
+        return await run_method(self._backend, self._streams, method, value, params, emit)
 
     async def _load(self, fields: Value) -> Value:
         source = Source.from_map(fields)
@@ -184,42 +186,6 @@ class ModelServer:
             told = description.to_map()
         self._backend, self._streams = backend, description.streams
         return told
-
-
-async def send_value(pipe: Pipe, event: Item | Result) -> None:
-    """Send what the model gave; what cannot be sent is the model's fault, not its caller's."""
-    try:
-        await pipe.send(event)
-    except LocalProtocolError as error:
-        code = Code.TOO_LARGE if error.code is Code.TOO_LARGE else Code.MODEL_ERROR
-        message = f"the model's answer cannot be sent: {error.message}"
-        raise LocalError(code, message, hint=error.hint, retryable=False) from error
-
-
-async def incoming(control: socket.socket) -> AsyncIterator[socket.socket]:
-    """The streams that the parent sends, until the control socket ends."""
-    control.setblocking(False)
-    readable = asyncio.Event()
-    asyncio.get_running_loop().add_reader(control, readable.set)
-    ours = {control.fileno()}
-    os.register_at_fork(after_in_child=lambda: close_all(ours))
-    while True:
-        await readable.wait()
-        readable.clear()
-        try:
-            data, handles, _, _ = socket.recv_fds(control, MAX_STREAMS, MAX_STREAMS)
-        except BlockingIOError:
-            continue
-        except ConnectionResetError:
-            return
-        if not data:
-            return
-        for handle in handles:
-            os.set_inheritable(handle, False)
-            ours.add(handle)
-            sock = socket.socket(fileno=handle)
-            sock.setblocking(False)
-            yield sock
 
 
 def close_all(handles: set[int]) -> None:
@@ -254,6 +220,14 @@ def first_to_die() -> None:
         log.debug("the out-of-memory score could not be set")
 
 
+async def serve(control: socket.socket) -> None:
+    server = asyncio.current_task()
+    assert server is not None
+    # the loop's own handler wakes it; asyncio.run's would not be seen before the loop does something else
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, server.cancel)
+    await ModelServer().run(control)
+
+
 def main() -> None:
     logging.basicConfig(stream=sys.stderr, level=chosen_level(), format="%(levelname)s worker: %(message)s")
     for stream in (sys.stdout, sys.stderr):
@@ -265,7 +239,7 @@ def main() -> None:
     sys.argv = sys.argv[:1]
     sys.path.insert(0, os.getcwd())
     try:
-        asyncio.run(ModelServer().run(control))
+        asyncio.run(serve(control))
     finally:
         control.detach()  # it ends with the process, after the exit handlers: its end is our death
 
