@@ -1,6 +1,6 @@
 """A command's mouth: one synchronous call to the peer that runs on this home.
 
-It imports neither trio nor libp2p, so that `status` costs what a small Python program costs. Hanging
+It does not import trio, so that `status` costs what a small Python program costs. Hanging
 up, also by Ctrl-C, cancels the call on the other side.
 """
 

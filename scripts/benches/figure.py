@@ -5,10 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import ceil
 from statistics import median
+from typing import TextIO
 
 from rich.console import Console
 from rich.table import Table
+
+FILE_WIDTH = 160  # characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,17 @@ class Figure:
         }
 
 
+def quantile(samples: Sequence[float], share: float) -> float:
+    """The smallest sample that at least this share of all samples do not exceed."""
+    ordered = sorted(samples)
+    return ordered[max(0, ceil(share * len(ordered)) - 1)]
+
+
+def console_on(file: TextIO) -> Console:
+    """As wide as the terminal; wide enough for every column where there is none."""
+    return Console(file=file, width=None if file.isatty() else FILE_WIDTH)
+
+
 def show(figures: Sequence[Figure]) -> None:
     """All of them as a table on stdout."""
     table = Table()
@@ -47,4 +62,4 @@ def show(figures: Sequence[Figure]) -> None:
         numbers = [f"{line[key]:.2f}" for key in ("median", "min", "max")]
         params = ", ".join(f"{key} {value}" for key, value in figure.params.items())
         table.add_row(figure.name, figure.via, *numbers, figure.unit, str(line["n"]), params)
-    Console(file=sys.stdout).print(table)
+    console_on(sys.stdout).print(table)

@@ -1,7 +1,7 @@
 """Several peers in one process, for a swarm that does not pay an interpreter for each; run by the bench.
 
 Prints a ready line like `modelnet-peer join`, for the first of them, and lives until SIGTERM. With
-`--publish`, the first peer also serves the echo that calls are measured with.
+`--publish`, the first peer also serves an echo, for those who look for its task.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import trio
 
 from modelnet_p2p import Peer
 
-ECHO, ECHO_TASK, SINK = "bench/echo", "x-bench/echo", "bench/sink"
+ECHO, ECHO_TASK = "bench/echo", "x-bench/echo"
 
 
 async def serve(count: int, bootstrap: list[str], publish: bool) -> None:
@@ -32,7 +32,6 @@ async def serve(count: int, bootstrap: list[str], publish: bool) -> None:
             peers.append(await stack.enter_async_context(peer))
         if publish:
             await peers[0].publish("echo:same", model=ECHO, task=ECHO_TASK)
-            await peers[0].publish("echo:size", model=SINK)
         print(json.dumps({"event": "ready", "peer": peers[0].id, "addrs": peers[0].addrs}), flush=True)
         async for _ in stop:
             break

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import Iterator, Sequence
 from time import perf_counter
+
+import trio
+from rich.console import Console
 
 from benches.figure import Figure
 from benches.host import ECHO_TASK
-from benches.swarm import PEERS, Swarm
+from benches.swarm import PEERS, Swarm, open_swarm
 from modelnet_p2p import Peer
 from processes import Failed
 
 MIB = 1024.0 * 1024.0
 
 
-async def measure(swarm: Swarm) -> AsyncIterator[Figure]:
-    yield await join(swarm)
-    yield await find_task(swarm)
-    yield peer_rss(swarm)
+def measure(quick: bool, against: Sequence[str], console: Console) -> Iterator[Figure]:
+    """Nobody else is measured here: the systems that compare do not find by task."""
+    console.print(f"  starting a swarm of {PEERS} peers ...", style="dim", highlight=False)
+    with open_swarm(quick) as swarm:
+        yield trio.run(join, swarm)
+        yield trio.run(find_task, swarm)
+        yield peer_rss(swarm)
 
 
 async def join(swarm: Swarm) -> Figure:

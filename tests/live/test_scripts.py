@@ -69,13 +69,20 @@ def test_a_demo_that_is_interrupted_ends_its_peers(tmp_path: Path, environ: dict
 @pytest.mark.slow
 def test_the_bench_prints_the_contracts_lines(environ: dict[str, str]) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "benches", "--quick", "--json"],
+        [sys.executable, "-m", "benches", "--quick", "--json", "--against", "trio_tls,trio"],
         env=environ, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    lines = {line["figure"]: line for line in map(json.loads, done.stdout.splitlines())}
-    calls, overlay = {"invoke_100B", "calls_per_s_16"}, {"join", "find_task", "peer_rss"}
-    assert set(lines) == calls | overlay | {"tensor_up_1MiB", "tensor_up_16MiB"}
-    for line in lines.values():
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    calls = {"invoke_100B", "calls_per_s_16", "calls_per_s_64", "connect_first_call"}
+    tensors = {"tensor_up_1MiB", "tensor_up_16MiB", "tensor_up_128MiB", "cpu_s_per_GB", "extra_memory_128MiB"}
+    own = {"small_call_p99_quiet", "small_call_p99_busy", "small_call_p99_during_bulk", "handshake_cpu"}
+    overlay = {"join", "find_task", "peer_rss"}
+    seen = {line["figure"] for line in lines} - {"slow_link_128MiB"}  # that needs root
+    assert seen == calls | tensors | own | overlay
+    for via in ("trio_tls", "trio"):
+        assert calls | tensors <= {line["figure"] for line in lines if line["via"] == via}
+    assert "beside the marks" in done.stderr
+    for line in lines:
         assert set(line) == {"figure", "via", "unit", "median", "min", "max", "n", "params"}
         assert line["min"] <= line["median"] <= line["max"]

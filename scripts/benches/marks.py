@@ -1,0 +1,108 @@
+"""What the figures must reach, beside what they are: ratios within one run, and some plain bounds."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from statistics import median
+
+from rich.table import Table
+
+from benches.figure import Figure, console_on
+from benches.systems import OURS
+
+
+class Sense(Enum):
+    """Which side of a bound is good."""
+
+    AT_LEAST = ">="
+    AT_MOST = "<="
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Our figure against a bound: times the median of `against` in the same run, or plain where that is None.
+
+    It holds for our figures whose params have all of `only`.
+    """
+
+    figure: str
+    sense: Sense
+    bound: float
+    against: str | None = None
+    only: Mapping[str, object] = field(default_factory=dict)
+
+
+IN_PEER = {"answered": "in the peer"}
+AT_LEAST, AT_MOST = Sense.AT_LEAST, Sense.AT_MOST
+
+MARKS = (
+    Mark("tensor_up_128MiB", AT_LEAST, 4.0, "hivemind"),
+    Mark("tensor_up_128MiB", AT_LEAST, 1.0, "grpc"),
+    Mark("tensor_up_128MiB", AT_LEAST, 0.9, "trio_tls"),
+    Mark("tensor_up_16MiB", AT_LEAST, 3.5, "hivemind"),
+    Mark("tensor_up_1MiB", AT_LEAST, 2.5, "hivemind"),
+    Mark("cpu_s_per_GB", AT_MOST, 2.5),
+    Mark("invoke_100B", AT_MOST, 0.7, "hivemind", IN_PEER),
+    Mark("invoke_100B", AT_MOST, 0.8, "grpc", IN_PEER),
+    Mark("calls_per_s_16", AT_LEAST, 1.0, "hivemind"),
+    Mark("calls_per_s_64", AT_LEAST, 1.0, "hivemind"),
+    Mark("connect_first_call", AT_MOST, 0.6, "hivemind"),
+    Mark("extra_memory_128MiB", AT_MOST, 16.0),
+    Mark("small_call_p99_during_bulk", AT_MOST, 5.0),
+    Mark("slow_link_128MiB", AT_LEAST, 0.8, "trio"),
+    Mark("handshake_cpu", AT_MOST, 5.0),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A mark and what was reached: a ratio where it is against somebody, the median otherwise."""
+
+    mark: Mark
+    ours: Figure
+    theirs: float | None
+    reached: float
+
+    @property
+    def holds(self) -> bool:
+        mark = self.mark
+        return self.reached >= mark.bound if mark.sense is AT_LEAST else self.reached <= mark.bound
+
+
+def judge(figures: Sequence[Figure], marks: Sequence[Mark] = MARKS) -> list[Verdict]:
+    """The marks that this run can say something about, in their order."""
+    verdicts = []
+    for mark in marks:
+        theirs = [median(f.samples) for f in figures if f.name == mark.figure and f.via == mark.against]
+        for ours in figures:
+            fits = ours.name == mark.figure and ours.via == OURS and mark.only.items() <= ours.params.items()
+            if not fits or (mark.against and not theirs):
+                continue
+            value = median(ours.samples)
+            best = max if mark.sense is AT_LEAST else min  # of the ways in which they can do it
+            other = best(theirs) if mark.against else None
+            verdicts.append(Verdict(mark, ours, other, value / other if other else value))
+    return verdicts
+
+
+def show(verdicts: Sequence[Verdict], *, to_stderr: bool) -> None:
+    """A row for each mark."""
+    table = Table(title="beside the marks (medians of this run)")
+    for heading in ("figure", "ours", "against", "theirs", "reached", "mark", ""):
+        table.add_column(heading, justify="left" if heading in ("figure", "against") else "right")
+    for verdict in verdicts:
+        mark, times = verdict.mark, "x" if verdict.mark.against else ""
+        params = [str(value) for key, value in verdict.ours.params.items() if key in ("end", "answered")]
+        table.add_row(
+            " ".join([mark.figure, *params]),
+            f"{median(verdict.ours.samples):.2f} {verdict.ours.unit}",
+            mark.against or "",
+            "" if verdict.theirs is None else f"{verdict.theirs:.2f}",
+            f"{verdict.reached:.2f}{times}",
+            f"{mark.sense.value} {mark.bound:g}{times}",
+            "yes" if verdict.holds else "NO",
+        )
+    console_on(sys.stderr if to_stderr else sys.stdout).print(table)
