@@ -15,7 +15,6 @@ from modelnet_p2p.node.transport.muxed_stream import MuxedStream
 from modelnet_p2p.node.transport.wire.flow import Flow
 from modelnet_p2p.node.transport.wire.yamux import TooManyStreams
 
-
 HANDLERS = 2  # times the streams that the peer may have open: those of streams just reset are still at it
 
 

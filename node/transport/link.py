@@ -25,7 +25,9 @@ READ_AT_ONCE = 256 * 1024  # bytes of one receive: four full messages, a third o
 WRITE_AT_ONCE = 4 * MAX_WIRE  # bytes sealed before the others get their turn
 UNSENT_LOW = 256 * 1024  # bytes that the kernel keeps beyond what is on its way: more would delay small calls
 FRAMES_AT_ONCE = 128  # about as many of a receive, half a millisecond of work or more: others want their turn
+OPENED_AT_ONCE = 8  # streams that begin to be served, for the same reason: each is a tenth of a millisecond
 READ_AT_LEAST = 4096  # bytes, however small its frames are
+TOGETHER = 8  # answers that leave together: the far side works on them while we make the next
 LOOK = 1.0  # seconds between two looks at whether the far side is there
 FLUSH = 0.2  # seconds that a closing connection may take to send what waits, and to be read to its end
 
@@ -87,6 +89,7 @@ class Link:
         self._start = self._end = 0
         self._writing = False  # the writing task is at it: nobody else sends
         self._corked = False  # ... or soon will be, when those who were told something have answered
+        self._kept_back = 0  # how often somebody had something to send meanwhile
         self._work: trio.lowlevel.Task | None = None  # the writing task, while it waits for work
         self._sent = trio.lowlevel.ParkingLot()  # those who wait until everything is sent
         self._written = 0  # bytes that the kernel took
@@ -116,9 +119,12 @@ class Link:
             await self._hear_out()
             return
         while not self.lost:
-            while session.opened:
+            for _ in range(min(OPENED_AT_ONCE, len(session.opened))):
                 on_opened(session.opened.popleft())
             self._tell()
+            if session.opened:
+                await trio.lowlevel.checkpoint()
+                continue
             while session.flooded and not self.lost:
                 await self._sent.park()
                 self._vitality.on_pause(trio.current_time())
@@ -154,6 +160,7 @@ class Link:
             if self._take_in(opened, count):
                 return count
             await self._hear_out()
+            return 0
         return 0
 
     async def _hear_out(self) -> None:
@@ -209,8 +216,12 @@ class Link:
 
     def kick(self) -> None:
         """Send what waits, as far as the kernel takes it now."""
-        if self._writing or self._corked or self.lost:
+        if self._writing or self.lost:
             return
+        if self._corked:
+            self._kept_back += 1
+            if self._kept_back % TOGETHER:
+                return
         if self.session.waiting and self._send_batch() and not self.session.waiting:
             return
         if self._out is not None or self.session.waiting:

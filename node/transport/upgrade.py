@@ -19,9 +19,10 @@ SLACK = 32  # streams that the far side knows to be over and we do not yet
 class _Raw:
     """The socket while the handshake runs."""
 
-    def __init__(self, stream: trio.SocketStream, expect: PeerId | None) -> None:
+    def __init__(self, stream: trio.SocketStream, expect: PeerId | None, turn: trio.Lock) -> None:
         self._stream = stream
         self._expect = expect
+        self._turn = turn
 
     async def read(self) -> bytes:
         try:
@@ -30,6 +31,8 @@ class _Raw:
             raise HandshakeFailed(self._expect, "the connection broke during the handshake") from error
         if not data:
             raise HandshakeFailed(self._expect, "the far side closed the connection during the handshake")
+        async with self._turn:  # what comes now is a millisecond of work
+            await trio.lowlevel.checkpoint()
         return bytes(data)
 
     async def write(self, data: bytes) -> None:
@@ -47,13 +50,14 @@ class Upgrader:
         self._static = new_static_key()
         self._bench = Workbench()
         self._max_streams = max_streams
+        self._turn = trio.Lock()  # a crowd of strangers shakes hands one step at a time, between others' work
 
     async def upgrade(self, stream: trio.SocketStream, expect: PeerId | None) -> Link:
         """`expect` is whom we dialled, None if they did. Raises HandshakeFailed.
 
         The caller bounds it in time, and closes the socket when it fails.
         """
-        established = await establish(_Raw(stream, expect), self._key, self._static, expect)
+        established = await establish(_Raw(stream, expect, self._turn), self._key, self._static, expect)
         sock = socket.socket(fileno=stream.socket.detach())
         try:
             tune(sock)

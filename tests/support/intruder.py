@@ -7,11 +7,12 @@ assert (await mallory.frames())[-1].kind == GO_AWAY
 
 from __future__ import annotations
 
+import struct
 from typing import NamedTuple
 
 import trio
 
-from modelnet_p2p.identity import KeyPair
+from modelnet_p2p.identity import KeyPair, PeerId
 from modelnet_p2p.node.transport.contract import Network
 from modelnet_p2p.node.transport.securing import Established, establish, new_static_key
 from modelnet_p2p.node.transport.wire.sealing import MAX_PLAIN, MAX_WIRE
@@ -80,6 +81,11 @@ class Intruder:
         """Close the socket without a word."""
         self.stream.socket.close()
 
+    def reset(self) -> None:
+        """Break the connection, so that the far side is told by an error."""
+        self.stream.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.vanish()
+
 
 class _Raw:
     def __init__(self, stream: trio.SocketStream) -> None:
@@ -94,12 +100,15 @@ class _Raw:
         await self._stream.send_all(data)
 
 
-async def knock(network: Network) -> trio.SocketStream:
-    """A bare connection to `network`."""
-    return await trio.open_tcp_stream("127.0.0.1", int(network.addrs[0].split("/")[4]))
+def port_of(network: Network) -> int:
+    return int(network.addrs[0].split("/")[4])
+
+
+async def dial(port: int, peer: PeerId, me: KeyPair) -> Intruder:
+    """A sealed connection to `peer` on this machine, and full control of it."""
+    stream = await trio.open_tcp_stream("127.0.0.1", port)
+    return Intruder(stream, await establish(_Raw(stream), me, new_static_key(), peer))
 
 
 async def intrude(network: Network, me: KeyPair) -> Intruder:
-    """A sealed connection to `network`, and full control of it."""
-    stream = await knock(network)
-    return Intruder(stream, await establish(_Raw(stream), me, new_static_key(), network.id))
+    return await dial(port_of(network), network.id, me)

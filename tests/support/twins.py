@@ -1,4 +1,4 @@
-"""Two yamux sessions joined by bytes, with the caller as the wire between them: it says what moves, and when."""
+"""Two yamux sessions joined by bytes, with the caller as the wire between them."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class WindowPool:
         return mine < MODEST_STREAMS or mine < (MAX_INBOUND - self.inbound) * FREE_SHARE
 
     def grow(self, size: int, mine: int) -> bool:
-        """Whether a window may grow by `size`, which is taken then; its connection's grew by `mine` so far."""
+        """Whether a window may grow by `size`, taken then, where its connection's have grown by `mine`."""
         free = self._total * GROWTH_SHARE - self.grown
         if size > free or mine > free * FREE_SHARE or self.crowded:
             return False

@@ -249,7 +249,7 @@ class Session:
         return flow
 
     def send(self, flow: Flow, parts: Sequence[bytes | memoryview], copied: int = 0) -> None:
-        """Queue `parts`; they must stay as they are until `flow.queued` is 0. They may be a copy of that size."""
+        """Queue `parts`: they stay as they are until `flow.queued` is 0, or are copies of so many bytes."""
         flow.put(parts)
         if copied:
             flow.copied += copied
