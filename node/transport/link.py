@@ -194,6 +194,7 @@ class Link:
             log.info("connection-refused peer=%s cause=%s", self.peer.short, error)
             session.go_away(Ending.PROTOCOL_ERROR)
             self._corked = False
+            session.tell()  # what came before it is theirs
             self.kick()
             return False
         self._vitality.on_bytes(now, count, session.frames, inside=session.inside or self._opener.inside)

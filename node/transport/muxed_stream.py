@@ -24,12 +24,13 @@ MAX_EAGER_IN_ALL = 512 * 1024  # of one connection: its far side may not read at
 
 
 class _Waiter:
-    """The one task that waits for something on a stream."""
+    """The one task that waits for something on a stream; `on_abort`: at the instant that it is cancelled."""
 
-    __slots__ = ("_task",)
+    __slots__ = ("_on_abort", "_task")
 
-    def __init__(self) -> None:
+    def __init__(self, on_abort: Callable[[], None] | None = None) -> None:
         self._task: trio.lowlevel.Task | None = None
+        self._on_abort = on_abort
 
     async def wait(self) -> None:
         self._task = trio.lowlevel.current_task()
@@ -37,6 +38,8 @@ class _Waiter:
 
     def _abort(self, _: object) -> trio.lowlevel.Abort:
         self._task = None
+        if self._on_abort is not None:
+            self._on_abort()
         return trio.lowlevel.Abort.SUCCEEDED
 
     def wake(self) -> None:
@@ -57,7 +60,7 @@ class MuxedStream(Stream):
         self._answers: bytearray | None = None  # negotiation that must come in before the first data
         self._sending = self._receiving = False
         self._gone = False  # I have given up on it
-        self._reader = _Waiter()
+        self._reader = _Waiter(self._take_target_back)
         self._sender = _Waiter()
         self._broken: Callable[[], None] | None = None
         flow.on_news = self._on_news
@@ -152,6 +155,10 @@ class MuxedStream(Stream):
             return await self._receive(buffer)
         finally:
             self._receiving = False
+
+    def _take_target_back(self) -> None:
+        """The reader is cancelled but has not run yet: what arrives meanwhile is for the next one."""
+        self._flow.target = None
 
     async def _receive(self, buffer: memoryview) -> int:
         flow, link = self._flow, self._link

@@ -18,6 +18,8 @@ from modelnet_p2p.node.transport.securing import Established, establish, new_sta
 from modelnet_p2p.node.transport.wire.sealing import MAX_PLAIN, MAX_WIRE
 from modelnet_p2p.node.transport.wire.yamux import DATA, HEADER, HEADER_BYTES
 
+_open: list[trio.SocketStream] = []
+
 
 class Frame(NamedTuple):
     kind: int
@@ -35,6 +37,7 @@ class Intruder:
         self._sealer = established.sealer
         self._opener = established.opener
         self._plain = bytearray(established.early)
+        _open.append(stream)
 
     async def write(self, plain: bytes) -> None:
         """Seal and send; it waits as long as the far side does not read."""
@@ -64,7 +67,7 @@ class Intruder:
         while len(self._plain) < n:
             try:
                 data = await self.stream.receive_some(65536)
-            except trio.BrokenResourceError:
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
                 return None
             if not data:
                 return None
@@ -98,6 +101,12 @@ class _Raw:
 
     async def write(self, data: bytes) -> None:
         await self._stream.send_all(data)
+
+
+def all_vanish() -> None:
+    """Close the sockets of all that there ever were: for the end of a test."""
+    while _open:
+        _open.pop().socket.close()
 
 
 def port_of(network: Network) -> int:

@@ -14,9 +14,7 @@ from __future__ import annotations
 FIRST_WINDOW = 256 * 1024  # bytes; yamux's specification: both sides assume it
 MAX_WINDOW = 16 << 20  # bytes: 80 ms at 1.6 Gbit/s
 GROW_WITHIN = 2  # round trips for half a window: it grows to four times what is on the way in one
-POOL_BYTES = (
-    256 << 20
-)  # of one process; beyond it windows stay as they are, and readers that sleep are cut off
+POOL_BYTES = 256 << 20  # of one process; beyond it no window grows, and who does not read is cut off
 GROWTH_SHARE = 0.5  # of the pool, for grown windows: the rest is for what lies unread
 MAX_INBOUND = 4096  # streams that all the others have open here: each has a task and buffers, 8 to 30 KiB
 MODEST_STREAMS = 16  # that a connection may always have: what a few callers need

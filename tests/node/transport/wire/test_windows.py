@@ -162,7 +162,7 @@ class Link:
 def test_a_window_grows_until_the_link_is_full_and_not_much_beyond(rate: float, round_trip: float) -> None:
     on_the_way = rate * round_trip
     link = Link(rate, round_trip)
-    size = max(4 << 20, min(128 << 20, int(30 * on_the_way)) >> 20 << 20)
+    size = max(4 << 20, min(64 << 20, int(30 * on_the_way)) >> 20 << 20)
     theirs = link.transfer(size)
     assert theirs.window <= max(FIRST_WINDOW, 8 * on_the_way)
     assert theirs.window >= min(2 * on_the_way, MAX_WINDOW, FIRST_WINDOW)
