@@ -15,6 +15,7 @@ FIRST_WINDOW = 256 * 1024  # bytes; yamux's specification: both sides assume it
 MAX_WINDOW = 16 << 20  # bytes: 80 ms at 1.6 Gbit/s
 GROW_WITHIN = 2  # round trips for half a window: it grows to four times what is on the way in one
 POOL_BYTES = 256 << 20  # of one process; beyond it no window grows, and who does not read is cut off
+OWN_TURNS = 0.0002  # seconds that both ends take for a batch of 256 KiB: no link is quicker than that
 GROWTH_SHARE = 0.5  # of the pool, for grown windows: the rest is for what lies unread
 MAX_INBOUND = 4096  # streams that all the others have open here: each has a task and buffers, 8 to 30 KiB
 MODEST_STREAMS = 16  # that a connection may always have: what a few callers need
@@ -74,8 +75,8 @@ class RoundTrips:
 
     @property
     def least(self) -> float | None:
-        """Seconds; None before the first ping has come back."""
-        return min(self._samples, default=None)
+        """Seconds, never below `OWN_TURNS`; None before the first ping has come back."""
+        return max(OWN_TURNS, min(self._samples)) if self._samples else None
 
 
 def grown(window: int, elapsed: float, round_trip: float | None) -> int:
