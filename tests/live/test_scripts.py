@@ -51,7 +51,12 @@ def test_the_demo_says_ok_and_leaves_nothing(tmp_path: Path, environ: dict[str, 
 @pytest.mark.live
 def test_a_demo_that_is_interrupted_ends_its_peers(tmp_path: Path, environ: dict[str, str]) -> None:
     demo = subprocess.Popen(
-        [sys.executable, "-m", "demos"], env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        [sys.executable, "-m", "demos"],
+        env=environ,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        # a shell starts what runs in its background with the signal ignored, and that would be inherited
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert demo.stderr is not None
     for line in demo.stderr:  # until the first peer is up

@@ -45,7 +45,9 @@ from modelnet_p2p.tuning import TEST, Tuning
 
 pytestmark = pytest.mark.live
 LOCAL = "/ip4/127.0.0.1/tcp/0"
-SLACK = 0.06  # seconds beside twice the quiet p99: two processes and a half share two cores here
+# Seconds beside twice the quiet p99: two processes and a half share two cores here, one of them perhaps
+# traced for coverage. Without that, on a quiet machine, it is 3 to 50 ms; who stands still is far beyond.
+SLACK = 1.0
 OPENING = negotiation.proposal("/echo")
 CALM = replace(TEST, dial_timeout=5.0)
 
@@ -210,8 +212,9 @@ async def test_who_breaks_a_rule_is_told_so_and_cut_off_at_once(frames: bytes) -
 async def test_a_changed_byte_ends_the_connection_with_a_word() -> None:
     async with open_scene() as (bob, alice):
         mallory = await intrude(bob, key_of("mallory"))
-        await mallory.stream.send_all(b"\x00\x20" + bytes(32))
         with trio.fail_after(3):
+            assert await mallory.frame()  # else what follows may come as part of the handshake
+            await mallory.stream.send_all(b"\x00\x20" + bytes(32))
             said = await mallory.frames()
         assert said[-1][:4] == (GO_AWAY, 0, 0, Ending.PROTOCOL_ERROR)
         await call(alice, bob)
