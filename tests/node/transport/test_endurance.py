@@ -152,9 +152,9 @@ async def test_a_hundred_thousand_streams_leave_nothing_behind(key: Keys, exactl
 
         async def settled() -> tuple[int, int, int]:
             [one], [other] = bob._connections.values(), alice._connections.values()
-            sessions = [connection.link.session for connection in (*one, *other)]
-            with trio.fail_after(10):
-                while any(session.flows for session in sessions):
+            connections = (*one, *other)
+            with trio.fail_after(10):  # a handler's task ends a little after its stream
+                while any(each.link.session.flows or each._serving for each in connections):
                     await trio.sleep(0.01)
             gc.collect()
             tasks = len(bob._tasks.child_tasks) + len(alice._tasks.child_tasks)
@@ -170,7 +170,7 @@ async def test_a_hundred_thousand_streams_leave_nothing_behind(key: Keys, exactl
         print(f"{(after[0] - memory) >> 10} KiB, {after[1] - objects} objects, {after[2] - tasks} tasks more")
         assert after[0] - memory <= 8 << 20  # 84 bytes a stream; the smallest object that is kept has more
         assert after[1] - objects <= 200
-        assert after[2] == tasks
+        assert after[2] <= tasks
 
 
 # --- frozen ----------------------------------------------------------------------------------------
