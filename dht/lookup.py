@@ -7,12 +7,14 @@ The walk asks the nearest peers that it knows, `alpha` at once, learns nearer on
 ends when the `want` nearest that are not known to fail have answered to some use (k to store, beta to
 read). A request that is silent for half of `patience` is late: the next peer is asked beside it, so that
 the dead cost their time together and not one after the other. After all of `patience` it no longer holds
-up the end either, but its answer still counts when it comes. Who asks must report each `Ask` with
-`on_answer` or, at the latest at its own timeout, `on_failure`.
+up the end either, but its answer still counts when it comes. A reader without any answer waits until each
+of its silent requests has failed: to end would be to say that nobody has what is sought. Who asks must
+report each `Ask` with `on_answer` or, at the latest at its own timeout, `on_failure`.
 """
 
 from __future__ import annotations
 
+import math
 from bisect import insort
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -107,6 +109,7 @@ class Lookup:
         self.k = k
         self.alpha = alpha
         self.want = k if beta is None else beta
+        self._reading = beta is not None
         self.patience = patience
         self.asked = 0
         self.unexpected = 0  # answers and failures of peers that were not asked
@@ -191,6 +194,8 @@ class Lookup:
 
     def _end(self, now: float) -> Wait | Done:
         answers = sum(c.state is State.ANSWERED for c in self._order)
+        if not answers and self._reading and any(c.state is State.SLOW for c in self._order):
+            return Wait(math.inf)  # each of them still answers or fails
         if answers < min(FEW_ANSWERS, self.want):
             slow = [c.asked + FEW_PATIENCES * self.patience for c in self._order if c.state is State.SLOW]
             if slow and max(slow) > now:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from random import Random
 
 import pytest
@@ -100,6 +101,19 @@ def test_with_few_answers_it_prefers_to_wait_for_the_slow() -> None:
     assert walk.closest() == tuple(near)
 
 
+def test_a_reader_without_any_answer_waits_until_all_have_failed() -> None:
+    """A world of two, and the other one is held up: that is not "nobody has it"."""
+    near = world(2)
+    walk = lookup(near, k=20, beta=3)
+    walk.poll(0.0), walk.poll(0.0)
+    assert walk.poll(4.0) == Wait(math.inf)
+    walk.on_failure(near[0].id, 5.0)
+    assert walk.poll(5.0) == Wait(math.inf)
+    walk.on_answer(near[1].id, [], 5.0)
+    assert walk.poll(5.0) == Done()
+    assert walk.closest() == (near[1],)
+
+
 def test_a_reader_ends_after_beta_answers() -> None:
     near = world(30)
     walk = lookup(near, k=20, alpha=3, beta=3)
@@ -157,7 +171,7 @@ def test_it_terminates_bounded_and_sorted_whatever_happens(seed: int, size: int,
                 asked.append(contact.id)
             case Wait(until):
                 assert until > now
-                if open_requests and rng.random() < 0.8:
+                if open_requests and (until == math.inf or rng.random() < 0.8):
                     peer = open_requests.pop(rng.randrange(len(open_requests)))
                     if rng.random() < 0.3:
                         walk.on_failure(peer, now)
