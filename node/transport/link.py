@@ -16,6 +16,7 @@ import trio
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.node.transport.securing import Established
 from modelnet_p2p.node.transport.wire.flow import Flow
+from modelnet_p2p.node.transport.wire.rapid_resets import RapidResets
 from modelnet_p2p.node.transport.wire.sealing import MAX_PLAIN, MAX_WIRE, BrokenSeal
 from modelnet_p2p.node.transport.wire.vitality import Dead, Ping, Vitality
 from modelnet_p2p.node.transport.wire.windows import WindowPool
@@ -84,6 +85,7 @@ class Link:
         self._opener = established.opener
         self._early = established.early
         self._vitality = Vitality(now)
+        self._rapid_resets = RapidResets(now)
         # what is sealed and not yet sent: bytes from `_start` to `_end` of `_out`
         self._out: memoryview | None = None
         self._start = self._end = 0
@@ -125,12 +127,21 @@ class Link:
             if session.opened:
                 await trio.lowlevel.checkpoint()
                 continue
-            while session.flooded and not self.lost:
-                await self._sent.park()
-                self._vitality.on_pause(trio.current_time())
+            await self._hold_back()
             count = await self._receive(room, sock)
             if not count:
                 return
+
+    async def _hold_back(self) -> None:
+        """Wait while the far side should not be read: it does not read us, or resets its streams too fast."""
+        while self.session.flooded and not self.lost:
+            await self._sent.park()
+            self._vitality.on_pause(trio.current_time())
+        if delay := self._rapid_resets.delay(self.session.resets, trio.current_time()):
+            with trio.move_on_after(delay):
+                while not self.lost:
+                    await self._sent.park()
+            self._vitality.on_pause(trio.current_time())
 
     async def _receive(self, room: memoryview, sock: socket.socket) -> int:
         """Receive once and take that in; returns how many bytes, 0 at the end of the connection.
