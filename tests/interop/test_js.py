@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from modelnet_p2p.errors import Code, RemoteError
-from modelnet_p2p.identity import KeyPair
+from modelnet_p2p.identity import KeyPair, PeerId
 from modelnet_p2p.node.transport.addresses import split_p2p
 from modelnet_p2p.node.transport.contract import Network, Stream, StreamReset
 from modelnet_p2p.node.transport.ping import PING
@@ -39,6 +39,29 @@ async def read_to_end(stream: Stream) -> bytes:
     while n := await stream.receive_into(buffer):
         found += buffer[:n]
     return bytes(found)
+
+
+@asynccontextmanager
+async def js_listens(node: str) -> AsyncIterator[tuple[PeerId, str]]:
+    """A js peer in a process of its own that listens: its id and its address. It ends with its stdin."""
+    async with trio.open_nursery() as nursery:
+        process = await nursery.start(
+            lambda task_status: trio.run_process(
+                [node, "peer.mjs", "listen"],
+                cwd=HERE,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                task_status=task_status,
+            )
+        )
+        with trio.fail_after(60):
+            line = b""
+            while not line.endswith(b"\n"):
+                line += await process.stdout.receive_some(4096)
+            peer, addr = split_p2p(json.loads(line)["addr"])
+            assert peer is not None
+            yield peer, addr
+            await process.stdin.aclose()
 
 
 async def test_js_dials_us(node: str) -> None:
@@ -88,46 +111,29 @@ async def test_js_dials_us(node: str) -> None:
 
 
 async def test_we_dial_js(node: str) -> None:
-    command = [node, "peer.mjs", "listen"]
-    async with open_ours() as ours, trio.open_nursery() as nursery:
-        process = await nursery.start(
-            lambda task_status: trio.run_process(
-                command,
-                cwd=HERE,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                task_status=task_status,
-            )
-        )
-        with trio.fail_after(60):
-            line = b""
-            while not line.endswith(b"\n"):
-                line += await process.stdout.receive_some(4096)
-            peer, addr = split_p2p(json.loads(line)["addr"])
-            assert peer is not None
-            await ours.connect(peer, [addr])
-            assert {ECHO, PING} <= await ours.protocols(peer)
-            assert addr in ours.peer_addrs(peer)
+    async with open_ours() as ours, js_listens(node) as (peer, addr):
+        await ours.connect(peer, [addr])
+        assert {ECHO, PING} <= await ours.protocols(peer)
+        assert addr in ours.peer_addrs(peer)
 
-            async with await ours.open_stream(peer, PING) as stream:
-                for payload in (b"a" * 32, b"b" * 32):
-                    await stream.send([payload])
-                    buffer = bytearray(32)
-                    got = 0
-                    while got < 32:
-                        got += await stream.receive_into(memoryview(buffer)[got:])
-                    assert bytes(buffer) == payload
+        async with await ours.open_stream(peer, PING) as stream:
+            for payload in (b"a" * 32, b"b" * 32):
+                await stream.send([payload])
+                buffer = bytearray(32)
+                got = 0
+                while got < 32:
+                    got += await stream.receive_into(memoryview(buffer)[got:])
+                assert bytes(buffer) == payload
 
-            sent = bytes(range(256)) * 3000
-            async with await ours.open_stream(peer, ECHO) as stream:
-                await stream.send([sent])
-                await stream.finish()
-                assert await read_to_end(stream) == sent
+        sent = bytes(range(256)) * 3000
+        async with await ours.open_stream(peer, ECHO) as stream:
+            await stream.send([sent])
+            await stream.finish()
+            assert await read_to_end(stream) == sent
 
-            with pytest.raises(RemoteError) as caught:
-                await ours.open_stream(peer, "/nobody/speaks/this")
-            assert caught.value.code is Code.UNKNOWN_METHOD
-            await process.stdin.aclose()
+        with pytest.raises(RemoteError) as caught:
+            await ours.open_stream(peer, "/nobody/speaks/this")
+        assert caught.value.code is Code.UNKNOWN_METHOD
 
 
 class Raw:
@@ -149,27 +155,12 @@ class Raw:
 
 async def test_js_agrees_on_the_muxer_inside_our_handshake(node: str) -> None:
     """Its first message rides behind our proposal of it, and nothing is asked after it."""
-    async with trio.open_nursery() as nursery:
-        process = await nursery.start(
-            lambda task_status: trio.run_process(
-                [node, "peer.mjs", "listen"],
-                cwd=HERE,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                task_status=task_status,
-            )
-        )
-        with trio.fail_after(60):
-            line = b""
-            while not line.endswith(b"\n"):
-                line += await process.stdout.receive_some(4096)
-            peer, addr = split_p2p(json.loads(line)["addr"])
-            raw = Raw(await trio.open_tcp_stream("127.0.0.1", int(addr.split("/")[4])))
-            async with raw.socket:
-                established = await establish(raw, KeyPair(b"o" * 32), new_static_key(), peer)
-            assert established.peer == peer
-            assert len(raw.sent) == 2  # proposal and first message; the third
-            await process.stdin.aclose()
+    async with js_listens(node) as (peer, addr):
+        raw = Raw(await trio.open_tcp_stream("127.0.0.1", int(addr.split("/")[4])))
+        async with raw.socket:
+            established = await establish(raw, KeyPair(b"o" * 32), new_static_key(), peer)
+        assert established.peer == peer
+        assert len(raw.sent) == 2  # proposal and first message; the third
 
 
 async def test_js_sends_frames_right_behind_its_handshake(node: str) -> None:

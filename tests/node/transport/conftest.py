@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Callable
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
+from subprocess import PIPE
 
 import pytest
 
+import echo_peer
 from modelnet_p2p.identity import KeyPair
 from modelnet_p2p.node.transport.contract import Network, Stream
 from modelnet_p2p.node.transport.memory import MemoryWorld
@@ -73,6 +77,18 @@ def max_streams(request: pytest.FixtureRequest) -> int:
 
         return MAX_OUTBOUND
     return CALM.max_streams_per_peer
+
+
+@pytest.fixture
+def carol() -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A peer in a process of its own that echoes, and its address."""
+    command = [sys.executable, "-W", "ignore", echo_peer.__file__]
+    with subprocess.Popen(command, stdout=PIPE, stderr=PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield process, process.stdout.readline().strip()
+        finally:
+            process.kill()
 
 
 async def read_exactly(stream: Stream, n: int) -> bytes:

@@ -45,8 +45,8 @@ from modelnet_p2p.tuning import TEST, Tuning
 
 pytestmark = pytest.mark.live
 LOCAL = "/ip4/127.0.0.1/tcp/0"
-# Seconds beside twice the quiet p99: two processes and a half share two cores. Traced for coverage a turn of our
-# one thread takes several times as long.
+# Seconds beside twice the quiet p99: two processes and a half share two cores. Traced for coverage a turn of
+# our one thread takes several times as long.
 SLACK = 0.06 if sys.gettrace() is None else 0.5
 OPENING = negotiation.proposal("/echo")
 CALM = replace(TEST, dial_timeout=5.0)

@@ -8,7 +8,7 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -175,39 +175,6 @@ async def test_a_hundred_thousand_streams_leave_nothing_behind(key: Keys, exactl
 
 
 # --- frozen ----------------------------------------------------------------------------------------
-
-CHILD = """
-import trio
-from modelnet_p2p.identity import KeyPair
-from modelnet_p2p.node.transport.libp2p_network import open_libp2p
-from modelnet_p2p.tuning import TEST
-
-async def echo(stream):
-    buffer = memoryview(bytearray(65536))
-    while n := await stream.receive_into(buffer):
-        await stream.send([buffer[:n]])
-
-async def main():
-    where = ["/ip4/127.0.0.1/tcp/0"]
-    async with open_libp2p(KeyPair(b"c" * 32), listen=where, tuning=TEST, network="test") as network:
-        network.handle("/echo", echo)
-        print(network.addrs[0], flush=True)
-        await trio.sleep_forever()
-
-trio.run(main)
-"""
-
-
-@pytest.fixture
-def carol() -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A peer in a process of its own, and its address."""
-    command = [sys.executable, "-W", "ignore", "-c", CHILD]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            yield process, process.stdout.readline().strip()
-        finally:
-            process.kill()
 
 
 @asynccontextmanager

@@ -106,53 +106,16 @@ async def test_ipv6_works_where_the_machine_has_it(key: Keys, exactly: Exactly) 
 
 # --- frozen and dead processes ---------------------------------------------------------------------
 
-CHILD = """
-import trio
-from modelnet_p2p.identity import KeyPair
-from modelnet_p2p.node.transport.libp2p_network import open_libp2p
-from modelnet_p2p.tuning import TEST
-
-async def echo(stream):
-    buffer = memoryview(bytearray(65536))
-    while n := await stream.receive_into(buffer):
-        await stream.send([buffer[:n]])
-
-async def main():
-    where = ["/ip4/127.0.0.1/tcp/0"]
-    async with open_libp2p(KeyPair(b"c" * 32), listen=where, tuning=TEST, network="test") as network:
-        network.handle("/echo", echo)
-        print(network.addrs[0], flush=True)
-        await trio.sleep_forever()
-
-trio.run(main)
-"""
-
-
-@pytest.fixture
-def child() -> object:
-    """A peer in a process of its own; yields the process and its address."""
-    with subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", CHILD],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        try:
-            yield process, process.stdout.readline().strip()
-        finally:
-            process.kill()
-
 
 async def test_a_frozen_process_is_found_by_deadlines_and_a_killed_one_at_once(
-    child: tuple[subprocess.Popen[str], str], key: Keys, exactly: Exactly
+    carol: tuple[subprocess.Popen[str], str], key: Keys, exactly: Exactly
 ) -> None:
-    process, addr = child
-    carol = PeerId.parse(addr.rpartition("/")[2])
+    process, addr = carol
+    peer = PeerId.parse(addr.rpartition("/")[2])
     async with open_peer(key("alice")) as alice, open_peer(key("bob")) as bob:
-        await alice.connect(carol, [addr])
-        await alice.protocols(carol)
-        stream = await alice.open_stream(carol, "/echo")
+        await alice.connect(peer, [addr])
+        await alice.protocols(peer)
+        stream = await alice.open_stream(peer, "/echo")
         await stream.send([b"alive"])
         assert await exactly(stream, 5) == b"alive"
 
@@ -162,10 +125,10 @@ async def test_a_frozen_process_is_found_by_deadlines_and_a_killed_one_at_once(
             await stream.receive_into(memoryview(bytearray(1)))
         assert scope.cancelled_caught
         with trio.fail_after(TEST.dial_timeout + 2), pytest.raises(RemoteError) as caught:
-            await alice.open_stream(carol, "/something/else")
+            await alice.open_stream(peer, "/something/else")
         assert caught.value.code is Code.DEADLINE
         with trio.fail_after(TEST.dial_timeout + 2), pytest.raises(RemoteError) as caught:
-            await bob.connect(carol, [addr])
+            await bob.connect(peer, [addr])
         assert caught.value.code is Code.DEADLINE
 
         os.kill(process.pid, signal.SIGCONT)
@@ -177,29 +140,29 @@ async def test_a_frozen_process_is_found_by_deadlines_and_a_killed_one_at_once(
             await stream.receive_into(memoryview(bytearray(1)))
         assert alice.connected() == frozenset()
         with pytest.raises(RemoteError) as caught:
-            await alice.connect(carol)
+            await alice.connect(peer)
         assert caught.value.code is Code.UNREACHABLE
     assert process.stderr is not None
     assert process.stderr.read() == ""
 
 
 async def test_a_sender_to_a_frozen_process_can_be_cancelled(
-    child: tuple[subprocess.Popen[str], str], key: Keys
+    carol: tuple[subprocess.Popen[str], str], key: Keys
 ) -> None:
-    process, addr = child
-    carol = PeerId.parse(addr.rpartition("/")[2])
+    process, addr = carol
+    peer = PeerId.parse(addr.rpartition("/")[2])
     async with open_peer(key("alice")) as alice:
-        await alice.connect(carol, [addr])
-        await alice.protocols(carol)
+        await alice.connect(peer, [addr])
+        await alice.protocols(peer)
         os.kill(process.pid, signal.SIGSTOP)
         sent = 0
         with trio.fail_after(8):
             for _ in range(60):  # 15 MiB in all: past the windows of streams into full socket buffers
                 with trio.move_on_after(0.05):
-                    stream = await alice.open_stream(carol, "/echo")
+                    stream = await alice.open_stream(peer, "/echo")
                     await stream.send([bytes(250_000)])
                     sent += 1
-            await alice.disconnect(carol)
+            await alice.disconnect(peer)
         assert 1 <= sent < 60
 
 

@@ -25,7 +25,8 @@ from modelnet_p2p.node.transport.securing import (
     new_static_key,
 )
 from modelnet_p2p.node.transport.wire.handshake import KEY_BYTES, Handshake
-from modelnet_p2p.node.transport.wire.sealing import MAX_PLAIN, MAX_WIRE, Opener, Sealer
+from modelnet_p2p.node.transport.wire.sealing import Opener, Sealer
+from sealed import opened, seal
 
 Pipe = trio.StapledStream  # of memory_stream_pair
 
@@ -73,19 +74,6 @@ async def both(left: Callable[[], Awaitable[Any]], right: Callable[[], Awaitable
             nursery.start_soon(run, 0, left)
             nursery.start_soon(run, 1, right)
     return results
-
-
-def seal(sealer: Sealer, plain: bytes) -> bytes:
-    out = memoryview(bytearray(MAX_WIRE))
-    return bytes(out[: sealer.seal_into(memoryview(plain), out, 0)])
-
-
-def opened(opener: Opener, data: bytes) -> bytes:
-    room = memoryview(bytearray(MAX_WIRE + len(data)))
-    start = opener.begin(room)
-    room[start : start + len(data)] = data
-    scratch = memoryview(bytearray(MAX_PLAIN))
-    return b"".join(bytes(plain) for plain in opener.open(room, start + len(data), scratch))
 
 
 async def ours(at_once: int = 65536) -> tuple[Established, Established, Raw, Raw]:

@@ -23,8 +23,9 @@ from modelnet_p2p.node.transport.wire.handshake import (
     NoiseXX,
     Secured,
 )
-from modelnet_p2p.node.transport.wire.sealing import MAX_PLAIN, MAX_WIRE, Opener, Sealer
+from modelnet_p2p.node.transport.wire.sealing import Opener, Sealer
 from modelnet_p2p.pb.noise_pb2 import NoiseExtensions, NoisePayload
+from sealed import opened, seal
 
 YAMUX = "/yamux/1.0.0"
 MARK = 5.0  # milliseconds of CPU that a handshake may cost both ends together
@@ -119,19 +120,6 @@ VECTOR = [
         "eb3f3515110702e047a6c9da4478b6ead94873c11c0f2d710ddb3f09fce024b3a58502ae3f",
     ),
 ]
-
-
-def seal(sealer: Sealer, plain: bytes) -> bytes:
-    out = memoryview(bytearray(MAX_WIRE))
-    return bytes(out[: sealer.seal_into(memoryview(plain), out, 0)])
-
-
-def opened(opener: Opener, data: bytes) -> bytes:
-    room = memoryview(bytearray(MAX_WIRE + len(data)))
-    start = opener.begin(room)
-    room[start : start + len(data)] = data
-    scratch = memoryview(bytearray(MAX_PLAIN))
-    return b"".join(bytes(plain) for plain in opener.open(room, start + len(data), scratch))
 
 
 def test_the_published_vectors_come_out() -> None:
