@@ -29,12 +29,13 @@ export async function write (stream, bytes) {
 // js-libp2p lets 1,000 streams in by default, identify among them
 export const MANY = { maxInboundStreams: 2000, maxOutboundStreams: 2000 }
 
-export async function makeNode (listens) {
+export async function makeNode (listens, more = {}) {
   return await createLibp2p({
+    ...more,
     addresses: { listen: listens ? ['/ip4/127.0.0.1/tcp/0'] : [] },
     transports: [tcp()],
     connectionEncrypters: [noise()],
     streamMuxers: [yamux(MANY)],
-    services: { identify: identify(), ping: ping() }
+    services: { identify: identify(), ping: ping(), ...more.services }
   })
 }

@@ -32,11 +32,13 @@ class Town:
     def key(name: str) -> KeyPair:
         return KeyPair(hashlib.sha256(name.encode()).digest())
 
-    async def peer(self, name: str, *, listen: bool = True, tuning: Tuning = TOWN) -> Peer:
+    async def peer(
+        self, name: str, *, listen: bool = True, tuning: Tuning = TOWN, alone: bool = False
+    ) -> Peer:
         key = self.key(name)
         transport = await self._stack.enter_async_context(self.world.open(key, tuning=tuning, listen=listen))
         peer = await self._stack.enter_async_context(Peer.open_on(transport, key, NETWORK, tuning))
-        if self.peers:
+        if self.peers and not alone:
             first = next(iter(self.peers.values()))
             assert (await peer.bootstrap(first.addrs)).reached == first.addrs
         self.peers[name] = peer
