@@ -15,6 +15,7 @@ import trio
 
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.home import Home
+from modelnet_p2p.node.notices import Notices
 from modelnet_p2p.node.overlay.driver import Bootstrap, Overlay, texts
 from modelnet_p2p.node.runtime import Runtime
 from modelnet_p2p.node.transport.addresses import split_p2p, with_peer
@@ -23,18 +24,26 @@ log = logging.getLogger(__name__)
 
 PATIENT_SECONDS = 60.0  # between two tries of a given bootstrap while other peers are known
 CONTACTS_SECONDS = 60.0  # between two looks whether the peers known have changed, for the next run
+SETTLE_SECONDS = 1.0  # from the first peer that comes to writing it down: others come right behind it
 CONTACT_ADDRS = 3  # kept of each: the one dialled and two others
 
 
 class Joining:
     """One peer's ways into one network."""
 
-    def __init__(self, overlay: Overlay, given: Sequence[str], runtime: Runtime, home: Home | None) -> None:
+    def __init__(
+        self,
+        overlay: Overlay,
+        given: Sequence[str],
+        runtime: Runtime,
+        home: Home | None,
+        notices: Notices | None = None,
+    ) -> None:
         self._overlay = overlay
         self._given = list(given)
         self._runtime = runtime
         self._home = home
-        self._met = _sound(home.load_peers(overlay.name)) if home else []
+        self._met = _remembered(home, overlay.name, notices or Notices()) if home else []
         self._noted: list[str] = []  # the addresses in peers.json
         self._missing: list[str] = []  # of the given ones
 
@@ -64,7 +73,13 @@ class Joining:
             self._note_missing(await self._overlay.bootstrap(asked))
 
     async def remember(self) -> None:
-        """Keep the peers that are known for the next run on this home."""
+        """Keep the peers that are known for the next run on this home, the first ones right away."""
+        came = trio.Event()
+        self._overlay.on_newcomer(lambda _: came.set())
+        self.note()
+        if not self._noted:
+            await came.wait()
+            await trio.sleep(SETTLE_SECONDS)
         while True:
             self.note()
             await trio.sleep(CONTACTS_SECONDS)
@@ -97,6 +112,15 @@ def check_bootstraps(addrs: Sequence[str]) -> None:
                 f"the bootstrap address {addr} does not end in /p2p/ID",
                 hint="copy the whole address that `modelnet-peer join` or `modelnet-peer id` prints",
             )
+
+
+def _remembered(home: Home, network: str, notices: Notices) -> list[str]:
+    """The addresses of an earlier run. They are a cache: a damaged one costs a warning, not the start."""
+    try:
+        return _sound(home.load_peers(network))
+    except LocalError as error:
+        notices.say(f"warning: {error.message}; it is written anew, and the peers in it are not asked")
+        return []
 
 
 def _sound(addrs: Sequence[str]) -> list[str]:
