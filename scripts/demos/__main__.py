@@ -9,11 +9,11 @@ import time
 
 from rich.console import Console
 
-from demos import first_light
+from demos import first_light, search
 from demos.stage import Stage
 from processes import Failed, end_on_sigterm
 
-DEMOS = {"first-light": first_light}
+DEMOS = {"first-light": first_light, "search": search}
 OK, WRONG, INTERRUPTED = 0, 1, 130
 
 
