@@ -60,3 +60,43 @@ def test_what_does_not_fit_is_named(home: Home, text: str) -> None:
 def test_timeouts_are_above_zero(home: Home, timeout: float) -> None:
     with pytest.raises(LocalError):
         load_settings(home=str(home.path), timeout=timeout, environ={})
+
+
+def test_a_misspelt_setting_is_named_with_its_line_and_what_was_meant(home: Home) -> None:
+    write(home.config_path, '# mine\n\nnetwrok = "x"\n')
+    with pytest.raises(
+        LocalError, match=r"config\.toml, line 3: .*'netwrok'; did you mean 'network'"
+    ) as caught:
+        load_settings(home=str(home.path), environ={})
+    assert caught.value.hint.startswith(f"edit {home.config_path}")
+    assert "home" not in caught.value.hint.rpartition("takes")[2]
+
+
+@pytest.mark.parametrize(("text", "line"), [('"timeout" = "5"', 1), ("\n[timeout]\nx = 1", 2)])
+def test_a_wrong_value_is_named_with_its_line(home: Home, text: str, line: int) -> None:
+    write(home.config_path, text)
+    with pytest.raises(LocalError, match=f"line {line}: 'timeout' must be a number") as caught:
+        load_settings(home=str(home.path), environ={})
+    assert "timeout = 30" in caught.value.hint
+
+
+def test_a_setting_that_nobody_would_read_is_an_error(home: Home, tmp_path: Path) -> None:
+    path = tmp_path / "user" / "modelnet" / "config.toml"
+    write(path, f'home = "{home.path}"\nnetwork = "x"\n')
+    with pytest.raises(LocalError, match=f"line 2: 'network' belongs into {home.config_path}"):
+        load_settings(environ={})
+
+
+def test_each_setting_knows_where_it_came_from(home: Home) -> None:
+    write(home.config_path, '# mine\ntuning = "wan"\nlan = false\nlisten = []\n')
+    env = {"MODELNET_HOME": str(home.path), "MODELNET_BOOTSTRAP": "/e"}
+    settings = load_settings(environ=env, network="f")
+    assert settings.origins == {
+        "home": "MODELNET_HOME",
+        "network": "--network",
+        "tuning": f"{home.config_path}:2",
+        "lan": f"{home.config_path}:3",
+        "bootstrap": "MODELNET_BOOTSTRAP",
+        "listen": "default",
+        "timeout": "default",
+    }
