@@ -3,16 +3,21 @@
 A pool of one thread would do, but for this: it holds what it was given a moment longer than its caller
 waits for it, and a chain of futures holds what a model raised until the next collection of garbage. Either
 would be the input of a call, whose memory should be free when the call ends.
+
+A model that blocks is called by this thread itself, see thread_lines: then its steps are not carried at all.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from queue import SimpleQueue
 from typing import Any, TypeVar
+
+from modelnet_p2p.node.serving.thread_lines import ThreadLines
 
 log = logging.getLogger(__name__)
 
@@ -68,9 +73,18 @@ class ModelThread:
         self._loop = asyncio.get_running_loop()
         self._errands: SimpleQueue[Errand | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._lines: ThreadLines | None = None  # while it serves them itself
+        self._process = os.getpid()
 
     async def __call__(self, step: Callable[[], T]) -> T:
         """Runs `step`; a cancelled caller leaves only when it is done, so two never overlap."""
+        if self._lines is not None and threading.current_thread() is self._thread:
+            self._lines.check()
+            try:
+                return step()
+            finally:
+                if os.getpid() != self._process:
+                    os._exit(0)  # a process that the model forked came back from it: nobody has called that
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="model")
             self._thread.start()
@@ -88,6 +102,19 @@ class ModelThread:
             raise
         finally:
             del future  # what the step raised holds this frame, and would hold itself
+
+    async def in_loop(self, awaitable: Awaitable[T]) -> T:
+        if self._lines is not None and threading.current_thread() is self._thread:
+            return await self._lines.in_loop(awaitable)
+        return await awaitable
+
+    async def serve(self, lines: ThreadLines) -> None:
+        """In the loop: has the thread answer their calls, until they are left."""
+        self._lines = lines
+        try:
+            await self(lines.serve)
+        finally:
+            self._lines = None
 
     def _work(self) -> None:
         while (errand := self._errands.get()) is not None:

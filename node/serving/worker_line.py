@@ -1,7 +1,8 @@
-"""One stream of calls as the worker sees it: a call comes in, is run in a task, and its end goes out.
+"""One stream of calls as the worker sees it: a call comes in, is run, and its end goes out.
 
-The loop tells of bytes by a callback that stays registered, so that a call costs one task and no more. Bytes
-that come during a call can only be its end: the caller has left, and the call is cancelled.
+A call is the same whoever drives it: the event loop, for models that await, or the model's own thread, for
+those that block it. The two differ in how they wait, and only there. Bytes that come during a call can only
+be its end: the caller has left, and the call is cancelled.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
+from typing import Protocol, TypeAlias, TypeVar
 
 from modelnet_p2p.errors import Code, LocalError, ModelnetError
 from modelnet_p2p.exchange import (
@@ -26,7 +27,7 @@ from modelnet_p2p.exchange import (
 )
 from modelnet_p2p.node.serving.backends.contract import MAX_BODY_BYTES, Emit
 from modelnet_p2p.node.serving.policy.places import copied, lift, lower
-from modelnet_p2p.node.serving.worker_memory import WorkerMemory
+from modelnet_p2p.node.serving.worker_control import Control, Grant
 from modelnet_p2p.payload import Value
 from modelnet_p2p.tree import BadPayload, Buffer
 
@@ -34,91 +35,89 @@ log = logging.getLogger(__name__)
 
 Sent = TypeVar("Sent", Item, Result)
 Run = Callable[[str, Value, Mapping[str, Value], Emit], Awaitable[Value]]
+Work: TypeAlias = Coroutine[object, None, None]
+
+BROKEN = (OSError, RemoteProtocolError, LocalProtocolError)  # what reading a line raises when it is of no use
 
 
-@dataclass(frozen=True, slots=True)
+class Waits(Protocol):
+    """How a call waits. Each raises CancelledError when its caller leaves meanwhile."""
+
+    async def pause(self) -> None:
+        """Others may go on, and what this one's last step held is let go of."""
+
+    async def writable(self, line: Line) -> None:
+        """Until the line's socket takes more."""
+
+    async def answered(self, line: Line, grant: Grant) -> None:
+        """Until the peer has answered a request for memory; raises OSError if it never will."""
+
+    def say(self) -> None:
+        """Tell the peer what memory was freed; this does not wait."""
+
+
 class House:
     """What the lines of one worker share."""
 
-    run: Run
-    memory: WorkerMemory
-    more: Callable[[], None]  # reads what the peer has said on the control socket so far
-    tell_spent: Callable[[], None]  # says there what memory was freed
-    ask: Callable[[], tuple[int, asyncio.Future[int]]]  # a number for a request, and what will be granted
+    def __init__(self, run: Run, control: Control) -> None:
+        self.run = run
+        self.control = control
+        self.handles = {control.sock.fileno()}  # that a process which the model forks must not hold open
+
+    def open(self, sock: socket.socket, waits: Waits) -> Line:
+        sock.setblocking(False)
+        self.handles.add(sock.fileno())
+        return Line(sock, self, waits)
+
+    def close(self, line: Line) -> None:
+        self.handles.discard(line.sock.fileno())
+        line.sock.close()
 
 
 class Line:
     """An `Exchange` on a socket of this process, and at most one call at a time."""
 
-    def __init__(self, sock: socket.socket, house: House, on_end: Callable[[Line], None]) -> None:
-        self._sock = sock
+    def __init__(self, sock: socket.socket, house: House, waits: Waits) -> None:
+        self.sock = sock
+        self.waits = waits
+        self.left = False  # the caller has: nothing more is read, and the call is cancelled
         self._house = house
-        self._on_end = on_end
         self._exchange = Exchange(Role.ANSWERER, max_body=MAX_BODY_BYTES)
-        self._work: asyncio.Task[None] | None = None
-        self._left = False  # the caller has: nothing more is read, and the call is cancelled
-        self._loop = asyncio.get_running_loop()
-        self.handle = sock.fileno()
-        self._loop.add_reader(sock, self._on_readable)
 
-    def _on_readable(self) -> None:
-        try:
-            count = self._sock.recv_into(self._exchange.get_buffer())
+    def take(self) -> Work | None:
+        """What answers the call that has come; None if none has come whole yet.
+
+        Raises one of BROKEN when nobody will listen any more, be it in the middle of a call.
+        """
+        while True:
+            try:
+                count = self.sock.recv_into(self._exchange.get_buffer())
+            except BlockingIOError:
+                return None
             self._exchange.received(count)
             event = self._exchange.next_event()
-        except BlockingIOError:
-            return
-        except (RemoteProtocolError, LocalProtocolError, OSError) as error:
-            log.debug("a stream ended: %s", error)
-            self.leave()
-            return
-        if isinstance(event, Call):
-            self._work = self._loop.create_task(self._answer(event))
-            self._work.add_done_callback(self._on_done)
-        elif count == 0:
-            self.leave()
+            if isinstance(event, Call):
+                return self._answer(event)
+            if count == 0:
+                raise ConnectionAbortedError("its caller has closed it")
 
-    def leave(self) -> None:
-        """Nobody listens any more: cancel the call, close the stream when it has stopped."""
-        if not self._left:
-            self._left = True
-            self._loop.remove_reader(self._sock)
-            if self._work is None:
-                self._close()
-            else:
-                self._work.cancel()
-
-    async def ended(self) -> None:
-        """Returns when the call that is on, if any, has stopped."""
-        if self._work is not None:
-            await asyncio.wait({self._work})
-
-    def _close(self) -> None:
-        self._sock.close()
-        self._on_end(self)
-
-    def _on_done(self, work: asyncio.Task[None]) -> None:
-        if self._work is work:  # its caller may have sent the next call already
-            self._work = None
-        error = None if work.cancelled() else work.exception()
-        if error is not None:
-            level = logging.DEBUG if isinstance(error, OSError) else logging.ERROR
-            log.log(level, "a stream ended: %r", error)
-        if self._left and self._work is None:
-            self._close()
-        elif error is not None:
-            self.leave()
+    def is_gone(self) -> bool:
+        """During a call: whether its caller has left."""
+        try:
+            self.take()
+        except BROKEN as error:
+            log.debug("a stream ended in a call: %s", error)
+            return True
+        return False
 
     async def _answer(self, call: Call) -> None:
         """Run one call and send its end, when nothing here holds its input any more."""
         work = self._outcome(call)
         del call
         end = await work
-        if self._house.memory.held:
-            await asyncio.sleep(
-                0
-            )  # the loop's own step, which ends here, holds what the model raised or gave
-        self._house.tell_spent()
+        if self._house.control.memory.held:
+            await self.waits.pause()  # or the loop's own step still holds what the model raised or gave
+        self.waits.say()
         await self._send_end(end)
 
     async def _outcome(self, call: Call) -> Result | Fault:
@@ -129,7 +128,7 @@ class Line:
         except ModelnetError as error:
             return Fault.of(error)
         except asyncio.CancelledError:
-            if self._left:
+            if self.left:
                 raise
             return Fault(Code.MODEL_ERROR, "the model raised CancelledError")
 
@@ -138,18 +137,12 @@ class Line:
         number = call.extra.get("region")
         if number is None:
             return call.value
-        if not isinstance(number, int) or not self._has(number):
+        if not isinstance(number, int) or not self._house.control.has(number):
             raise ConnectionAbortedError("a call in memory that was not handed over")
         try:
-            return lower(call.value, self._house.memory.input(number))
+            return lower(call.value, self._house.control.memory.input(number))
         except BadPayload as error:
             raise LocalError(Code.INTERNAL, f"a call's tensors are not where it says: {error}") from None
-
-    def _has(self, number: int) -> bool:
-        """Whether that memory was handed over. It was before the call was sent, though on another socket."""
-        if not self._house.memory.knows(number):
-            self._house.more()
-        return self._house.memory.knows(number)
 
     async def _emit(self, value: Value) -> None:
         await self._send(await self._packed(Item(value)))
@@ -163,23 +156,23 @@ class Line:
         if size > MAX_BODY_BYTES or not (number := await self._granted(size)):
             return event
         try:
-            memory = self._house.memory.room(number)
+            memory = self._house.control.memory.room(number)
         except LocalError as error:
             log.debug("an answer goes through the socket: %s", error.message)
             return event
         for _ in copied(lifted.arrays, offsets, memory[:size]):
-            await asyncio.sleep(0)
+            await self.waits.pause()
         return replace(event, value=lifted.message(offsets), extra={"region": number})
 
     async def _granted(self, size: int) -> int:
         """The memory for an answer of that size, 0 if there is none."""
-        request, granted = self._house.ask()
+        grant = self._house.control.ask()
         try:
-            await self._send(Item(None, extra={"room": [request, size]}))
-            number = await granted
+            await self._send(Item(None, extra={"room": [grant.number, size]}))
+            await self.waits.answered(self, grant)
         finally:
-            granted.cancel()
-        return number if number and self._has(number) else 0
+            self._house.control.drop(grant)
+        return grant.region if grant.region and self._house.control.has(grant.region) else 0
 
     async def _send(self, item: Item) -> None:
         """Raises OSError when nobody listens, LocalError for a value that cannot be sent."""
@@ -198,12 +191,12 @@ class Line:
 
     async def _write(self, buffers: Sequence[Buffer]) -> None:
         for buffer in buffers:
-            try:
-                sent = self._sock.send(buffer)
-            except BlockingIOError:
-                sent = 0
-            if sent < len(buffer):
-                await self._loop.sock_sendall(self._sock, memoryview(buffer)[sent:])
+            rest = memoryview(buffer)
+            while rest:
+                try:
+                    rest = rest[self.sock.send(rest) :]
+                except BlockingIOError:
+                    await self.waits.writable(self)
 
 
 def _unsendable(error: LocalProtocolError) -> LocalError:

@@ -4,8 +4,9 @@ The parent hands over a control socket and sends streams through it, one file de
 stream carries one call after another in the frames of the call protocol; its end during a call is
 the cancellation of that call. The control socket's end, also by the parent's death, ends the process.
 
-The loop is asyncio's, for that is what most async model code expects; sync code runs in one thread.
-The model prints to stderr: its stdout was tied to that before it started, and no frame goes that way.
+The loop is asyncio's, for that is what most async model code expects; sync code runs in one thread, which
+reads its calls itself. The model prints to stderr: its stdout was tied to that before it started, and no
+frame goes that way.
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ import signal
 import socket
 import sys
 import threading
-from collections import deque
-from collections.abc import Callable, Mapping
-from itertools import count
+from collections.abc import Mapping
 
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.logs import chosen_level
+from modelnet_p2p.node.serving import thread_lines
 from modelnet_p2p.node.serving.backends.contract import Backend, Emit, Source, guard, guarded, run_method
 from modelnet_p2p.node.serving.backends.registry import find_backend
+from modelnet_p2p.node.serving.loop_lines import LoopLines
 from modelnet_p2p.node.serving.model_thread import ModelThread
-from modelnet_p2p.node.serving.policy.notes import CARRIES, FROM_PEER, Note, NoteKind, Notes
+from modelnet_p2p.node.serving.thread_lines import ThreadLines, Watch
+from modelnet_p2p.node.serving.worker_control import Control
 from modelnet_p2p.node.serving.worker_line import House, Line
-from modelnet_p2p.node.serving.worker_memory import WorkerMemory
 from modelnet_p2p.payload import Value
 
 log = logging.getLogger(__name__)
@@ -37,96 +38,6 @@ log = logging.getLogger(__name__)
 LOAD = "load"
 LEAVE_SECONDS = 1.0  # for the model's `close` and exit handlers, then the process ends all the same
 OOM_SCORE = "800"  # of 1000: where memory ends, the model goes before the peer
-MAX_HANDLES = 16  # descriptors in one message; the parent sends one at a time
-CONTROL_BYTES = 4096  # notes read at a time, which are of 16 bytes
-
-
-class Control:
-    """This end of the control socket: streams and memory arrive, what is freed is told."""
-
-    def __init__(self, sock: socket.socket, on_stream: Callable[[socket.socket], None]) -> None:
-        self._sock = sock
-        self._loop = asyncio.get_running_loop()
-        self._on_stream = on_stream
-        self._notes = Notes(FROM_PEER)
-        self._waiting: deque[Note] = deque()  # notes whose turn it is not yet: a descriptor is missing
-        self._handles: deque[int] = deque()
-        self._unsaid = b""
-        self._asked: dict[int, asyncio.Future[int]] = {}
-        self._numbers = count(1)
-        self.ended = self._loop.create_future()
-        self.memory = WorkerMemory(self._wake)
-        sock.setblocking(False)
-        self._loop.add_reader(sock, self.read)
-
-    def read(self) -> None:
-        """Take what the peer has said so far."""
-        while not self.ended.done():
-            try:
-                data, handles, flags, _ = socket.recv_fds(self._sock, CONTROL_BYTES, MAX_HANDLES)
-            except BlockingIOError:
-                return
-            except ConnectionResetError:
-                data, handles, flags = b"", [], 0
-            if flags & socket.MSG_CTRUNC:
-                log.error("no descriptors left for what the peer hands over: the model holds too many")
-                data = b""
-            if not data:
-                self._loop.remove_reader(self._sock)
-                self.ended.set_result(None)
-                return
-            for handle in handles:
-                os.set_inheritable(handle, False)
-            self._handles.extend(handles)
-            self._waiting.extend(self._notes.receive(data))
-            while self._waiting and (self._handles or self._waiting[0].kind not in CARRIES):
-                self._on_note(self._waiting.popleft())
-
-    def _on_note(self, note: Note) -> None:
-        match note.kind:
-            case NoteKind.STREAM:
-                self._on_stream(socket.socket(fileno=self._handles.popleft()))
-            case NoteKind.MEMORY:
-                self.memory.add(note.number, note.size, self._handles.popleft())
-            case NoteKind.FORGET:
-                self.memory.forget(note.number)
-            case NoteKind.GRANT:
-                asked = self._asked.pop(note.number, None)
-                if asked is not None and not asked.done():
-                    asked.set_result(note.size)
-
-    def ask(self) -> tuple[int, asyncio.Future[int]]:
-        """A number for a request, and what the peer will grant."""
-        number = next(self._numbers) & 0xFFFFFFFF
-        granted: asyncio.Future[int] = self._loop.create_future()
-        self._asked[number] = granted
-        return number, granted
-
-    def tell_spent(self) -> None:
-        """Say what memory was freed: now, or as soon as the socket takes it."""
-        if notes := self.memory.spent():
-            self._unsaid += b"".join(note.pack() for note in notes)
-            self._say()
-
-    def _say(self) -> None:
-        try:
-            sent = self._sock.send(self._unsaid)
-        except BlockingIOError:
-            sent = 0
-        except OSError:  # the peer is gone: `read` will see it, too
-            sent = len(self._unsaid)
-        self._unsaid = self._unsaid[sent:]
-        if self._unsaid:
-            self._loop.add_writer(self._sock, self._say)
-        else:
-            self._loop.remove_writer(self._sock)
-
-    def _wake(self) -> None:
-        """From any thread: something was freed."""
-        try:
-            self._loop.call_soon_threadsafe(self.tell_spent)
-        except RuntimeError:
-            pass  # the loop is closed: the peer takes everything back when this process has ended
 
 
 class ModelServer:
@@ -134,41 +45,37 @@ class ModelServer:
 
     def __init__(self) -> None:
         """In the loop that runs it."""
+        self._loop = asyncio.get_running_loop()
+        self._ended = self._loop.create_future()
         self._thread = ModelThread()
         self._backend: Backend | None = None
         self._streams = False
-        self._lines: set[Line] = set()
-        self._handles: set[int] = set()
+        self._in_thread: ThreadLines | None = None  # once a model that blocks is loaded
+        self._serving: asyncio.Task[None] | None = None
 
     async def run(self, sock: socket.socket) -> None:
         """Serve every stream that arrives until the control socket ends."""
-        control = Control(sock, self._on_stream)
-        self._house = House(self._run, control.memory, control.read, control.tell_spent, control.ask)
-        self._handles.add(sock.fileno())
-        os.register_at_fork(after_in_child=lambda: close_all(self._handles))
+        self._house = House(self._run, Control(sock))
+        self._in_loop = LoopLines(self._house, self._end)
+        os.register_at_fork(after_in_child=lambda: close_all(self._house.handles))
         try:
-            await control.ended
+            await self._ended
             leave_soon()
-            lines = tuple(self._lines)
-            for line in lines:
-                line.leave()
-            for line in lines:
-                await line.ended()
+            await self._in_loop.leave()
+            if self._in_thread is not None and self._serving is not None:
+                self._in_thread.leave()
+                await self._serving
             if self._backend is not None:
                 await guarded(self._backend.close())
         finally:
             leave_soon()  # also when the model interrupted this very loop
+            if self._in_thread is not None:
+                self._in_thread.leave()
             self._thread.stop()
 
-    def _on_stream(self, sock: socket.socket) -> None:
-        sock.setblocking(False)
-        line = Line(sock, self._house, self._on_end)
-        self._lines.add(line)
-        self._handles.add(line.handle)
-
-    def _on_end(self, line: Line) -> None:
-        self._lines.discard(line)
-        self._handles.discard(line.handle)
+    def _end(self) -> None:
+        if not self._ended.done():
+            self._ended.set_result(None)
 
     async def _run(self, method: str, value: Value, params: Mapping[str, Value], emit: Emit) -> Value:
         if method == LOAD:
@@ -184,8 +91,19 @@ class ModelServer:
             await guarded(backend.load())
             description = backend.describe()
             told = description.to_map()
+            blocks = backend.blocks
         self._backend, self._streams = backend, description.streams
+        if blocks and thread_lines.POSSIBLE:
+            self._in_loop.rest(self._to_thread)
         return told
+
+    def _to_thread(self, lines: list[Line]) -> None:
+        """The model's thread takes over. This loop is told of the end all the same: a step may take long."""
+        self._in_thread = ThreadLines(self._house, lines)
+        watch = Watch(self._house.control.sock, self._end)
+        self._house.handles.add(watch.handle)
+        self._serving = self._loop.create_task(self._thread.serve(self._in_thread))
+        self._serving.add_done_callback(lambda _: self._end())
 
 
 def close_all(handles: set[int]) -> None:

@@ -103,7 +103,7 @@ places.Lifted.message = message
 packed = worker_line.Line._packed
 
 def say(self, kind):
-    self._house.memory.spent = lambda: [Note(kind, 1)]
+    self._house.control.memory.spent = lambda: [Note(kind, 1)]
 
 async def lying(self, event):
     event = await packed(self, event)
@@ -116,10 +116,11 @@ async def lying(self, event):
 worker_line.Line._packed = lying
 
 async def greedy(self, size):
-    request, granted = self._house.ask()
-    asked = [request, 1 << 50] if lie[0] == "greedy" else [request, size, 0]
+    grant = self._house.control.ask()
+    asked = [grant.number, 1 << 50] if lie[0] == "greedy" else [grant.number, size, 0]
     await self._send(worker_line.Item(None, extra={"room": asked}))
-    return await granted
+    await self.waits.answered(self, grant)
+    return grant.region
 
 granted = worker_line.Line._granted
 

@@ -16,6 +16,7 @@ from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.serving.backends.builtin import BuiltinBackend
 from modelnet_p2p.node.serving.backends.callable import CallableBackend, _specs
 from modelnet_p2p.node.serving.backends.contract import Backend, Description, Source
+from modelnet_p2p.node.serving.backends.minilm import MiniLmBackend
 from modelnet_p2p.node.serving.backends.registry import find_backend
 from modelnet_p2p.node.serving.backends.torch_module import TorchModuleBackend
 from modelnet_p2p.records import Spec
@@ -37,6 +38,7 @@ ALICES = Source(
     [
         ("builtin:digits", BuiltinBackend),
         ("builtin:other", BuiltinBackend),
+        ("builtin:minilm", MiniLmBackend),
         ("shop:upper", CallableBackend),
         ("package.shop:Class.method", CallableBackend),
         ("weights.safetensors", TorchModuleBackend),
@@ -103,6 +105,8 @@ DESCRIPTION = Description(
     version="1.2",
     precision="int8",
     parameters=7,
+    context_length=256,
+    languages=("en", "de"),
     digest=bytes(32),
     licence="Apache-2.0",
     metrics={"accuracy": 970_000},

@@ -13,6 +13,7 @@ from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.serving.models import Models, Source
 
 PACKAGE = """
+import asyncio, threading
 from modelnet_p2p.node.serving.backends.contract import Backend, Description
 
 class TownBackend(Backend):
@@ -40,6 +41,21 @@ class TownBackend(Backend):
     async def invoke(self, value, params):
         return f"{self.name} greets {value}"
 
+class Later:
+    def __await__(self):
+        yield "not a future"
+
+class StreetBackend(TownBackend):
+    blocks = True
+    @classmethod
+    def claims(cls, spec):
+        return spec.startswith("street:")
+    async def invoke(self, value, params):
+        match value:
+            case "sleep": await asyncio.sleep(0.01)
+            case "later": await Later()
+        return await self.offload(lambda: f"{threading.current_thread().name} greets {value}")
+
 class Grumpy(Backend):
     @classmethod
     def claims(cls, spec):
@@ -50,6 +66,7 @@ class Stranger:
 """
 ENTRY_POINTS = """[modelnet.backends]
 town = townpkg:TownBackend
+street = townpkg:StreetBackend
 absent = no_such_package:Backend
 grumpy = townpkg:Grumpy
 stranger = townpkg:Stranger
@@ -85,6 +102,17 @@ async def test_an_installed_package_adds_a_kind_of_model(
     assert description.manifest_envelope == b"by the mayor"
     assert description.idempotent
     assert await call(served, "alice") == ("hall greets alice", [])
+
+
+async def test_a_backend_that_blocks_awaits_nothing_else(
+    environ: dict[str, str], source: Callable[..., Source], models: Models, call: Callable[..., Any]
+) -> None:
+    """What it may not do is a fault of its own, and no hang."""
+    served = await models.add(source("street:1", model="town/street", cwd="/", environ=environ))
+    for value, words in (("sleep", "no running event loop"), ("later", "awaits only `offload`")):
+        with pytest.raises(LocalError, match=f"the model raised RuntimeError: .*{words}"):
+            await call(served, value)
+        assert await call(served, "alice") == ("model greets alice", [])
 
 
 async def test_an_environment_that_does_not_have_the_package(
