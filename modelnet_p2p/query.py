@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from shlex import quote
 from typing import Self
 
 from modelnet_p2p.errors import Code, LocalError
+from modelnet_p2p.expression import MAX_KEYS, Expression, Index, best, failing, keys_of, reasons, uncovered
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.names import (
     PUBLIC_NETWORK,
@@ -16,9 +18,12 @@ from modelnet_p2p.names import (
     check_tag,
     check_task,
     check_version,
+    digest_text,
+    parse_digest,
     provider_key,
 )
 from modelnet_p2p.records import Card, Record
+from modelnet_p2p.searching import parse_search
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,7 @@ class Query:
     digest: bytes | None = None  # 32 bytes
     provider: PeerId | None = None
     network: str = PUBLIC_NETWORK
+    where: Expression | None = None
 
     @classmethod
     def of_uri(cls, uri: ModelUri, network: str = PUBLIC_NETWORK) -> Self:
@@ -45,51 +51,118 @@ class Query:
             network=network,
         )
 
-    def key_name(self) -> str:
-        """The key that fewest records share: digest, model, provider, task, tag, in this order.
+    @classmethod
+    def asked(
+        cls,
+        task: str | None = None,
+        model: str | None = None,
+        tag: str | None = None,
+        where: str | None = None,
+        *,
+        network: str = PUBLIC_NETWORK,
+    ) -> Self:
+        """What people and programs say: `model` is a name, `name@version` or a URI, `where` a search.
 
-        Raises LocalError (bad-input) for a name that is none, and when nothing is asked.
+        Raises LocalError (bad-input).
+        """
+        query = cls(network=network) if model is None else cls.of_uri(ModelUri.parse(model), network)
+        expression = None if where is None else parse_search(where)
+        return replace(query, task=task, tag=tag, where=expression)
+
+    def indexes(self) -> tuple[Index, ...]:
+        """The keys under which all that is meant lies: those that fewest records share, mostly one.
+
+        Digest, model, provider, task, tag, in this order. Raises LocalError (bad-input) for a name that is
+        none, when nothing is asked, and when nothing that is asked is a key.
         """
         self._check()
-        keys = Keys(self.network)
-        if self.digest is not None:
-            return keys.digest(self.digest)
-        if self.model is not None:
-            return keys.model(self.model)
-        if self.provider is not None:
-            return keys.peer(self.provider)
-        if self.task is not None:
-            return keys.task(self.task)
-        if self.tag is not None:
-            return keys.tag(self.tag)
-        raise LocalError(
-            Code.BAD_INPUT, "nothing to look for", hint="give a task, a model, a tag, a digest or a provider"
+        named = (
+            ("digest", self.digest and digest_text(self.digest)),
+            ("model", self.model),
+            ("provider", self.provider and self.provider.text),
+            ("task", self.task),
+            ("tag", self.tag),
         )
+        asked = [frozenset([Index(kind, name)]) for kind, name in named if name]
+        keys = best([*asked, None if self.where is None else keys_of(self.where)])
+        if keys is None:
+            raise _nowhere(self.where)
+        if len(keys) > MAX_KEYS:
+            raise LocalError(
+                Code.BAD_INPUT,
+                f"the search looks in {len(keys)} places at once, more than {MAX_KEYS}",
+                hint="ask for fewer tasks, models or tags at once",
+            )
+        return tuple(sorted(keys, key=lambda key: (key.rank, key.name)))
 
-    def key(self) -> bytes:
+    def key_name(self, index: Index | None = None) -> str:
+        """The name of such a key in this network, by default of the first."""
+        kind, name = index or self.indexes()[0]
+        keys = Keys(self.network)
+        match kind:
+            case "digest":
+                return keys.digest(parse_digest(name))
+            case "model":
+                return keys.model(name)
+            case "provider":
+                return keys.peer(PeerId.parse(name))
+            case "task":
+                return keys.task(name)
+            case _:
+                return keys.tag(name)
+
+    def key(self, index: Index | None = None) -> bytes:
         """That key as the multihash that GET_PROVIDERS carries."""
-        return provider_key(self.key_name())
+        return provider_key(self.key_name(index))
 
     def finds_cards(self) -> bool:
-        """Whether the key holds cards (task, tag) and not offers."""
-        return self.digest is None and self.model is None and self.provider is None
+        """Whether the first key holds cards (task, tag) and not offers."""
+        return self.indexes()[0].holds_cards
+
+    @property
+    def sifts(self) -> bool:
+        """Whether much of what lies under the keys may not be meant, so that more has to be read."""
+        return self.version is not None or self.owner is not None or self.where is not None
 
     def matches(self, record: Record) -> bool:
-        """Whether `record` is meant. A card does not know all its offer's tags: it matches any tag
-        that it cannot rule out, and its offer, once read, decides. Tombstones match like the offer
-        that they take back; merge first, then match."""
+        """Whether `record` is meant. A card does not know all its offer's tags, nor its size or licence: it
+        matches all that it cannot rule out, and its offer, once read, decides. Tombstones match like the
+        offer that they take back; merge first, then match."""
+        return self.refusal(record) is None
+
+    def refusal(self, record: Record) -> str | None:
+        """What of the question rules `record` out, None if nothing does."""
         asked = (
-            (self.network, record.network),
-            (self.task, record.task),
-            (self.model, record.name),
-            (self.version, record.version),
-            (self.owner, record.owner),
-            (self.digest, record.digest),
-            (self.provider, record.provider),
+            ("network", self.network, record.network),
+            ("task", self.task, record.task),
+            ("model", self.model, record.name),
+            ("version", self.version, record.version),
+            ("owner", self.owner, record.owner),
+            ("digest", self.digest, record.digest),
+            ("provider", self.provider, record.provider),
         )
-        if any(wanted is not None and wanted != found for wanted, found in asked):
-            return False
-        return self.tag is None or isinstance(record, Card) or self.tag in record.tags
+        for kind, wanted, found in asked:
+            if wanted is not None and wanted != found:
+                return kind
+        if self.tag is not None and not isinstance(record, Card) and self.tag not in record.tags:
+            return "tag"
+        if self.where is not None and self.where.test(record) is False:
+            return failing(self.where, record)
+        return None
+
+    def reasons(self, record: Record) -> list[str]:
+        """Why `record` is meant, a line for each part of the question."""
+        given = (
+            ("task", self.task),
+            ("model", self.model),
+            ("version", self.version),
+            ("tag", self.tag),
+            ("owner", self.owner),
+            ("digest", self.digest and digest_text(self.digest)),
+            ("provider", self.provider),
+        )
+        lines = [f"{kind}:{value}" for kind, value in given if value]
+        return lines + (reasons(self.where, record) if self.where is not None else [])
 
     def _check(self) -> None:
         check_network(self.network)
@@ -103,3 +176,18 @@ class Query:
                 check(text)
         if self.digest is not None and len(self.digest) != 32:
             raise LocalError(Code.BAD_INPUT, f"a digest has 32 bytes, not {len(self.digest)}")
+
+
+def _nowhere(where: Expression | None) -> LocalError:
+    """For a question that no key answers."""
+    if where is None:
+        return LocalError(
+            Code.BAD_INPUT, "nothing to look for", hint="give a task, a model, a tag, a digest or a provider"
+        )
+    part = uncovered(where)
+    about = "the search" if part == where else f"its part {str(part)!r}"
+    return LocalError(
+        Code.BAD_INPUT,
+        f"{about} does not say where to look: records lie under their task, model, tag, digest and provider",
+        hint=f"add one of these: modelnet-peer find {quote(f'task:text-generation and ({where})')}",
+    )

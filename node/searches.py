@@ -1,0 +1,110 @@
+"""What a search gives besides a list: offers as they are found, why they were, and how they change."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import trio
+
+from modelnet_p2p.changes import Change, Changes
+from modelnet_p2p.errors import RemoteError
+from modelnet_p2p.node.deadlines import check_timeout, within
+from modelnet_p2p.node.overlay.batches import Tally
+from modelnet_p2p.node.overlay.finder import Search
+from modelnet_p2p.offers import Offer, State
+from modelnet_p2p.query import Query
+
+log = logging.getLogger(__name__)
+
+WATCH_SECONDS = 5.0  # between two looks of who says nothing else: a search is a walk and some pings
+MIN_WATCH_SECONDS = 0.2  # a look takes about this long
+MAX_WATCHED = 256  # offers that one watch follows; each is pinged at each look
+
+Look = Callable[[], Awaitable[Sequence[Offer] | None]]
+
+
+class Found:
+    """Offers as they are found: `async for offer in peer.search(…)`. Nothing runs between two of them, so a
+    loop may be left at any time."""
+
+    def __init__(self, search: Search, timeout: float) -> None:
+        """`timeout` is for the seconds that one step may take."""
+        check_timeout(timeout)
+        self._search = search
+        self._timeout = timeout
+        self._batch: deque[Offer] = deque()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Offer:
+        """The best of what was read last; raises RemoteError (deadline)."""
+        if not self._batch:
+            with within(self._timeout, "the search"):
+                self._batch.extend(await anext(self._search))
+        return self._batch.popleft()
+
+
+class Watch:
+    """News of a search, without end: `async for change in peer.watch(…)`. It looks only while it is waited
+    for."""
+
+    def __init__(self, look: Look, interval: float) -> None:
+        """`look` gives None when it could not see anything, and that is no news of anybody."""
+        self._look = look
+        self._interval = max(interval, MIN_WATCH_SECONDS)
+        self._changes = Changes()
+        self._news: deque[Change] = deque()
+        self._next = -float("inf")  # trio's time
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Change:
+        """The next change, however long that takes; raises LocalError (bad-input)."""
+        while not self._news:
+            await trio.sleep_until(self._next)
+            self._next = trio.current_time() + self._interval
+            try:
+                seen = await self._look()
+            except RemoteError as error:
+                log.info("a look of a watched search failed: %s", error.message)
+                continue
+            if seen is not None:
+                self._news.extend(self._changes.see(seen))
+        return self._news.popleft()
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """What a search found, with the reasons for each offer, and what it read besides."""
+
+    query: Query
+    offers: tuple[Offer, ...]
+    tally: Tally
+
+    def why(self, offer: Offer) -> list[str]:
+        """The parts of the question that made it one of those found, and what decided on its place."""
+        return [*self.query.reasons(offer.record), _standing(offer)]
+
+    def to_map(self) -> dict[str, object]:
+        """Where was looked, how many offers were read there, and how many were ruled out by what."""
+        return self.tally.to_map()
+
+
+def _standing(offer: Offer) -> str:
+    """What is known of its provider now, by which it was ranked."""
+    match offer.state:
+        case State.ALIVE:
+            load = "" if offer.load is None else f", {offer.load:.0%} busy"
+            return f"answered in {offer.rtt_ms or 0.0:.1f} ms{load}"
+        case State.UNKNOWN:
+            return "not asked: better ones answered"
+        case State.SUSPECT:
+            return "does not answer now"
+        case _:
+            return "cannot be reached"

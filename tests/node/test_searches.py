@@ -1,0 +1,171 @@
+"""Searches between peers, over the network in memory: conditions, streams, reasons and news."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from modelnet_p2p.changes import Event
+from modelnet_p2p.errors import Code, LocalError, RemoteError
+from modelnet_p2p.node.overlay.batches import FIRST_MODELS
+from modelnet_p2p.node.peer import Peer
+from modelnet_p2p.offers import State
+from modelnet_p2p.records import Manifest, OfferRecord, cards_of, seal_manifest, seal_offer
+
+# Any: the fixture that opens a town, see conftest.py
+OpenTown = Any
+TASK = "text-generation"
+
+
+async def offered(
+    peer: Peer, key: Any, name: str, *, task: str = TASK, licence: str = "", **said: Any
+) -> None:
+    """`peer` tells its network of a model that nobody runs: enough to be found."""
+    now_us = peer._overlay.wall_us()
+    manifest = Manifest(owner=key.id, name=name, task=task, licence=licence, issued_unix=1)
+    envelope = seal_manifest(manifest, key)
+    offer = OfferRecord(
+        provider=key.id,
+        network="town",
+        manifest=manifest,
+        manifest_envelope=envelope,
+        seq=now_us // 1000,
+        issued_us=now_us,
+        expires_us=now_us + 3600 * 1_000_000,
+        **said,
+    )
+    sealed = seal_offer(offer, key)
+    contact = replace(peer._overlay.contact(), id=key.id)
+    for record in (sealed, *cards_of(sealed, key)):
+        for place in record.keys:
+            refused = peer._overlay.server.store.add(place, record, contact)
+            assert refused is None
+
+
+def models(offers: Any) -> set[str]:
+    return {offer.model for offer in offers}
+
+
+async def test_conditions_that_no_key_is_for_are_met_by_the_reader(open_town: OpenTown) -> None:
+    async with open_town() as town:
+        alice, bob = await town.peer("alice"), await town.peer("bob")
+        key = town.key("alice")
+        await offered(alice, key, "acme/small", parameters=3 * 10**9, languages=("de",), licence="MIT")
+        await offered(alice, key, "acme/large", parameters=70 * 10**9, languages=("de", "fr"))
+        await offered(alice, key, "acme/viral", parameters=10**9, languages=("fr",), licence="GPL-3.0")
+        await offered(alice, key, "acme/silent", tags=("chat",))
+        where = f"task:{TASK} and (language:de or language:fr) and parameters<=7B and not licence:gpl*"
+        assert models(await bob.find(where=where)) == {"acme/small"}
+        assert models(await bob.find(TASK, where="not parameters<=7B")) == {"acme/large", "acme/silent"}
+        assert models(await bob.find(where="model:acme/large or tag:chat")) == {"acme/large", "acme/silent"}
+        assert models(await bob.find(where="acme/viral")) == {"acme/viral"}
+        assert await bob.find(where=f"task:{TASK} and model:acme/l") == []
+        with pytest.raises(LocalError) as caught:
+            await bob.find(where="parameters<=7B")
+        assert caught.value.code is Code.BAD_INPUT
+
+
+async def test_the_one_that_is_meant_is_found_behind_a_crowd(open_town: OpenTown) -> None:
+    async with open_town() as town:
+        alice, bob = await town.peer("alice"), await town.peer("bob")
+        for number in range(100):
+            key = town.key("alice" if number % 2 else "bob")  # one provider may not have so many
+            await offered(alice, key, f"crowd/m{number}", parameters=10**12)
+        await offered(alice, town.key("alice"), "acme/needle", parameters=5)
+        found = await bob.find(TASK, where="parameters<=7B", limit=1)
+        assert models(found) == {"acme/needle"}
+
+
+async def test_a_stream_gives_the_first_offers_before_all_are_read(open_town: OpenTown) -> None:
+    async with open_town() as town:
+        alice, bob = await town.peer("alice"), await town.peer("bob")
+        for number in range(3 * FIRST_MODELS):
+            await offered(alice, town.key("alice"), f"acme/m{number}")
+        walks = []
+        read = bob._finder.read
+
+        async def counted(keys: Any, limit: int) -> Any:
+            walks.append(len(keys))
+            return await read(keys, limit)
+
+        bob._finder.read = counted  # only listens
+        async for offer in bob.search(TASK, limit=1000):
+            assert offer.state is State.ALIVE
+            break
+        assert walks == [1, FIRST_MODELS]
+        everybody = [offer.model async for offer in bob.search(TASK, limit=1000)]
+        assert len(everybody) == len(set(everybody)) == 3 * FIRST_MODELS
+        assert len([offer async for offer in bob.search(TASK, limit=5)]) == 5
+        with pytest.raises(LocalError):
+            bob.search(where="task:")
+
+
+async def test_a_search_that_takes_too_long_ends(
+    open_town: OpenTown, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with open_town() as town:
+        await town.peer("alice")
+        bob = await town.peer("bob", listen=False)
+        town.freeze("alice")
+        with pytest.raises(RemoteError) as caught:
+            await anext(bob.search(TASK, timeout=0.1))
+        assert caught.value.code is Code.DEADLINE
+
+
+async def test_the_reasons_for_each_and_against_the_others(open_town: OpenTown) -> None:
+    async with open_town() as town:
+        alice, bob = await town.peer("alice"), await town.peer("bob")
+        await offered(alice, town.key("alice"), "acme/small", parameters=3 * 10**9)
+        await offered(alice, town.key("alice"), "acme/large", parameters=70 * 10**9)
+        await offered(alice, town.key("alice"), "acme/other", parameters=1, framework="onnx")
+        explained = await bob.explain(TASK, where="parameters<=7B and not framework:onnx")
+        (offer,) = explained.offers
+        task, size, framework, standing = explained.why(offer)
+        assert (task, size) == (f"task:{TASK}", "parameters<=7B (3B)")
+        assert framework == "not framework:onnx (not said)"
+        assert standing.startswith("answered in ")
+        assert explained.to_map() == {
+            "keys": [f"/modelnet/town/task/{TASK}"],
+            "read": 3,
+            "ruled_out": {"parameters<=7B": 1, "not framework:onnx": 1},
+        }
+
+
+async def test_news_of_a_search(open_town: OpenTown, autojump_clock: trio.testing.MockClock) -> None:
+    async with open_town() as town:
+        alice, bob = await town.peer("alice"), await town.peer("bob")
+        carol = await town.peer("carol")
+        await alice.publish("builtin:digits", tags=["demo"])
+        watch = bob.watch(where="tag:demo", interval=1)
+        first = await anext(watch)
+        assert (first.event, first.offer.provider) == (Event.APPEARED, alice.id)
+        await carol.publish("builtin:digits", tags=["demo"])
+        second = await anext(watch)
+        assert (second.event, second.offer.provider) == (Event.APPEARED, carol.id)
+        town.kill("carol")
+        with trio.fail_after(60):
+            while (change := await anext(watch)).event is not Event.GONE:
+                assert (change.event, change.offer.state) == (Event.CHANGED, State.SUSPECT)
+        assert change.offer.provider == carol.id
+        await alice.unpublish("modelnet/digits")
+        with trio.fail_after(60):
+            gone = await anext(watch)
+        assert (gone.event, gone.offer.provider) == (Event.GONE, alice.id)
+
+
+async def test_a_peer_that_sees_nobody_tells_of_nobody_going(
+    open_town: OpenTown, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with open_town() as town:
+        alice, bob = await town.peer("alice"), await town.peer("bob", listen=False)
+        await alice.publish("builtin:digits")
+        watch = bob.watch(model="modelnet/digits", interval=1)
+        assert (await anext(watch)).event is Event.APPEARED
+        town.kill("alice")
+        with trio.move_on_after(60) as scope:
+            await anext(watch)
+        assert scope.cancelled_caught
