@@ -1,0 +1,88 @@
+"""An owner's seal on a model, made once and served by many: its key file, its making, its reading.
+
+The owner need not be a peer. What travels to the providers is the sealed manifest, which is no secret; the
+key stays where it was made.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+from modelnet_p2p.errors import Code, LocalError
+from modelnet_p2p.identity import SEED_BYTES, KeyPair
+from modelnet_p2p.names import ModelUri, parse_digest
+from modelnet_p2p.node.files import read_bounded, reason, write_durably
+from modelnet_p2p.node.home import encode_key, read_key
+from modelnet_p2p.records import MAX_MANIFEST_BYTES, BadRecord, Manifest, open_manifest, seal_manifest
+
+
+def make_key(path: Path) -> KeyPair:
+    """A new owner's key, mode 0600, in the place of none; raises LocalError (in-use, bad-state)."""
+    if os.path.lexists(path):
+        hint = "choose another name: a key that is replaced is lost, and with it all that it owns"
+        raise LocalError(Code.IN_USE, f"{path} is there already", hint=hint)
+    key = KeyPair(os.urandom(SEED_BYTES))
+    write_durably(path, encode_key(key))
+    return key
+
+
+def load_key(path: Path) -> KeyPair:
+    """The owner's key in that file; raises LocalError (bad-input, bad-state)."""
+    key = read_key(path)
+    if key is None:
+        raise LocalError(
+            Code.BAD_INPUT, f"there is no key {path}", hint=f"modelnet-peer owner key {quote(str(path))}"
+        )
+    return key
+
+
+def seal_described(
+    described: Mapping[str, Any],  # Any: what a dry run of `publish` said
+    key: KeyPair,
+    licence: str | None,
+    now_unix: int,
+) -> bytes:
+    """The seal of `key`'s owner on a model that a dry run has described; raises LocalError (bad-input)."""
+    uri = ModelUri.parse(str(described["model"]))
+    digest = described.get("digest")
+    manifest = Manifest(
+        owner=key.id,
+        name=uri.name,
+        version=uri.version,
+        task=str(described["task"]),
+        licence=str(described.get("licence") or "") if licence is None else licence,
+        digest=None if digest is None else parse_digest(str(digest)),
+        issued_unix=now_unix,
+    )
+    return seal_manifest(manifest, key)
+
+
+def read_manifest(path: Path | str) -> bytes:
+    """The sealed manifest in that file; raises LocalError (bad-input) for anything that is none."""
+    try:
+        envelope, _ = read_bounded(Path(path), MAX_MANIFEST_BYTES, follow=True)
+    except OSError as error:
+        raise LocalError(Code.BAD_INPUT, f"cannot read the manifest {path}: {reason(error)}") from error
+    sealed_manifest(envelope, f" in {path}")
+    return envelope
+
+
+def sealed_manifest(envelope: bytes, where: str = "") -> Manifest:
+    """What the owner has sealed; raises LocalError (bad-input)."""
+    try:
+        return open_manifest(envelope)
+    except BadRecord as error:
+        raise LocalError(
+            Code.BAD_INPUT,
+            f"no owner's seal{where}: {error.message}",
+            hint="modelnet-peer owner sign --help says how an owner makes one",
+        ) from error
+
+
+def full_name(manifest: Manifest) -> str:
+    """`name`, or `name@version`."""
+    return f"{manifest.name}@{manifest.version}" if manifest.version else manifest.name
