@@ -1,14 +1,16 @@
 """A world of peers in one thread: a heap of events drives real servers and real walks in virtual time.
 
-It charges what the internet charges: a delay for each pair of peers, five round trips for a connection that
-is not in the cache, TCP's retransmission where a packet is lost, silence from the dead. Same seed, same
-events: `digest` tells two runs apart by their first difference.
+It charges what the internet charges: a delay for each pair of peers, five round trips and the handshake's
+arithmetic for a connection that is not in the cache, TCP's retransmission where a packet is lost, silence
+from the dead and from the other side of a partition. It counts messages and bytes by what they are for.
+Same seed, same events: `digest` tells two runs apart by their first difference.
 """
 
 from __future__ import annotations
 
 import hashlib
 import heapq
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -25,6 +27,11 @@ from modelnet_p2p.tuning import WAN, Tuning
 
 AnyWalk = Walk | FindClosest | FindPeer | Collect | Store
 
+# What a message has around its key, contacts and records: the protobuf's own tags and length (6), Noise's
+# frame (18), the muxer's (12), TCP and IP (40).
+ENVELOPE_BYTES = 76
+SPOTS = 1 << 16  # places on the map that delays are taken from
+
 
 class Rng(Protocol):
     """What is needed of `random.Random`, which the caller seeds."""
@@ -34,16 +41,31 @@ class Rng(Protocol):
     def randbytes(self, n: int, /) -> bytes: ...
 
 
+class Answering(Protocol):
+    """The side of a peer that answers: a KadServer, or somebody who lies."""
+
+    def handle(
+        self, request: Message, sender: PeerId, sender_group: str | None, now: float, now_us: int
+    ) -> Message | None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Weather:
     """What the network does to messages."""
 
     fastest: float = 0.02  # seconds, one way
     slowest: float = 0.1
+    skew: float = 1.0  # of the delays between both: 1 spreads them evenly, 3 makes most pairs near
     loss: float = 0.0  # chance of each message; TCP sends it again
     retransmission: float = 0.3  # seconds until it does, doubled each time
     dial_round_trips: int = 5  # TCP, Noise (2), muxer, kad
+    handshake: float = 0.0  # seconds of arithmetic, both ends together
     connections: int = 256  # that a peer keeps; the one unused longest is closed
+
+    @property
+    def round_trip(self) -> float:
+        """Seconds there and back between two peers, on average."""
+        return 2 * (self.fastest + (self.slowest - self.fastest) / (self.skew + 1))
 
 
 @dataclass(slots=True, eq=False)
@@ -53,11 +75,16 @@ class Node:
     contact: Contact
     table: RoutingTable
     store: OfferStore
-    server: KadServer
+    server: Answering
     patience: Patience
     group: str | None = None
     alive: bool = True
+    side: int = 0  # of a partition
+    asleep: bool = False  # its table is not made yet: `Simulator.wake` is called before it is needed
+    spot: int = 0  # on the map that delays are taken from
+    served: int = 0  # requests
     connected: dict[PeerId, None] = field(default_factory=dict)  # oldest use first
+    on_newcomer: Callable[[PeerId], None] | None = None  # somebody has entered its table
 
     @property
     def id(self) -> PeerId:
@@ -66,11 +93,13 @@ class Node:
 
 @dataclass(slots=True, eq=False)
 class Run:
-    """A walk on its way."""
+    """A walk on its way. One whose peer has died never ends."""
 
     node: Node
     walk: AnyWalk
     started: float
+    purpose: str = ""
+    then: Callable[[Run], None] | None = None
     open: dict[PeerId, int] = field(default_factory=dict)  # the number of the request each peer has
     woken: float = float("inf")  # when it is polled next
     ended: float | None = None
@@ -78,6 +107,19 @@ class Run:
     @property
     def seconds(self) -> float:
         return (self.started if self.ended is None else self.ended) - self.started
+
+
+def wire_bytes(message: Message) -> int:
+    """About what a message takes on the wire; encoding each would cost more than all the rest."""
+    size = ENVELOPE_BYTES + len(message.key) + len(message.cursor) + len(message.refused)
+    for contacts in (message.closer, message.providers):
+        if contacts:  # all contacts of a world have one address of one length
+            first = contacts[0]
+            each = 4 + len(first.id) + sum(len(addr) + 2 for addr in first.addrs)  # with tags and lengths
+            size += len(contacts) * each
+    if message.value is not None:
+        size += len(message.value.key) + len(message.value.value)
+    return size + sum(len(envelope) + 3 for envelope in message.records or ())
 
 
 class Simulator:
@@ -97,7 +139,11 @@ class Simulator:
         self.weather = weather or Weather()
         self.network = network
         self.now = 0.0
-        self.messages = 0
+        self.sent: Counter[str] = Counter()  # requests and replies by purpose
+        self.sent_bytes: Counter[str] = Counter()
+        self.messages = 0  # requests
+        self.cut = False  # whether sides of different numbers hear each other
+        self.wake: Callable[[Node], None] | None = None
         self.nodes: dict[PeerId, Node] = {}
         self._start_us = start_us
         self._events: list[tuple[float, int, Callable[[], None]]] = []
@@ -110,32 +156,41 @@ class Simulator:
 
     @property
     def digest(self) -> str:
-        """Of everything that was sent so far, to whom and when."""
+        """Of everything that was asked so far, of whom and when."""
         return self._history.hexdigest()
 
-    def add(self, peer: PeerId | None = None, group: str | None = None) -> Node:
-        """A new peer that knows nobody."""
+    def add(self, peer: PeerId | None = None, group: str | None = None, addr: bytes | None = None) -> Node:
+        """A new peer that knows nobody; `addr` is the binary multiaddr that others are told."""
         peer = peer or PeerId.of_key(self.rng.randbytes(32))
         table, store = RoutingTable(peer, self.tuning.k), OfferStore()
         server = KadServer(peer, self.network, table, store)
         patience = Patience(self.tuning.patience, self.tuning.request_timeout)
-        node = Node(Contact(peer, (bytes(peer[-6:]),)), table, store, server, patience, group)
+        contact = Contact(peer, (addr or bytes(peer[-6:]),))
+        node = Node(contact, table, store, server, patience, group, spot=position(peer) % SPOTS)
         self.nodes[peer] = node
         return node
 
-    def join(self, node: Node, via: Iterable[Node]) -> Run:
+    def join(self, node: Node, via: Iterable[Node], then: Callable[[Run], None] | None = None) -> Run:
         """A walk towards itself, from the bootstraps that it was told."""
         for bootstrap in via:
             node.table.add(bootstrap.contact, self.now, bootstrap.group)
-        return self.start(node, self.closest_walk(node, bytes(node.id)))
+        return self.start(node, self.closest_walk(node, bytes(node.id)), "join", then)
+
+    def seeds(self, node: Node, key: bytes) -> list[Contact]:
+        """Where a walk of that peer begins."""
+        self._awake(node)
+        return node.table.closest(key, self.tuning.k)
 
     def closest_walk(self, node: Node, key: bytes) -> FindClosest:
-        seeds = node.table.closest(key, self.tuning.k)
+        seeds = self.seeds(node, key)
         return FindClosest(key, seeds, me=node.id, tuning=self.tuning, patience=node.patience.seconds)
 
-    def start(self, node: Node, walk: AnyWalk) -> Run:
-        run = Run(node, walk, self.now)
-        self._after(0.0, lambda: self._poll(run))
+    def start(
+        self, node: Node, walk: AnyWalk, purpose: str = "", then: Callable[[Run], None] | None = None
+    ) -> Run:
+        """Begin a walk now; `then` is called when it has ended."""
+        run = Run(node, walk, self.now, purpose, then)
+        self.after(0.0, lambda: self._poll(run))
         return run
 
     def run(self, until: float = float("inf")) -> None:
@@ -146,82 +201,125 @@ class Simulator:
         if until < float("inf"):
             self.now = max(self.now, until)
 
+    def after(self, delay: float, event: Callable[[], None]) -> None:
+        """Have something happen so many seconds from now."""
+        self._count += 1
+        heapq.heappush(self._events, (self.now + delay, self._count, event))
+
     def closest_alive(self, key: bytes, n: int) -> list[PeerId]:
         """The truth that walks are measured against."""
         place = position(key)
         alive = (peer for peer, node in self.nodes.items() if node.alive)
         return heapq.nsmallest(n, alive, key=lambda peer: position(peer) ^ place)
 
-    def _after(self, delay: float, event: Callable[[], None]) -> None:
-        self._count += 1
-        heapq.heappush(self._events, (self.now + delay, self._count, event))
+    def connect(self, here: Node, there: Node) -> None:
+        """Both ends have a connection and used it last; who has too many closes the one unused longest."""
+        for one, other in ((here, there), (there, here)):
+            one.connected.pop(other.id, None)
+            one.connected[other.id] = None
+            if len(one.connected) > self.weather.connections:
+                oldest = next(iter(one.connected))
+                self.disconnect(one, self.nodes[oldest])
+
+    def disconnect(self, here: Node, there: Node) -> None:
+        here.connected.pop(there.id, None)
+        there.connected.pop(here.id, None)
+
+    def _awake(self, node: Node) -> None:
+        if node.asleep:
+            node.asleep = False
+            if self.wake is not None:
+                self.wake(node)
 
     def _poll(self, run: Run) -> None:
-        while run.ended is None:
+        while run.ended is None and run.node.alive:
             match run.walk.poll(self.now):
                 case Send(contact, message, expects_reply):
                     self._send(run, contact, message, expects_reply)
                 case Wait(until):
                     if until < run.woken:
                         run.woken = until
-                        self._after(max(0.0, until - self.now), lambda: self._wake(run, until))
+                        self.after(max(0.0, until - self.now), lambda: self._wake_up(run, until))
                     return
                 case Done():
                     run.ended = self.now
                     run.node.table.on_walked(run.walk.target, self.now)
+                    if run.then is not None:
+                        run.then(run)
 
-    def _wake(self, run: Run, at: float) -> None:
+    def _wake_up(self, run: Run, at: float) -> None:
         if run.woken == at:
             run.woken = float("inf")
         self._poll(run)
 
     def _send(self, run: Run, contact: Contact, message: Message, expects_reply: bool) -> None:
+        self._spend(run, message)
         self.messages += 1
         number = self._count
         there = self.nodes.get(contact.id)
-        self._history.update(b"%r %r %d" % (bytes(run.node.id), bytes(contact.id), int(self.now * 1e6)))
+        self._history.update(run.node.id + contact.id + int(self.now * 1e6).to_bytes(8))
         if expects_reply:
             run.open[contact.id] = number
-            self._after(self.tuning.request_timeout, lambda: self._fail(run, contact.id, number))
+            self.after(self.tuning.request_timeout, lambda: self._fail(run, contact.id, number))
         if there is not None:
             delay = self._dial(run.node, there) + self._one_way(run.node, there)
             sent = self.now
-            self._after(delay, lambda: self._arrive(run, there, message, number, sent))
+            self.after(delay, lambda: self._arrive(run, there, message, number, sent))
 
     def _arrive(self, run: Run, there: Node, message: Message, number: int, sent: float) -> None:
         node = run.node
-        if not there.alive:
+        if not there.alive or self._parted(node, there):
             return
-        there.table.add(node.contact, self.now, node.group)
+        self._awake(there)
+        there.served += 1
+        self.connect(there, node)
+        self._met(there, node)
         reply = there.server.handle(message, node.id, node.group, self.now, self.now_us)
         if reply is not None:
+            self._spend(run, reply)
             delay = self._one_way(there, node)
-            self._after(delay, lambda: self._answer(run, there, reply, number, sent))
+            self.after(delay, lambda: self._answer(run, there, reply, number, sent))
 
     def _answer(self, run: Run, there: Node, reply: Message, number: int, sent: float) -> None:
-        if not run.node.alive or run.open.get(there.id) != number:
+        node = run.node
+        if not node.alive or run.open.get(there.id) != number or self._parted(node, there):
             return
         del run.open[there.id]
-        run.node.connected.setdefault(there.id)
-        run.node.patience.on_round_trip(self.now - sent)
-        run.node.table.add(there.contact, self.now, there.group)
+        node.patience.on_round_trip(self.now - sent)
+        self._met(node, there)
         run.walk.on_reply(there.id, reply, self.now)
         self._poll(run)
 
     def _fail(self, run: Run, peer: PeerId, number: int) -> None:
         if run.node.alive and run.open.get(peer) == number:
             del run.open[peer]
+            if (there := self.nodes.get(peer)) is not None:
+                self.disconnect(run.node, there)
             run.node.table.failed(peer, self.now)
             run.walk.on_failure(peer, self.now)
             self._poll(run)
+
+    def _met(self, node: Node, other: Node) -> None:
+        """It heard from the other, who can be dialled."""
+        new = node.on_newcomer is not None and other.id not in node.table
+        node.table.add(other.contact, self.now, other.group)
+        if new and node.on_newcomer is not None and other.id in node.table:
+            node.on_newcomer(other.id)
+
+    def _spend(self, run: Run, message: Message) -> None:
+        self.sent[run.purpose] += 1
+        self.sent_bytes[run.purpose] += wire_bytes(message)
+
+    def _parted(self, here: Node, there: Node) -> bool:
+        return self.cut and here.side != there.side
 
     def _one_way(self, here: Node, there: Node) -> float:
         return self._distance(here, there) + self._lost()
 
     def _distance(self, here: Node, there: Node) -> float:
         """Seconds one way, the same for a pair at all times."""
-        pair = hashlib.sha256(min(here.id, there.id) + max(here.id, there.id)).digest()
-        return self.weather.fastest + (self.weather.slowest - self.weather.fastest) * pair[0] / 255
+        share: float = ((here.spot ^ there.spot) / (SPOTS - 1)) ** self.weather.skew
+        return self.weather.fastest + (self.weather.slowest - self.weather.fastest) * share
 
     def _lost(self) -> float:
         """What TCP needs to send a lost packet again, and again."""
@@ -233,13 +331,10 @@ class Simulator:
 
     def _dial(self, here: Node, there: Node) -> float:
         """The delay of a cold connection; a warm one moves to the end of the cache."""
-        cold = there.id not in here.connected
-        if not cold:
+        if there.id in here.connected:
             del here.connected[there.id]
-        here.connected[there.id] = None
-        if len(here.connected) > self.weather.connections:
-            del here.connected[next(iter(here.connected))]
-        if not cold:
+            here.connected[there.id] = None
             return 0.0
         packets = 2 * self.weather.dial_round_trips
-        return packets * self._distance(here, there) + sum(self._lost() for _ in range(packets))
+        delay = packets * self._distance(here, there) + sum(self._lost() for _ in range(packets))
+        return delay + self.weather.handshake

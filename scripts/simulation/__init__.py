@@ -1,0 +1,1 @@
+"""Peers by the thousand in virtual time: scenarios, what they must reach, and what they reached."""

@@ -1,0 +1,87 @@
+"""`scripts/simulate`: plays the scenarios asked for; exit 0 when all their marks are met, 1 when not."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from simulation.play import play
+from simulation.scenario import FOLDER, BadScenario, Scenario, read
+from simulation.show import Played, console_on, table
+
+MET, MISSED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+SEED = 2026
+
+
+def read_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="scripts/simulate",
+        description="Real walks, tables, stores and signatures in virtual time; same seed, same events.",
+    )
+    parser.add_argument("scenario", nargs="*", help="a name of --list, or the path of a .toml file")
+    parser.add_argument("--seed", type=int, default=SEED, help=f"of everything that is drawn ({SEED})")
+    parser.add_argument("--full", action="store_true", help="at the size that the marks speak of: minutes")
+    parser.add_argument("--json", action="store_true", help="a line on stdout for each phase")
+    parser.add_argument("--plot", type=Path, metavar="DIR", help="pictures of all that was played")
+    parser.add_argument("--list", action="store_true", help="the scenarios there are")
+    options = parser.parse_args()
+    if not (options.scenario or options.list):
+        parser.error("name a scenario; --list shows them")
+    return options
+
+
+def named(name: str) -> Path:
+    """The file of a scenario; raises BadScenario."""
+    if name.endswith(".toml"):
+        return Path(name)
+    path = FOLDER / f"{name}.toml"
+    if not path.exists():
+        raise BadScenario(f"no scenario {name!r}; there are {', '.join(names())}")
+    return path
+
+
+def names() -> list[str]:
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def perform(scenario: Scenario, options: argparse.Namespace) -> list[Played]:
+    """Play it, telling how far it is on stderr; with --json each phase as soon as it is over."""
+    console = console_on(sys.stderr)
+    found = []
+    for result, digest in play(scenario, options.seed, lambda line: console.print(line, markup=False)):
+        found.append(Played(scenario.name, options.seed, result, digest))
+        if options.json:
+            print(json.dumps(found[-1].to_map()), flush=True)
+    if not options.json:
+        table(scenario.title, found, scenario.beside)
+    return found
+
+
+def main() -> int:
+    options = read_options()
+    try:
+        scenarios = [read(named(name)) for name in (names() if options.list else options.scenario)]
+        if options.list:
+            for scenario in scenarios:
+                print(f"{scenario.name:16} {scenario.title}")
+            return MET
+        played: list[Played] = []
+        for scenario in scenarios:
+            played += perform(scenario.at_full_size() if options.full else scenario, options)
+        if options.plot is not None:
+            from simulation.plots import draw  # matplotlib takes half a second
+
+            for path in draw(played, options.plot):
+                print(path, file=sys.stderr)
+    except BadScenario as error:
+        print(f"scripts/simulate: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return MISSED if any(one.missed for one in played) else MET
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,273 @@
+"""Plays a scenario: brings the world to each phase, reads in it, and measures what the readers got."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from random import Random
+
+from modelnet_p2p.dht.simulator import Node, Run, Simulator
+from modelnet_p2p.dht.walks import Collect
+from modelnet_p2p.tuning import WAN
+from simulation import liars
+from simulation.scenario import Mark, Phase, Scenario
+from simulation.town import Publication, Town
+
+READ = "read"
+PAGE_BYTES = 32 * 1024  # of its own store that a reader takes along
+SETTLE_SECONDS = 40.0  # from the Sybils' coming to the publishing, and from there to the reads
+Say = Callable[[str], None]
+
+
+@dataclass(slots=True, eq=False)
+class Reading:
+    """One reader looks for one publication."""
+
+    reader: Node
+    sought: Publication
+    walk: Collect
+    seconds: float | None = None  # once it has ended
+    void: bool = False  # what it sought died meanwhile, so it says nothing
+    found: bool = False
+    newest: bool = False
+
+    def on_end(self, run: Run) -> None:
+        sealed = self.sought.sealed
+        self.seconds = run.seconds
+        self.void = not self.sought.node.alive
+        self.found = any(one.identity == sealed.identity for one in self.walk.records)
+        self.newest = any(one.envelope == sealed.envelope for one in self.walk.records)
+
+    @property
+    def over(self) -> bool:
+        return self.seconds is not None or not self.reader.alive
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A mark, and what was reached."""
+
+    mark: Mark
+    value: float
+    trials: int
+
+    @property
+    def word(self) -> str:
+        if not self.mark.holds(self.value):
+            return "missed"
+        return "met" if self.mark.claims(self.trials) else "met, in too few trials to claim it"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A phase, measured."""
+
+    peers: int
+    phase: str
+    trials: int
+    figures: Mapping[str, float]
+    verdicts: tuple[Verdict, ...]
+    purposes: Mapping[str, float] = field(default_factory=dict)  # bytes a second and peer, by what for
+
+
+def play(scenario: Scenario, seed: int, say: Say) -> Iterator[tuple[Result, str]]:
+    """Each phase in a world of each size, with the digest of the world's history so far."""
+    for size in scenario.world.peers:
+        calm: Mapping[str, float] = {}
+        town: Town | None = None
+        for phase in scenario.phases:
+            if town is None or scenario.world.apart:
+                town = _settled(scenario, size, seed, say)
+            result = _Stage(town, phase, say).measure(size, calm)
+            calm = calm or result.figures
+            yield result, town.sim.digest
+
+
+def _settled(scenario: Scenario, size: int, seed: int, say: Say) -> Town:
+    rng = Random(seed)
+    sim = Simulator(rng, tuning=WAN, weather=scenario.weather)
+    town = Town(sim, rng, scenario.world)
+    for there in town.settle(size):
+        if there % 1000 == 0 or there == size:
+            say(f"{scenario.name}: {there} of {size} peers are there")
+    return town
+
+
+class _Stage:
+    """One phase."""
+
+    def __init__(self, town: Town, phase: Phase, say: Say) -> None:
+        self.town = town
+        self.sim = town.sim
+        self.phase = phase
+        self._say = say
+        self._readings: list[Reading] = []
+        self._busiest = 0  # requests that one peer served during the reads
+
+    def measure(self, size: int, calm: Mapping[str, float]) -> Result:
+        sim, town, phase = self.sim, self.town, self.phase
+        targets = self._change()
+        spent, began = Counter(sim.sent_bytes), sim.now
+        sent = Counter(sim.sent)
+        self._let_pass(phase.wait)
+        self._read(targets)
+        alive, seconds = len(town.living), max(sim.now - began, 1e-9)
+        spent, sent = sim.sent_bytes - spent, sim.sent - sent
+        valid = [one for one in self._readings if one.seconds is not None and not one.void]
+        figures = _figures(valid, sim.weather.round_trip)
+        figures["dead_entries"] = _dead_share(sim)
+        if town.world.upkeep:
+            per_peer = alive * seconds
+            figures["upkeep_messages_per_s"] = (sent.total() - sent[READ]) / per_peer
+            figures["upkeep_bytes_per_s"] = (spent.total() - spent[READ]) / per_peer
+        else:  # where there is upkeep, that is served as well
+            figures["busiest_share"] = self._busiest / max(1, sent[READ] // 2)
+        for name in ("seconds_p95", "messages_mean"):
+            if calm.get(name):
+                figures[f"{name}_vs_first"] = figures.get(name, 0.0) / calm[name]
+        verdicts = tuple(
+            Verdict(mark, figures.get(mark.figure, float("nan")), len(valid)) for mark in phase.marks
+        )
+        purposes = {purpose: count / (alive * seconds) for purpose, count in sorted(spent.items())}
+        return Result(size, phase.name, len(valid), figures, verdicts, purposes)
+
+    def _change(self) -> list[Publication]:
+        """Everything that happens at once; what is read then."""
+        sim, town, phase = self.sim, self.town, self.phase
+        if phase.cut:
+            for node in town.honest:
+                node.side = sim.rng.random() < 0.5
+            sim.cut = True
+        if phase.heal:
+            sim.cut = False
+        if phase.kill:
+            living = town.living
+            for node in town.rng.sample(living, round(phase.kill * len(living))):
+                town.kill(node)
+        if phase.churn or town.churning:
+            town.churn(phase.churn)
+        if phase.update:
+            for publication in town.publications:
+                if publication.node.alive:
+                    town.publish_anew(publication)
+        return self._besiege() if phase.sybils else town.publications
+
+    def _besiege(self) -> list[Publication]:
+        """New models of some publishers, whose keys were surrounded before they were published."""
+        town, phase = self.town, self.phase
+        owners = town.rng.sample([p for p in town.publications if p.node.alive], town.world.victims)
+        victims = [
+            town.plan(owner, f"sim/victim{len(town.publications)}-{number}")
+            for number, owner in enumerate(owners)
+        ]
+        for victim in victims:
+            liars.besiege(town, victim.key, phase.sybils, one_net=phase.one_net)
+        self._let_pass(SETTLE_SECONDS)
+        for victim in victims:
+            town.tell(victim)
+        self._let_pass(SETTLE_SECONDS)
+        return victims
+
+    def _let_pass(self, seconds: float) -> None:
+        until = self.sim.now + seconds
+        while self.sim.now < until:
+            self.sim.run(min(until, self.sim.now + 60.0))
+            if seconds > 60:
+                self._say(f"{self.phase.name}: {until - self.sim.now:.0f} s of {seconds:.0f} s left")
+
+    def _read(self, targets: list[Publication]) -> None:
+        """All reads, spread evenly over the phase's seconds; returns when the last has ended."""
+        sim, count = self.sim, self.town.world.reads
+        before = {node.id: node.served for node in sim.nodes.values()}
+        gap = self.phase.seconds / count
+        for number in range(count):
+            sim.after(number * gap, lambda: self._begin(targets))
+        self._let_pass(self.phase.seconds)
+        while not all(reading.over for reading in self._readings):
+            sim.run(sim.now + 1.0)
+        self._busiest = max(node.served - before.get(node.id, 0) for node in sim.nodes.values())
+
+    def _begin(self, targets: list[Publication]) -> None:
+        sim, town, rng = self.sim, self.town, self.sim.rng
+        known = [p for p in targets if p.node.alive and (p.told or self.phase.sybils)]
+        readers = town.living
+        if town.world.readers:
+            readers = [node for node in town.honest[: town.world.readers] if node.alive]
+        if not known or len(readers) < 2:
+            return
+        sought = known[int(rng.random() * len(known))]
+        reader = readers[int(rng.random() * len(readers))]
+        if reader is sought.node or not (reader.asleep or len(reader.table)):
+            return self._begin(targets)
+        if sim.cut and reader.side != sought.node.side:
+            return self._begin(targets)  # each side is asked for what is its own
+        seeds = sim.seeds(reader, sought.key)
+        self._connect(reader)
+        walk = Collect(
+            sought.key,
+            seeds,
+            me=reader.id,
+            network=sim.network,
+            tuning=sim.tuning,
+            now=sim.now,
+            now_us=sim.now_us,
+            limit=town.world.limit,
+            patience=reader.patience.seconds,
+        )
+        held = reader.store.page(sought.key, b"", PAGE_BYTES)
+        walk.on_local(held.sealeds, held.contacts)
+        reading = Reading(reader, sought, walk)
+        self._readings.append(reading)
+        sim.start(reader, walk, READ, reading.on_end)
+
+    def _connect(self, reader: Node) -> None:
+        """The reader's connections, where the phase says how they are."""
+        sim = self.sim
+        if self.phase.readers == "as they are":
+            return
+        for peer in list(reader.connected):
+            sim.disconnect(reader, sim.nodes[peer])
+        if self.phase.readers == "warm":
+            for contact in reader.table:
+                sim.connect(reader, sim.nodes[contact.id])
+
+
+def _figures(readings: list[Reading], round_trip: float) -> dict[str, float]:
+    if len(readings) < 2:
+        return {"found": float("nan")}
+    n = len(readings)
+    seconds = [reading.seconds or 0.0 for reading in readings]
+    patience = statistics.median(reading.walk.patience for reading in readings)
+    found = {
+        "found": sum(reading.found for reading in readings) / n,
+        "answered": sum(bool(reading.walk.records) for reading in readings) / n,  # with any record at all
+        "newest": sum(reading.newest for reading in readings) / n,
+        "patience_s": patience,
+        "round_trips_p95": (_quantile(seconds, 0.95) - patience) / round_trip,
+        "messages_mean": statistics.mean(reading.walk.messages for reading in readings),
+    }
+    for name, values in (
+        ("seconds", seconds),
+        ("hops", [float(reading.walk.hops) for reading in readings]),
+        ("messages", [float(reading.walk.messages) for reading in readings]),
+    ):
+        found[f"{name}_p50"], found[f"{name}_p95"] = _quantile(values, 0.5), _quantile(values, 0.95)
+    return found
+
+
+def _quantile(values: list[float], share: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def _dead_share(sim: Simulator) -> float:
+    """Of all entries of all tables of the living, how many are of peers that have died."""
+    entries = dead = 0
+    for node in sim.nodes.values():
+        if node.alive and not node.asleep:
+            for contact in node.table:
+                entries += 1
+                dead += not sim.nodes[contact.id].alive
+    return dead / max(1, entries)

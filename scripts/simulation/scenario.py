@@ -1,0 +1,194 @@
+"""A scenario as its file says it: a world, what happens to it phase by phase, and the marks of each phase.
+
+Every value has one type and every key is known, so that a slip in a file is an error and not a scenario
+that quietly tests something else. `[full]` replaces values of the world when `--full` is asked for.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TypeVar
+
+from modelnet_p2p.dht.simulator import Weather
+
+FOLDER = Path(__file__).parent / "scenarios"
+_MARK = re.compile(r"(?P<sense>>=|<=)\s*(?P<bound>[0-9.]+)")
+Section = TypeVar("Section", "World", "Weather", "Phase")
+READERS = ("as they are", "warm", "cold")
+TABLES = ("drawn", "joined")
+CLAIMS = 0.999  # a share that is promised from here on ...
+CLAIM_TRIALS = 3000  # ... takes this many trials to claim: with 0 misses of 3,000, 95 % certain
+
+
+class BadScenario(ValueError):
+    """A scenario file that says what cannot be played."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What a figure must reach."""
+
+    figure: str
+    sense: str  # ">=" or "<="
+    bound: float
+
+    @classmethod
+    def parse(cls, figure: str, text: object) -> Mark:
+        found = _MARK.fullmatch(text) if isinstance(text, str) else None
+        if found is None:
+            raise BadScenario(f"the mark of {figure} is {text!r}; write '>= 0.999' or '<= 2000'")
+        return cls(figure, found["sense"], float(found["bound"]))
+
+    def holds(self, value: float) -> bool:
+        return value >= self.bound if self.sense == ">=" else value <= self.bound
+
+    def claims(self, trials: int) -> bool:
+        """Whether that many trials are enough to speak of such a share at all."""
+        return self.sense != ">=" or self.bound < CLAIMS or trials >= CLAIM_TRIALS
+
+    def __str__(self) -> str:
+        return f"{self.figure} {self.sense} {self.bound:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """First what happens at once, then `wait` seconds, then reads, spread over `seconds`."""
+
+    name: str
+    kill: float = 0.0  # share of the living that falls silent at once
+    churn: float = 0.0  # share of the peers that leaves in a minute, each replaced by a newcomer
+    cut: bool = False  # the world falls into two halves that do not hear each other
+    heal: bool = False
+    update: bool = False  # each publisher signs its record anew and stores it
+    sybils: int = 0  # identities ground closest to each of some keys that are published only then
+    one_net: bool = False  # ... all with addresses of one /24
+    readers: str = "as they are"  # warm: connected to all their table; cold: to nobody
+    wait: float = 0.0
+    seconds: float = 1.0
+    marks: tuple[Mark, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What there is before anything happens."""
+
+    peers: tuple[int, ...] = (300,)  # more than one: the same scenario in worlds of each size
+    publishers: int = 30  # each publishes one model
+    hot: bool = False  # ... all the same one
+    tables: str = "drawn"  # of the truth; or joined: each peer joined by itself, one after the other
+    upkeep: bool = False  # peers refresh their tables and store their records again
+    reads: int = 200  # in each phase
+    victims: int = 3  # keys that are besieged in a phase with Sybils
+    apart: bool = False  # each phase in a world of its own
+    readers: int = 0  # who read in all phases, and so have learnt how long answers take; 0: everybody
+    limit: int = 20  # records after which a reader has enough
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    name: str
+    title: str
+    world: World
+    weather: Weather
+    phases: tuple[Phase, ...]
+    full: Mapping[str, object] = field(default_factory=dict)
+    beside: str = ""  # a known figure of somebody else's, with its source
+
+    def at_full_size(self) -> Scenario:
+        world = _made(World, {**_values(self.world), **self.full}, f"{self.name}: [full]")
+        return Scenario(self.name, self.title, world, self.weather, self.phases, {}, self.beside)
+
+
+def read(path: Path) -> Scenario:
+    """The scenario in a file; raises BadScenario, which names what is wrong."""
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadScenario(f"{path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadScenario(f"{path}: {error}") from error
+    return parse(path.stem, data)
+
+
+def parse(name: str, data: Mapping[str, object]) -> Scenario:
+    if unknown := set(data) - {"title", "beside", "world", "full", "weather", "phase"}:
+        raise BadScenario(f"{name}: no section is called {', '.join(sorted(unknown))}")
+    title, beside, phases = data.get("title"), data.get("beside", ""), data.get("phase")
+    if not isinstance(title, str) or not isinstance(beside, str):
+        raise BadScenario(f"{name}: it needs a title, a text")
+    if not isinstance(phases, list) or not phases:
+        raise BadScenario(f"{name}: it needs a [[phase]]")
+    world = _made(World, data.get("world", {}), f"{name}: [world]")
+    weather = _made(Weather, data.get("weather", {}), f"{name}: [weather]")
+    played = tuple(_phase(values, f"{name}: [[phase]] {n}") for n, values in enumerate(phases, 1))
+    full = data.get("full", {})
+    if not isinstance(full, dict):
+        raise BadScenario(f"{name}: [full] is no table")
+    scenario = Scenario(name, title, world, weather, played, full, beside)
+    scenario.at_full_size()  # raises here and not only with --full
+    return scenario
+
+
+def _phase(values: object, where: str) -> Phase:
+    if not isinstance(values, dict):
+        raise BadScenario(f"{where} is no table")
+    marks = values.get("marks", {})
+    if not isinstance(marks, dict):
+        raise BadScenario(f"{where}: marks is no table")
+    found = tuple(Mark.parse(figure, text) for figure, text in marks.items())
+    phase = _made(Phase, {**values, "marks": found}, where)
+    if phase.readers not in READERS:
+        raise BadScenario(f"{where}: readers are {', '.join(READERS)}, not {phase.readers!r}")
+    if not 0 <= phase.kill < 1 or not 0 <= phase.churn <= 1 or min(phase.wait, phase.seconds) < 0:
+        raise BadScenario(f"{where}: a share is not within 0 and 1, or a time is negative")
+    return phase
+
+
+def _values(world: World) -> dict[str, object]:
+    return {one.name: getattr(world, one.name) for one in fields(world)}
+
+
+def _made(kind: type[Section], values: object, where: str) -> Section:
+    """An instance of `kind` with these values, each of its default's type."""
+    if not isinstance(values, dict):
+        raise BadScenario(f"{where} is no table")
+    known = {one.name: one.default for one in fields(kind)}
+    checked: dict[str, object] = {}
+    for key, value in values.items():
+        if key not in known:
+            raise BadScenario(f"{where}: {key!r} is unknown; there are {', '.join(known)}")
+        checked[key] = _value(value, known[key], f"{where}: {key}")
+    if kind is Phase and not isinstance(checked.get("name"), str):
+        raise BadScenario(f"{where} needs a name")
+    made = kind(**checked)  # type: ignore[arg-type]  # each was checked against its default
+    if isinstance(made, World):
+        _check(made, where)
+    return made
+
+
+def _check(world: World, where: str) -> None:
+    if world.tables not in TABLES:
+        raise BadScenario(f"{where}: tables are {' or '.join(TABLES)}, not {world.tables!r}")
+    if not world.peers or any(type(size) is not int or size < 2 for size in world.peers):
+        raise BadScenario(f"{where}: peers are at least 2, or a list of such numbers")
+    if not 1 <= world.victims <= world.publishers <= min(world.peers) or min(world.reads, world.limit) < 1:
+        raise BadScenario(
+            f"{where}: victims publish, publishers are peers, and reads and limit are at least 1"
+        )
+
+
+def _value(value: object, default: object, where: str) -> object:
+    if isinstance(value, list):
+        value = tuple(value)
+    if isinstance(default, tuple) and isinstance(value, int):
+        value = (value,)
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    wanted = type(default) if isinstance(default, str | int | float | tuple) else str
+    if type(value) is not wanted:
+        raise BadScenario(f"{where} is {value!r}, and is a {wanted.__name__}")
+    return value
