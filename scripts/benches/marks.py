@@ -54,6 +54,9 @@ MARKS = (
     Mark("small_call_p99_during_bulk", AT_MOST, 5.0),
     Mark("slow_link_128MiB", AT_LEAST, 0.8, "trio"),
     Mark("handshake_cpu", AT_MOST, 5.0),
+    Mark("help", AT_MOST, 300.0),
+    Mark("join_ready", AT_MOST, 3000.0),
+    Mark("sync_overhead", AT_MOST, 0.3),
 )
 
 
