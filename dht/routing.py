@@ -93,6 +93,12 @@ class RoutingTable:
         self._shelve(bucket, entry)
         return Place.WAITING
 
+    def answered(self, peer: PeerId, now: float) -> None:
+        """It answered where it is known to be: what went wrong before is forgotten."""
+        bucket = self._buckets.get(self._index(peer))
+        if bucket is not None and (entry := bucket.entries.pop(peer, None)) is not None:
+            bucket.entries[peer] = Entry(entry.contact, entry.place, now, entry.group)
+
     def failed(self, peer: PeerId, now: float) -> None:
         """It did not answer: somebody who waits takes its place, or after three times nobody does."""
         bucket = self._buckets.get(self._index(peer))

@@ -33,17 +33,22 @@ SEND_BYTES = 1 << 20  # handed to the kernel at once, so that the meter moves
 class ControlClient:
     """A connection to a running peer, for one call; close it by `with`."""
 
-    def __init__(self, connection: socket.socket, path: Path) -> None:
+    def __init__(self, connection: socket.socket, path: Path, silence: float) -> None:
         self._socket = connection
         self._path = path
+        self._silence = silence
 
     @classmethod
-    def connect(cls, home: Home) -> ControlClient:
-        """Reach the peer on `home`; LocalError: not-running, or bad-state if that cannot be told."""
+    def connect(cls, home: Home, *, silence: float | None = None) -> ControlClient:
+        """Reach the peer on `home`; LocalError: not-running, or bad-state if that cannot be told.
+
+        A peer that shows no sign of life for `silence` seconds (None: some beats missed) is given up.
+        """
         path = find_control(home)
+        silence = wire.SILENCE_SECONDS if silence is None else silence
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            connection.settimeout(wire.SILENCE_SECONDS)
+            connection.settimeout(silence)
             connection.connect(str(path))
         except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError) as error:
             connection.close()
@@ -53,7 +58,7 @@ class ControlClient:
             raise LocalError(
                 Code.BAD_STATE, f"cannot reach the control socket {path}: {reason(error)}"
             ) from error
-        return cls(connection, path)
+        return cls(connection, path, silence)
 
     def __enter__(self) -> ControlClient:
         return self
@@ -109,7 +114,7 @@ class ControlClient:
         except TimeoutError as error:
             raise LocalError(
                 Code.DEADLINE,
-                f"the peer behind {self._path} has said nothing for {wire.SILENCE_SECONDS:.0f} s",
+                f"the peer behind {self._path} has said nothing for {self._silence:g} s",
                 hint="it may be stopped: see `ps`, or restart it with modelnet-peer join",
             ) from error
         except (OSError, RemoteProtocolError) as error:

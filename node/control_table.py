@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from itertools import islice
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ import trio
 
 from modelnet_p2p.errors import Code, LocalError, NotFound
 from modelnet_p2p.node.control_wire import ITEM, NOTICE
+from modelnet_p2p.node.owners import forget, trust
 
 if TYPE_CHECKING:
     from modelnet_p2p.node.calls.router import Outcome
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 # Any: a value of the wire (None, bool, int, float, str, bytes, list, dict, array); the Exchange checks it
 Value = Any
 Emit = Callable[[str, Value], Awaitable[None]]  # (NOTICE or ITEM, value); waits for a slow reader
+MAX_NAMES = 200  # of models, for a shell that completes one: more are no help to anybody
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,10 @@ class Request:
 
     def maybe_text(self, name: str) -> str | None:
         value: str | None = self._typed(name, str)
+        return value
+
+    def maybe_bytes(self, name: str) -> bytes | None:
+        value: bytes | None = self._typed(name, bytes)
         return value
 
     def number(self, name: str, default: float) -> float:
@@ -79,6 +86,12 @@ async def _status(peer: Peer, request: Request, emit: Emit) -> Value:
     return {**await peer.status(), "control": request.control}
 
 
+async def _models(peer: Peer, request: Request, emit: Emit) -> Value:
+    prefix = request.maybe_text("prefix") or ""
+    fitting = (name for name in peer.known_models() if name.startswith(prefix))
+    return {"models": list(islice(fitting, MAX_NAMES)), "tasks": peer.known_tasks()[:MAX_NAMES]}
+
+
 async def _peers(peer: Peer, request: Request, emit: Emit) -> Value:
     for line in await peer.peers():
         await emit(ITEM, line)
@@ -96,18 +109,34 @@ async def _show(peer: Peer, request: Request, emit: Emit) -> Value:
 
 
 async def _find(peer: Peer, request: Request, emit: Emit) -> Value:
-    offers = await peer.find(
-        request.maybe_text("task"),
-        request.maybe_text("model"),
-        request.maybe_text("tag"),
+    search = peer.explain if request.flag("explain") else peer.find
+    found = await search(
+        **_question(request),
         limit=int(request.number("limit", 20)),
         all=request.flag("all"),
         timeout=request.number("timeout", 30.0),
     )
+    explained = None if isinstance(found, list) else found
+    offers = found if isinstance(found, list) else found.offers
     if not offers:
         await _check_company(peer)
     for offer in offers:
-        await emit(ITEM, offer.to_map())
+        why = {"why": explained.why(offer)} if explained else {}
+        await emit(ITEM, {**offer.to_map(), **why})
+    return explained.to_map() if explained else None
+
+
+async def _watch(peer: Peer, request: Request, emit: Emit) -> Value:
+    """Without end: until the caller hangs up."""
+    if not await _has_company(peer):
+        await emit(NOTICE, "this peer reaches no other one yet: so far it sees its own models alone")
+    news = peer.watch(**_question(request), all=request.flag("all"), interval=request.number("interval", 5.0))
+    async for change in news:
+        await emit(ITEM, change.to_map())
+
+
+def _question(request: Request) -> dict[str, str | None]:
+    return {name: request.maybe_text(name) for name in ("task", "model", "tag", "where")}
 
 
 async def _invoke(peer: Peer, request: Request, emit: Emit) -> Value:
@@ -133,12 +162,16 @@ async def _invoke(peer: Peer, request: Request, emit: Emit) -> Value:
 
 async def _check_company(peer: Peer) -> None:
     """Raises LocalError (unreachable) for a peer that is alone: "nobody has it" is not for it to say."""
-    if not any(line.get("connected") for line in await peer.peers()):
+    if not await _has_company(peer):
         raise LocalError(
             Code.UNREACHABLE,
             "this peer does not have it, and reaches no other peer to ask",
             hint="modelnet-peer join --bootstrap MULTIADDR, with an address that another peer's `id` prints",
         )
+
+
+async def _has_company(peer: Peer) -> bool:
+    return any(line.get("connected") for line in await peer.peers())
 
 
 async def _publish(peer: Peer, request: Request, emit: Emit) -> Value:
@@ -152,25 +185,50 @@ async def _publish(peer: Peer, request: Request, emit: Emit) -> Value:
             interpreter=request.maybe_text("interpreter"),
             cwd=request.maybe_text("cwd"),
             environ=request.mapping("environ"),
+            **_manifest(request),
             dry_run=request.flag("dry_run"),
             on_event=notice,
         )
+
+
+def _manifest(request: Request) -> dict[str, bytes]:
+    """The owner's seal, where the command brought one."""
+    sealed = request.maybe_bytes("manifest")
+    return {} if sealed is None else {"manifest": sealed}
 
 
 async def _unpublish(peer: Peer, request: Request, emit: Emit) -> Value:
     return await peer.unpublish(request.text("model"))
 
 
+async def _owners(peer: Peer, request: Request, emit: Emit) -> Value:
+    for known in peer.owners.all():
+        await emit(ITEM, known.to_map())
+
+
+async def _trust(peer: Peer, request: Request, emit: Emit) -> Value:
+    return trust(peer.owners, request.text("model"), request.text("owner"))
+
+
+async def _forget(peer: Peer, request: Request, emit: Emit) -> Value:
+    return forget(peer.owners, request.text("model"))
+
+
 METHODS: dict[str, Callable[[Peer, Request, Emit], Awaitable[Value]]] = {
     "id": _id,
     "status": _status,
+    "models": _models,
     "peers": _peers,
     "ping": _ping,
     "show": _show,
     "find": _find,
+    "watch": _watch,
     "invoke": _invoke,
     "publish": _publish,
     "unpublish": _unpublish,
+    "owners": _owners,
+    "trust": _trust,
+    "forget": _forget,
 }
 
 

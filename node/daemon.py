@@ -7,12 +7,13 @@ of it with status 0 within 5 seconds, whatever a model or a socket is doing.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from shlex import quote
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from modelnet_p2p import __version__
+from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.names import PUBLIC_NETWORK
 from modelnet_p2p.node.config import Settings
 from modelnet_p2p.node.control import Starting, serve
@@ -33,6 +35,8 @@ from modelnet_p2p.tuning import preset
 if TYPE_CHECKING:
     from modelnet_p2p.node.overlay.driver import Bootstrap
     from modelnet_p2p.node.peer import Peer
+
+log = logging.getLogger(__name__)
 
 RESTORE_SECONDS = 2.0  # that the ready line waits for what was published before; large models take longer
 ORDERLY_SECONDS = 3.5  # to say goodbye and let calls end; then everything is cancelled
@@ -58,6 +62,7 @@ def run(
 ) -> None:
     """Be a peer until a signal; raises LocalError when it cannot start."""
     set_up_logging()
+    from modelnet_p2p.node.logfile import keep_log  # like the peer: `join --help` does not need it
     from modelnet_p2p.node.peer import Peer
 
     def open_peer(settings: Settings) -> AbstractAsyncContextManager[Peer]:
@@ -70,8 +75,34 @@ def run(
             tuning=settings.tuning,
         )
 
-    with single_error():
-        trio.run(join, open_peer, settings, sources, on_ready, notice)
+    with keep_log(settings.home) as keep:
+
+        def tell(line: str) -> None:
+            keep(line)
+            notice(line)
+
+        def ready(line: dict[str, Any]) -> None:
+            who = f"process {line['pid']}, peer {line['peer']}, at {', '.join(line['addrs'])}"
+            keep(f"ready: version {line['version']}, {who}")
+            on_ready(line)
+
+        with _last_words(keep), single_error():
+            trio.run(join, open_peer, settings, sources, ready, tell)
+        keep("left the network")
+
+
+@contextmanager
+def _last_words(keep: Callable[[str], None]) -> Iterator[None]:
+    """Why a peer could not start, or ended, into its log; a second one on the same home leaves that alone."""
+    try:
+        yield
+    except LocalError as error:
+        if error.code is not Code.IN_USE:
+            keep(f"ended: {error.message}")
+        raise
+    except BaseException:
+        log.exception("ended by a bug")
+        raise
 
 
 async def join(
@@ -108,6 +139,7 @@ async def _serve(
                 tell_open(open_to, notice)
             if settings.lan:
                 tell_lan(peer.addrs, settings.network, notice)
+            peer.notices.listen(notice)
             await _wait_restored(peer, notice)
             for source in sources:
                 answer = await peer.publish(source, **publisher(), on_event=notice)
@@ -202,15 +234,21 @@ def tell_open(addrs: Sequence[str], notice: Callable[[str], None]) -> None:
 
 def tell_lan(addrs: Sequence[str], network: str, notice: Callable[[str], None]) -> None:
     """Say what --lan opened, and the line for the next machine."""
-    notice("listening on all interfaces (0.0.0.0)")
-    notice("peers on other machines are not found by themselves: on the next machine run")
-    outward = next((addr for addr in addrs if not addr.startswith(("/ip4/127.", "/ip6/::1/"))), None)
-    if outward is None:
-        notice("warning: no address of this machine but loopback is known")
-        return
     name = "" if network == PUBLIC_NETWORK else f" --network {quote(network)}"
-    outward = outward.replace("/ip4/0.0.0.0/", f"/ip4/{my_ip()}/")
-    notice(f"  modelnet-peer join --lan{name} --bootstrap {outward}")
+    notice("listening on all interfaces (0.0.0.0), and telling the local network so by mDNS")
+    notice("on the next machine of this network run the following; the two find each other by themselves:")
+    notice(f"  modelnet-peer join --lan{name}")
+    outward = outward_addr(addrs)
+    if outward is not None:
+        notice("where that finds nobody, and on machines of other networks that reach this one:")
+        notice(f"  modelnet-peer join --lan{name} --bootstrap {outward}")
+
+
+def outward_addr(addrs: Sequence[str]) -> str | None:
+    """The address of mine for others to type: the one that this machine's own traffic leaves by, if any."""
+    outward = [addr for addr in addrs if not _host(addr).is_loopback]
+    mine = my_ip()
+    return next((addr for addr in outward if str(_host(addr)) == mine), next(iter(outward), None))
 
 
 def my_ip() -> str:

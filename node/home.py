@@ -1,4 +1,4 @@
-"""Where a peer keeps what is its own: `identity.key`, `config.toml`, `state/`, `peers.json`.
+"""Where a peer keeps what is its own: `identity.key`, `config.toml`, `state/`, `owners/`, `peers.json`.
 
 One directory holds everything, so that moving or deleting a peer is moving or deleting that
 directory. The key file is libp2p's own protobuf form of an Ed25519 private key: seed and public
@@ -62,6 +62,11 @@ class Home:
         return self.path / "peers.json"
 
     @property
+    def owners_path(self) -> Path:
+        """Whose models bare names mean; not part of the state: it outlives a key, and needs none."""
+        return self.path / "owners"
+
+    @property
     def lock_path(self) -> Path:
         return self.path / "lock"
 
@@ -91,32 +96,23 @@ class Home:
 
     def load_key(self) -> KeyPair | None:
         """The peer's key, None where there is none yet; LocalError (bad-state) on any other trouble."""
-        path = self.key_path
-        try:
-            # followed: secret stores hand out their files as links
-            data, status = read_bounded(path, 4096, follow=True)
-        except FileNotFoundError:
-            if path.is_symlink():
-                raise self._bad_key("it is a link to nothing") from None
-            return None
-        except OSError as error:
-            raise self._bad_key(reason(error)) from error
-        if status.st_mode & 0o077:
-            raise self._bad_key("other users may read it", hint=f"chmod 600 {quote(str(path))}")
-        try:
-            return decode_key(data)
-        except ValueError as error:
-            raise self._bad_key(str(error)) from error
+        return read_key(self.key_path)
 
     def load_peers(self, network: str) -> tuple[str, ...]:
-        """Where peers of that network were (`…/p2p/ID`): a cache, so a damaged one is empty."""
+        """Where peers of that network were (`…/p2p/ID`); LocalError (bad-state) for a damaged file."""
         try:
             data, _ = read_bounded(self.peers_path, MAX_PEERS_BYTES)
             saved = json.loads(data)
-        except (OSError, ValueError, RecursionError):
+        except FileNotFoundError:
             return ()
-        addrs = saved.get("addrs") if isinstance(saved, dict) and saved.get("network") == network else None
+        except OSError as error:
+            raise self._bad_peers(reason(error)) from error
+        except (ValueError, RecursionError) as error:
+            raise self._bad_peers("it is damaged") from error
+        addrs = saved.get("addrs") if isinstance(saved, dict) else None
         if not isinstance(addrs, list):
+            raise self._bad_peers("it is damaged")
+        if saved.get("network") != network:
             return ()
         return tuple(addr for addr in addrs[:MAX_PEERS] if isinstance(addr, str))
 
@@ -141,9 +137,36 @@ class Home:
         finally:
             os.close(descriptor)
 
+    def _bad_peers(self, why: str) -> LocalError:
+        path = self.peers_path
+        return LocalError(Code.BAD_STATE, f"cannot use {path}: {why}", hint=f"rm {quote(str(path))}")
+
     def _bad_key(self, why: str, hint: str = "") -> LocalError:
-        hint = hint or "put a good copy in its place, or be another peer with another home: --home DIR"
-        return LocalError(Code.BAD_STATE, f"cannot use the key {self.key_path}: {why}", hint=hint)
+        return _bad_key(self.key_path, why, hint)
+
+
+def read_key(path: Path) -> KeyPair | None:
+    """The key in that file, None where there is none; LocalError (bad-state) on any other trouble."""
+    try:
+        # followed: secret stores hand out their files as links
+        data, status = read_bounded(path, 4096, follow=True)
+    except FileNotFoundError:
+        if path.is_symlink():
+            raise _bad_key(path, "it is a link to nothing") from None
+        return None
+    except OSError as error:
+        raise _bad_key(path, reason(error)) from error
+    if status.st_mode & 0o077:
+        raise _bad_key(path, "other users may read it", hint=f"chmod 600 {quote(str(path))}")
+    try:
+        return decode_key(data)
+    except ValueError as error:
+        raise _bad_key(path, str(error)) from error
+
+
+def _bad_key(path: Path, why: str, hint: str = "") -> LocalError:
+    hint = hint or "put a good copy in its place, or be another peer with another home: --home DIR"
+    return LocalError(Code.BAD_STATE, f"cannot use the key {path}: {why}", hint=hint)
 
 
 def encode_key(key: KeyPair) -> bytes:

@@ -20,6 +20,7 @@ from modelnet_p2p.node.overlay.publisher import Published, Publisher
 from modelnet_p2p.node.serving.backends.contract import Description, Source
 from modelnet_p2p.node.serving.drafting import draft_offer
 from modelnet_p2p.node.serving.models import Models, Served
+from modelnet_p2p.node.serving.policy.recent import Pace, merged
 from modelnet_p2p.node.state import State
 from modelnet_p2p.offers import Offer
 from modelnet_p2p.records import BadRecord, Identity, OfferRecord, Sealed, admit, next_seq
@@ -178,15 +179,33 @@ class Hosting:
     def lines(self) -> list[dict[str, object]]:
         """The models of the contract's `status` object; those not yet served again after them."""
         none: dict[str, object] = {"seq": None, "in_flight": 0, "queued": 0, "calls": 0, "faults": 0}
+        none |= {**Pace().to_map(), "failing": 0, "failed_with": None}
         waiting = [{"model": name, "state": state, **none} for name, state in self._unrestored.items()]
         return [self._line(served) for served in self._models.all().values()] + waiting
+
+    def pace(self) -> Pace:
+        """How quickly all of them together answer, of late."""
+        return merged([served.recent for served in self._models.all().values()], trio.current_time())
+
+    def names(self) -> list[str]:
+        """Of the models that are published here."""
+        return [*self._identities, *self._unrestored]
 
     def _line(self, served: Served) -> dict[str, object]:
         name, version = served.description.name, served.description.version
         identity = self._identities.get(name)
         seq = self._publisher.seq(identity) if identity else None
         full = f"{name}@{version}" if version else name
-        return {"model": full, "state": "serving", "seq": seq, **served.stats()}
+        recent = served.recent
+        return {
+            "model": full,
+            "state": "serving",
+            "seq": seq,
+            **served.stats(),
+            **recent.pace(trio.current_time()).to_map(),
+            "failing": recent.failing,
+            "failed_with": recent.words or None,
+        }
 
     def _draft(self, served: Served, seq: int) -> OfferRecord:
         return self._draft_of(served.description, served.source.tags, seq)
@@ -232,6 +251,7 @@ def _report(draft: OfferRecord) -> dict[str, object]:
         "owner": offer.owner,
         "digest": offer.digest,
         "task": offer.task,
+        "licence": draft.manifest.licence,
         "seq": draft.seq,
     }
 

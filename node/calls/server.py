@@ -9,7 +9,8 @@ kept for a while, and not at all when there are too many.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 
 import trio
 
@@ -30,6 +31,7 @@ from modelnet_p2p.tuning import Tuning
 log = logging.getLogger(__name__)
 
 PING = "ping"
+UNIX_MS = "unix_ms"  # in the answer to it: what time it is there
 MAX_CALL_SECONDS = 3600.0  # a slot is not held longer than this, whatever deadline a caller names
 MAX_STREAMS = 4096  # of all callers together; 16 KiB of scratch each are 64 MiB
 IDLE_SLACK = 1 / 64  # of that wait: how much longer it may last
@@ -40,13 +42,21 @@ class CallServer:
     """The handler of the call protocol for one peer's models."""
 
     def __init__(
-        self, me: PeerId, models: Models, tuning: Tuning, budget: Budget, *, max_streams: int = MAX_STREAMS
+        self,
+        me: PeerId,
+        models: Models,
+        tuning: Tuning,
+        budget: Budget,
+        *,
+        max_streams: int = MAX_STREAMS,
+        wall_us: Callable[[], int] = lambda: time.time_ns() // 1000,
     ) -> None:
         self._me = me
         self._models = models
         self._tuning = tuning
         self._budget = budget
         self._max_streams = max_streams
+        self._wall_us = wall_us
         self._sessions: dict[_Session, None] = {}  # whose last call ended first comes first
         self.malformed = 0  # streams that were cut off because their bytes made no sense
 
@@ -148,9 +158,10 @@ class CallServer:
         return min(asked, MAX_CALL_SECONDS)
 
     def _vital_signs(self) -> Value:
-        """What a ping tells: per model its load, 0 (idle) to 1 (the next call would be refused)."""
+        """What a ping tells: per model its load, 0 (idle) to 1 (the next call would be refused); the time."""
         return {
             "models": {name: served.load for name, served in self._models.all().items()},
+            UNIX_MS: self._wall_us() // 1000,
         }
 
     def _resolve(self, target: str) -> Served:

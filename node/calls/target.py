@@ -42,14 +42,35 @@ def _parse(text: str, network: str, provider: PeerId | None) -> Target:
 def one_owner(target: Target, offers: Sequence[Offer]) -> Sequence[Offer]:
     """Those offers, if they are all of one owner's model; NotFound (ambiguous) if a name has several.
 
-    A task asks for any model, so there owners may differ.
+    `offers` are the best first, and so are the owners in the error. A task asks for any model, so there
+    owners may differ.
     """
-    owners = {offer.owner for offer in offers}
+    owners = list(dict.fromkeys(offer.owner for offer in offers))
     if target.query.model is not None and len(owners) > 1:
-        listed = ", ".join(sorted(owners))
         raise NotFound(
-            f"{target.text!r} is claimed by {len(owners)} owners: {listed}",
+            f"{target.text!r} is claimed by {len(owners)} owners: {', '.join(owners)}",
             code=Code.AMBIGUOUS,
-            hint=f"modelnet-peer invoke 'modelnet:{target.query.model}?owner={min(owners)}' …",
+            hint=_choose(target, owners[0]),
         )
     return offers
+
+
+def other_owners(target: Target, remembered: PeerId, offers: Sequence[Offer]) -> NotFound:
+    """For a name whose remembered owner's model nobody offers, but these are offered under the same name."""
+    owners = list(dict.fromkeys(offer.owner for offer in offers))
+    verb = "another owner claims" if len(owners) == 1 else "other owners claim"
+    return NotFound(
+        f"nobody alive offers {target.text!r} of the owner whose model it was before, {remembered};"
+        f" {verb} the name: {', '.join(owners)}",
+        code=Code.AMBIGUOUS,
+        hint=_choose(target, owners[0]),
+    )
+
+
+def _choose(target: Target, owner: str) -> str:
+    query = target.query
+    uri = ModelUri(query.model or "", query.version or "", PeerId.parse(owner), query.digest)
+    return (
+        f"modelnet-peer invoke '{uri}' … asks that one; modelnet-peer owner trust {query.model} {owner}"
+        " makes it the one that the name means"
+    )

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import click
 
@@ -20,18 +21,26 @@ from modelnet_p2p import __version__
 from modelnet_p2p.errors import Code, LocalError, ModelnetError, RemoteError
 from modelnet_p2p.node.cli.examples import examples
 
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
 PROGRAM = "modelnet-peer"
 _COMMANDS = {  # in the order in which help lists them, with the module of each and its short help
     "join": ("serving", "Start this machine's peer and stay in the network."),
     "publish": ("serving", "Serve a model from the running peer."),
     "unpublish": ("serving", "Withdraw a model."),
-    "find": ("asking", "List who offers a task, a model or a tag."),
+    "find": ("finding", "List who offers a task, a model or a tag."),
     "invoke": ("asking", "Call a model and print its answer."),
     "status": ("looking", "Show how the running peer is."),
     "peers": ("looking", "List the peers that the running peer knows."),
     "id": ("looking", "Print this home's peer id."),
     "ping": ("looking", "Measure the round trip to a peer."),
     "show": ("looking", "Print a model's signed records."),
+    "owner": ("owning", "Choose whose model a name means, or own models yourself."),
+    "logs": ("logs", "Show what the peer on this home has written."),
+    "config": ("configuring", "Show the settings in force and where each came from."),
+    "doctor": ("doctor", "Find out what is wrong on this machine, and what to type."),
+    "completion": ("completing", "Print the script that completes commands in your shell."),
 }
 _EXITS = {
     Code.NOT_FOUND: 3,
@@ -49,6 +58,7 @@ _LOCAL_EXITS = {
     Code.BUSY: 5,
 }
 INTERRUPTED = 130
+COMPLETE = "_MODELNET_PEER_COMPLETE"  # how a shell asks; click's name, made of the program's
 _NEXT = {  # the next step after an error that brought none of its own
     Code.NOT_FOUND: "modelnet-peer find --help",
     Code.UNREACHABLE: "modelnet-peer peers lists who is there",
@@ -83,6 +93,25 @@ class _Lazy(click.Group):
         command = getattr(module, f"{cmd_name}_command")
         assert isinstance(command, click.Command)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] in _COMMANDS or args[0].startswith("-") or ctx.resilient_parsing:
+            return super().resolve_command(ctx, args)
+        from modelnet_p2p.node.cli.nearest import no_such_command
+
+        raise no_such_command(PROGRAM, args, _COMMANDS)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[str]]:
+        from click.shell_completion import CompletionItem
+
+        fitting = [
+            CompletionItem(name, help=short)
+            for name, (_, short) in _COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
+        return fitting + click.Command.shell_complete(self, ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -127,6 +156,10 @@ def run_app(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str], as_json: bool) -> int:
     try:
+        if asked := os.environ.get(COMPLETE):  # by a shell: what could stand where the cursor is?
+            from modelnet_p2p.node.cli.completing import answer
+
+            return answer(app, PROGRAM, COMPLETE, asked)
         outcome = app.main(arguments, prog_name=PROGRAM, standalone_mode=False)
         sys.stdout.flush()
         return outcome if isinstance(outcome, int) else 0
@@ -136,9 +169,7 @@ def _run(arguments: list[str], as_json: bool) -> int:
         print_error(error, as_json=as_json)
         return exit_code(error)
     except click.UsageError as error:
-        where = error.ctx.command_path if error.ctx is not None else PROGRAM
-        usage = LocalError(Code.BAD_INPUT, error.format_message(), hint=f"{where} --help")
-        print_error(usage, as_json=as_json)
+        print_error(_usage(error, arguments), as_json=as_json)
         return 2
     except click.ClickException as error:
         print_error(LocalError(Code.BAD_INPUT, error.format_message()), as_json=as_json)
@@ -156,6 +187,18 @@ def _run(arguments: list[str], as_json: bool) -> int:
         words = f"cannot write the results: {error.strerror or error}"
         print_error(LocalError(Code.BAD_STATE, words, hint="make room where stdout goes"), as_json=as_json)
         return 6
+
+
+def _usage(error: click.UsageError, arguments: list[str]) -> LocalError:
+    """A wrong command line, with the help that is about it; the line that is right for what newcomers try."""
+    where = error.ctx.command_path if error.ctx is not None else PROGRAM
+    message, hint = error.format_message(), f"{where} --help"
+    if isinstance(error, click.NoSuchOption) and where == PROGRAM and app_command(arguments) != "COMMAND":
+        message = f"the flag {error.option_name} stands before the command"
+        hint = f"put it behind: {PROGRAM} {app_command(arguments)} {error.option_name} …"
+    elif where == f"{PROGRAM} invoke" and "extra argument" in message:
+        hint = f"text with spaces needs quotes: {where} MODEL 'some text'"
+    return LocalError(Code.BAD_INPUT, message, hint=hint)
 
 
 def _no_more_output() -> None:

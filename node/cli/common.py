@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from modelnet_p2p.errors import Code, LocalError
+from modelnet_p2p.errors import Code, LocalError, ModelnetError
 from modelnet_p2p.node.cli.output import Output
+from modelnet_p2p.node.cli.words import folders
 from modelnet_p2p.node.config import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -50,8 +51,12 @@ class Session:
         value: Value = None,
         *,
         on_item: Callable[[Value], None] = lambda item: None,
+        endless: bool = False,
     ) -> Value:
-        """Ask the peer on this home, or a temporary one that lasts as long as the question."""
+        """Ask the peer on this home, or a temporary one that lasts as long as the question.
+
+        One that is `endless` is answered by items until somebody interrupts it.
+        """
         from modelnet_p2p.node.control_client import ControlClient
 
         try:
@@ -60,8 +65,9 @@ class Session:
             if error.code is not Code.NOT_RUNNING:
                 raise
             return self._ask_temporary(method, params, value, on_item)
+        timeout = None if endless else self.settings.timeout + DAEMON_SPARE
         with client:
-            return self._call(client, method, params, value, on_item, self.settings.timeout + DAEMON_SPARE)
+            return self._call(client, method, params, value, on_item, timeout)
 
     def _call(
         self,
@@ -103,7 +109,9 @@ class Session:
 def common_flags(function: Function) -> Function:
     """The flags that every command has; the command gets a `Session` as its first argument."""
 
-    @click.option("--home", metavar="DIR", help="Where the peer keeps its key and state.")
+    @click.option(
+        "--home", metavar="DIR", shell_complete=folders, help="Where the peer keeps its key and state."
+    )
     @click.option("--network", metavar="NAME", help="The network's name (default: public).")
     @click.option("--bootstrap", multiple=True, metavar="MULTIADDR", help="A peer to begin at; repeatable.")
     @click.option("--timeout", type=float, metavar="S", help="Seconds to wait (default: 30).")
@@ -126,6 +134,12 @@ def common_flags(function: Function) -> Function:
             lan=others.pop("lan", False),
         )
         session = Session(settings, Output(as_json=as_json), bootstrap_flag=bool(bootstrap))
-        return function(session, **others)
+        try:
+            return function(session, **others)
+        except ModelnetError as error:
+            from modelnet_p2p.node.cli.nearest import add_hint
+
+            add_hint(error, session, click.get_current_context().info_name or "", others)
+            raise
 
     return command  # type: ignore[return-value]  # click's parameters take the place of the Session

@@ -7,24 +7,53 @@ from typing import Any
 import click
 
 from modelnet_p2p.errors import Code, LocalError, NotFound, RemoteError
+from modelnet_p2p.node.cli import words
 from modelnet_p2p.node.cli.common import Session, common_flags
 from modelnet_p2p.node.cli.examples import examples
+from modelnet_p2p.node.cli.output import duration
+
+WATCH_SECONDS = 2.0  # between two looks of `status --watch`: quick enough to see, nothing for the peer
 
 
 @click.command(
     "status",
     epilog=examples(
         "modelnet-peer status",
-        "modelnet-peer status --json",
+        "modelnet-peer status --watch               # a live screen, until Ctrl-C",
+        "modelnet-peer status --watch --json >> status.ndjson",
     ),
 )
 @common_flags
-def status_command(session: Session) -> None:
+@click.option("--watch", "watched", is_flag=True, help="Go on showing it, until Ctrl-C.")
+@click.option(
+    "--interval",
+    type=click.FloatRange(0.2, 3600),
+    metavar="S",
+    help="With --watch: seconds between two looks (default: 2).",
+)
+def status_command(session: Session, watched: bool, interval: float | None) -> int:
     """Show how the running peer is: connections, records, models, what it refused."""
+    if watched:
+        from modelnet_p2p.node.cli.watching import watch
+
+        return watch(session, interval or WATCH_SECONDS)
+    if interval is not None:
+        raise LocalError(
+            Code.BAD_INPUT, "--interval goes with --watch", hint="modelnet-peer status --watch --interval 5"
+        )
+    _status(session)
+    return 0
+
+
+def _status(session: Session) -> None:
+    from modelnet_p2p.node.control_client import home_flag
+    from modelnet_p2p.node.health import concerns
+
     status = session.ask_running("status", {}, timeout=session.settings.timeout)
     output = session.output
+    found = concerns(status, flag=home_flag(session.settings.home))
     if output.as_json:
-        output.line(status)
+        output.line({**status, "warnings": [concern.to_map() for concern in found]})
         return
     models = status.get("models", [])
     refused = {name: count for name, count in status.get("refused", {}).items() if count}
@@ -34,13 +63,17 @@ def status_command(session: Session) -> None:
             *(("address", addr) for addr in status.get("addrs", [])),
             ("network", status.get("network")),
             ("version", status.get("version")),
-            ("up", _duration(status.get("uptime_s", 0))),
+            ("up", duration(status.get("uptime_s", 0))),
             ("control", status.get("control")),
             ("connections", status.get("connections")),
             ("routing table", status.get("table")),
             ("records held", status.get("records")),
             ("memory", f"{status.get('rss_bytes', 0) / 2**20:.0f} MiB"),
             ("refused", ", ".join(f"{count} {name}" for name, count in refused.items()) or "nothing"),
+            *(
+                ("warning" if concern.grave else "note", f"{concern.message} ({concern.hint})")
+                for concern in found
+            ),
         ]
     )
     columns = ("model", "state", "in_flight", "queued", "calls", "faults", "seq")
@@ -148,7 +181,7 @@ def ping_command(session: Session, target: str, count: int) -> None:
     ),
 )
 @common_flags
-@click.argument("model")
+@click.argument("model", shell_complete=words.known_models)
 def show_command(session: Session, model: str) -> None:
     """Print a model's signed records, and whether their seals were checked."""
     output = session.output
@@ -173,12 +206,6 @@ def show_command(session: Session, model: str) -> None:
         session.ask("show", {"model": model, "timeout": session.settings.timeout}, on_item=show)
     if not seen:
         raise NotFound(f"nobody offers {model}", hint="modelnet-peer find --help")
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
 def _ms(value: float | None) -> str | None:

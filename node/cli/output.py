@@ -36,6 +36,13 @@ def one_line(text: str) -> str:
     return plain(" ".join(text.split()))
 
 
+def duration(seconds: float) -> str:
+    """How long something lasts, for people."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
 class Output:
     """Where one command's results, notices and progress go."""
 
@@ -82,7 +89,7 @@ class Output:
             table.add_column(column, no_wrap=column != columns[-1])
         for row in cells:
             table.add_row(*(Text(cell, overflow="fold") for cell in row))
-        Console(no_color=_no_color()).print(table)
+        Console(no_color=no_color()).print(table)
 
     def notice(self, text: str) -> None:
         """One line for people on stderr."""
@@ -111,7 +118,7 @@ class Output:
         from rich.console import Console
         from rich.markup import escape
 
-        console = Console(stderr=True, no_color=_no_color())
+        console = Console(stderr=True, no_color=no_color())
         with console.status(escape(text)) as self._status:
             try:
                 yield
@@ -143,7 +150,7 @@ class Output:
             TransferSpeedColumn(),
         )
         with Progress(
-            *columns, console=Console(stderr=True, no_color=_no_color()), transient=True
+            *columns, console=Console(stderr=True, no_color=no_color()), transient=True
         ) as progress:
             task = progress.add_task(one_line(text), total=total)
             yield lambda count: progress.advance(task, count)
@@ -166,5 +173,6 @@ def _ignore(count: int) -> None:
     pass
 
 
-def _no_color() -> bool:
+def no_color() -> bool:
+    """Whether the user wants none."""
     return bool(os.environ.get("NO_COLOR"))

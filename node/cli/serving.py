@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from modelnet_p2p.node.cli import words
 from modelnet_p2p.node.cli.common import Session, common_flags
 from modelnet_p2p.node.cli.examples import examples
 from modelnet_p2p.node.control_client import home_flag
@@ -27,8 +28,15 @@ from modelnet_p2p.node.shell import publisher
 @click.option(
     "--listen", multiple=True, metavar="MULTIADDR", help="Default: /ip4/127.0.0.1/tcp/0; repeatable."
 )
-@click.option("--lan", is_flag=True, help="Open this peer to the local network: listen on 0.0.0.0.")
-@click.option("--publish", "sources", multiple=True, metavar="SOURCE", help="Serve this too; repeatable.")
+@click.option("--lan", is_flag=True, help="Listen everywhere; find, and be found by, the local network.")
+@click.option(
+    "--publish",
+    "sources",
+    multiple=True,
+    metavar="SOURCE",
+    shell_complete=words.sources,
+    help="Serve this too; repeatable.",
+)
 def join_command(session: Session, sources: tuple[str, ...]) -> None:
     """Start this machine's peer and stay in the network until Ctrl-C."""
     for source in sources:
@@ -66,14 +74,21 @@ def _ready(session: Session, ready: dict[str, Any]) -> None:
         "modelnet-peer publish mymodels:summarise --task summarization --tag english",
         "modelnet-peer publish weights.safetensors --module mymodels:Net",
         "modelnet-peer publish mymodels:summarise --dry-run",
+        "modelnet-peer publish mymodels:summarise --manifest acme.manifest   # a replica of acme's",
     ),
 )
 @common_flags
-@click.argument("source")
+@click.argument("source", shell_complete=words.sources)
 @click.option("--model", metavar="NAME[@VERSION]", help="The name to serve it under.")
 @click.option("--task", metavar="T", help="What it does, such as text-classification.")
 @click.option("--tag", "tags", multiple=True, metavar="T", help="Repeatable.")
 @click.option("--module", metavar="MODULE:CLASS", help="The torch module of a .safetensors file.")
+@click.option(
+    "--manifest",
+    metavar="FILE",
+    shell_complete=words.files,
+    help="The seal of the model's owner (owner sign), if that is not you.",
+)
 @click.option("--dry-run", is_flag=True, help="Load and describe it, and publish nothing.")
 def publish_command(
     session: Session,
@@ -82,6 +97,7 @@ def publish_command(
     task: str | None,
     tags: tuple[str, ...],
     module: str | None,
+    manifest: str | None,
     dry_run: bool,
 ) -> None:
     """Serve a model from the running peer: builtin:digits, MODULE:NAME, FILE.safetensors, …"""
@@ -96,6 +112,10 @@ def publish_command(
         "dry_run": dry_run,
         **publisher(),
     }
+    if manifest is not None:
+        from modelnet_p2p.node.manifests import read_manifest
+
+        params["manifest"] = read_manifest(manifest)
     with output.progress(f"publishing {source}"):
         # loading a model takes what it takes: only a timeout that was asked for ends it
         limit = settings.timeout if settings.timeout_asked else None
@@ -121,7 +141,7 @@ def publish_command(
     ),
 )
 @common_flags
-@click.argument("model")
+@click.argument("model", shell_complete=words.own_models)
 def unpublish_command(session: Session, model: str) -> None:
     """Withdraw a model from the network."""
     output = session.output

@@ -49,6 +49,8 @@ def ask_temporary(
     async def ask() -> Value:
         opened = Peer.open(bootstrap=bootstrap, listen=(), network=settings.network, tuning=settings.tuning)
         async with opened as peer:
+            if settings.home.path.is_dir():  # who only asks, and has no home yet, leaves nothing behind
+                peer.owners.keep_under(settings.home.owners_path)
             if not peer.bootstrapped.reached:
                 tried = ", ".join(peer.bootstrapped.tried)
                 raise LocalError(

@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 MAX_EVENTS = (
     1024  # connections that came or went and were not looked at yet; more are dropped and found later
 )
+SETTLE_SECONDS = 1.0  # from a newcomer to looking around again: others come right behind it
 EXPIRE_SECONDS = 30.0  # between two looks for records that are over
 MAX_STREAMS_PER_PEER = 32  # kad streams that one peer may keep open here; ours keep one, js up to 32
 MAX_STREAMS = 1024  # of all peers together; with what arrives on them less than 256 MiB
@@ -82,6 +83,7 @@ class Overlay:
         self.wall_us = wall_us
         self.patience = Patience(tuning.patience, tuning.request_timeout)
         self._newcomers: list[Callable[[PeerId], None]] = []
+        self._came = trio.Event()  # somebody who was not in the table
         self._protocol = protocol(name, "kad")
         self._nursery = nursery
         self._channels: dict[PeerId, KadChannel] = {}
@@ -154,6 +156,7 @@ class Overlay:
             if expects_reply:
                 reply = await channel.request(message, self.tuning.request_timeout)
                 self.patience.on_round_trip(trio.current_time() - started)
+                self.table.answered(contact.id, trio.current_time())
             else:
                 await channel.notify(message, self.tuning.request_timeout)
         except RemoteError as error:
@@ -243,8 +246,7 @@ class Overlay:
             if peer is None:
                 raise AssertionError("checked by check_bootstraps")
             try:
-                await self.network.connect(peer, [where])
-                await self._meet(peer)
+                await self.meet(peer, [where])
                 reached.append(addr)
             except ModelnetError as error:
                 causes[addr] = error.message
@@ -257,6 +259,11 @@ class Overlay:
         if reached:
             await self.look_around()
         return Bootstrap(tuple(others), tuple(addr for addr in others if addr in reached), causes)
+
+    async def meet(self, peer: PeerId, addrs: Sequence[str]) -> None:
+        """Connect to `peer` at these text addresses, and put it into the table if it is of our network."""
+        await self.network.connect(peer, addrs)
+        await self._meet(peer)
 
     async def look_around(self) -> None:
         """Learn the peers closest to me."""
@@ -278,6 +285,7 @@ class Overlay:
         known = peer in self.table
         self.table.add(Contact(peer, addrs), trio.current_time(), self.network.remote_group(peer))
         if not known:
+            self._came.set()
             for callback in self._newcomers:
                 callback(peer)
 
@@ -305,6 +313,22 @@ class Overlay:
 
     def on_disconnected(self, peer: PeerId) -> None:
         self._channels.pop(peer, None)
+
+    async def settle(self) -> None:
+        """While fewer are known than a bucket holds, look around again: soon after somebody came, then ever
+        more rarely. Whom a joiner asks first may have come just before it and know nobody yet."""
+        pause = SETTLE_SECONDS
+        while True:
+            self._came = trio.Event()
+            with trio.move_on_after(pause):
+                await self._came.wait()
+            if self._came.is_set():
+                pause = SETTLE_SECONDS
+                await trio.sleep(SETTLE_SECONDS)
+            else:
+                pause = min(2 * pause, self.tuning.table_refresh)
+            if 0 < len(self.table) < self.tuning.k:
+                await self.look_around()
 
     async def refresh(self) -> None:
         """Look up what the table has no news of, and forget what is over."""
@@ -358,6 +382,7 @@ async def open_overlay(
         network.on_connected(overlay.on_connected)
         network.on_disconnected(overlay.on_disconnected)
         nursery.start_soon(overlay.watch_arrivals)
+        nursery.start_soon(overlay.settle)
         nursery.start_soon(overlay.refresh)
         try:
             yield overlay

@@ -56,6 +56,10 @@ class Publisher:
         """My own records at this key: I know them without asking anybody."""
         return [records[key] for records in self._records.values() if key in records]
 
+    def keys(self) -> set[bytes]:
+        """The keys under which offers of mine are kept stored."""
+        return {key for identity in self._offers for key in self._records.get(identity, ())}
+
     def seq(self, identity: Identity) -> int | None:
         """The sequence number under which this offer of mine is known now."""
         offer = self._offers.get(identity)

@@ -51,6 +51,8 @@ def draft_offer(
         inputs=description.inputs,
         outputs=description.outputs,
         parameters=description.parameters,
+        context_length=description.context_length,
+        languages=description.languages,
         tags=tuple(dict.fromkeys(check_tag(tag) for tag in tags)),
         gives=tuple(gives),
         family=description.family,
@@ -68,5 +70,6 @@ def _opened(envelope: bytes, description: Description) -> Manifest:
     for field in ("name", "version", "task", "digest"):
         if getattr(manifest, field) != getattr(description, field):
             words = f"the owner's seal of {description.name} is for another {field}"
-            raise LocalError(Code.BAD_INPUT, words, hint="publish it under another name, to own it yourself")
+            hint = "publish it under another name without that seal, to own it yourself"
+            raise LocalError(Code.BAD_INPUT, words, hint=hint)
     return manifest

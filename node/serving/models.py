@@ -29,6 +29,7 @@ from modelnet_p2p.node.serving.backends.contract import (
 )
 from modelnet_p2p.node.serving.backends.echo import EchoBackend
 from modelnet_p2p.node.serving.policy.admission import Admission, Queued, Refused
+from modelnet_p2p.node.serving.policy.recent import Recent
 from modelnet_p2p.node.serving.policy.safety import check_safe
 from modelnet_p2p.node.serving.policy.scarcity import no_more
 from modelnet_p2p.node.serving.regions import Quota
@@ -125,6 +126,7 @@ class Served:
         self._emptied: trio.Event | None = None  # once somebody waits for that
         self._calls = 0
         self._faults = 0
+        self.recent = Recent(trio.current_time())
 
     @property
     def load(self) -> float:
@@ -164,17 +166,20 @@ class Served:
         whatever `emit` raises. Leaving early cancels the call; its slot is free when it has stopped.
         """
         self._calls += 1
+        arrived = trio.current_time()
         try:
             if method not in METHODS:
                 raise unknown_method(method)
-            ticket, arrived = next(self._tickets), trio.current_time()
+            ticket = next(self._tickets)
             turn = self._enter(ticket, caller)
             if turn is None and not self.waits:
                 try:
                     output = await self._runner.call(method, value, params, emit)
                 finally:
                     self._leave(ticket)
-                return Answer(output, 0, round((trio.current_time() - arrived) * 1e6))
+                ended = trio.current_time()
+                self.recent.on_answer(arrived, ended)
+                return Answer(output, 0, round((ended - arrived) * 1e6))
             admitted = None
             try:
                 with trio.CancelScope(deadline=deadline) as scope:
@@ -196,9 +201,12 @@ class Served:
                     hint="allow a longer timeout",
                 )
             assert admitted is not None
+            self.recent.on_answer(arrived, ended)
             return Answer(output, round((admitted - arrived) * 1e6), round((ended - admitted) * 1e6))
-        except ModelnetError:
+        except ModelnetError as error:
             self._faults += 1
+            if isinstance(error, LocalError):  # else it was the caller who left
+                self.recent.on_fault(error.code, error.message, trio.current_time())
             raise
 
     def _enter(self, ticket: int, caller: str) -> _Turn | None:
@@ -343,7 +351,8 @@ async def _open_runner(source: Source, tuning: Tuning, shared: Quota) -> AsyncIt
 
 def _named(description: Description, source: Source) -> Description:
     """`description` with the publisher's name and task; under another name or task than the owner
-    sealed, the manifest is not this model's any more. Raises LocalError (bad-input)."""
+    sealed, the manifest is not this model's any more; one that the publisher brings is checked with the
+    offer. Raises LocalError (bad-input)."""
     name, version, task = description.name, description.version, source.task or description.task
     if source.model is not None:
         uri = ModelUri.parse(source.model)
@@ -351,7 +360,7 @@ def _named(description: Description, source: Source) -> Description:
     check_model_name(name)
     check_task(task)
     same = (name, version, task) == (description.name, description.version, description.task)
-    envelope = description.manifest_envelope if same else None
+    envelope = source.manifest or (description.manifest_envelope if same else None)
     return replace(description, name=name, version=version, task=task, manifest_envelope=envelope)
 
 

@@ -17,6 +17,7 @@ import trio
 
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.exchange import Call, Fault, Item, RemoteProtocolError, Result
+from modelnet_p2p.node.logs import worker_output
 from modelnet_p2p.node.serving.backends.contract import Emit, Source
 from modelnet_p2p.node.serving.policy.notes import BadNote, Note, NoteKind
 from modelnet_p2p.node.serving.policy.scarcity import is_scarce, no_more
@@ -63,7 +64,8 @@ class Process:
                 # -P: the publisher's files must not shadow modules that the worker itself needs
                 [interpreter, "-P", "-m", WORKER_MODULE, str(handle)],
                 stdin=subprocess.DEVNULL,
-                stdout=2,  # the peer's stderr
+                stdout=worker_output(),
+                stderr=worker_output(),
                 cwd=source.cwd or None,
                 env=dict(source.environ) or None,
                 pass_fds=(handle,),

@@ -110,6 +110,10 @@ class Network(ABC):
     def addrs(self) -> tuple[str, ...]:
         """Text multiaddrs with `/p2p/<my id>` that others can dial; empty for a client."""
 
+    def renew_addrs(self) -> None:
+        """The interfaces of this machine have changed: look where I am now, and tell those connected."""
+        return  # a network that lies in memory has none
+
     @abstractmethod
     def handle(self, protocol: str, handler: Handler) -> None:
         """Run `handler` for every stream that a peer opens with this protocol.

@@ -58,10 +58,16 @@ class Libp2pNetwork(Network):
     """Made by `open_libp2p`."""
 
     def __init__(
-        self, key: KeyPair, tuning: Tuning, addrs: tuple[str, ...], tasks: trio.Nursery, stack: Stack = OURS
+        self,
+        key: KeyPair,
+        tuning: Tuning,
+        listeners: Sequence[trio.SocketListener],
+        tasks: trio.Nursery,
+        stack: Stack = OURS,
     ) -> None:
         self.id = key.id
-        self._addrs = addrs  # without /p2p/…
+        self._listeners = listeners
+        self._addrs = reachable_addrs(listeners)  # without /p2p/…
         self._tuning = tuning
         self._tasks = tasks
         self._upgrader = stack.upgrader(key, tuning.max_streams_per_peer)
@@ -85,6 +91,15 @@ class Libp2pNetwork(Network):
 
     def handle(self, protocol: str, handler: Handler) -> None:
         self._handlers.add(protocol, handler)
+        self._push_soon()
+
+    def renew_addrs(self) -> None:
+        addrs = reachable_addrs(self._listeners)
+        if addrs != self._addrs:
+            self._addrs = addrs
+            self._push_soon()
+
+    def _push_soon(self) -> None:
         if self._connections and not self._push_due:
             self._push_due = True
             self._tasks.start_soon(self._push_all)
@@ -269,7 +284,7 @@ class Libp2pNetwork(Network):
         self._book.learn(connection.peer, [*filter(None, [connection.dialled]), *told.addrs])
 
     async def _push_all(self) -> None:
-        """Tell everybody what I speak now; handlers added in the same breath go out together."""
+        """Tell everybody what I speak and where I am; handlers added in the same breath go out together."""
         await trio.lowlevel.checkpoint()
         self._push_due = False
         async with trio.open_nursery() as nursery:
@@ -307,7 +322,7 @@ async def open_libp2p(
     listeners = await listen_on(listen)
     try:
         async with trio.open_nursery() as tasks:
-            mine = Libp2pNetwork(key, tuning, reachable_addrs(listeners), tasks, stack)
+            mine = Libp2pNetwork(key, tuning, listeners, tasks, stack)
             if listeners:
                 tasks.start_soon(_accept, listeners, mine, tasks)
             try:

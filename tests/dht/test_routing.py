@@ -61,6 +61,18 @@ def test_with_nobody_waiting_a_peer_fails_three_times_before_it_goes_and_is_name
     table.remove(PeerId(b"nobody"))
 
 
+def test_an_answer_forgives_what_went_wrong_before() -> None:
+    table, peer = RoutingTable(ME, K), contact(0)
+    table.add(peer, 0.0)
+    for now in range(1, 20):
+        table.failed(peer.id, now)
+        if now % 2 == 0:
+            table.answered(peer.id, now)
+    assert peer.id in table
+    table.answered(contact(1).id, 20.0)  # who is not known is not put in by it
+    assert len(table) == 1
+
+
 def test_one_network_cannot_hold_a_contested_bucket_and_loses_nothing_in_an_uncontested_one() -> None:
     table, peers = RoutingTable(ME, K), in_bucket(1)
     crowd = [next(peers) for _ in range(K)]

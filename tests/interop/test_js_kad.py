@@ -142,6 +142,11 @@ async def the_story(node: str) -> None:
         fourth = await js("fourth", *dan.addrs)
         fifth = await js("fifth", fourth.addr)
         erin = await ours("erin", fifth.addr)
+        everybody = (alice, bob, carol, dan, erin)
+        with trio.fail_after(10):  # who came just behind its bootstrap looks around again
+            for one in everybody:
+                while len(await one.peers()) < 9:
+                    await trio.sleep(0.05)
         assert [offer.provider for offer in await erin.find(model="js/echo")] == [second.id]
         assert [offer.provider for offer in await dan.find(model="modelnet/digits")] == [alice.id]
         for peer in (fourth, fifth):
@@ -149,16 +154,8 @@ async def the_story(node: str) -> None:
             assert second.id in (await peer.do("read", name="model/js/echo"))["offers"]
 
         # they are servers of one DHT: each side is in the other's tables
-        ours_all, js_all = (
-            {p.id for p in (alice, bob, carol, dan, erin)},
-            {first, second, third, fourth, fifth},
-        )
-        for peer in js_all:
-            assert ours_all & {*(await peer.do("table"))["peers"]}, peer.id
-        with trio.fail_after(10):  # who came just behind its bootstrap looks around again
-            for one in everybody:
-                while len(await one.peers()) < 9:
-                    await trio.sleep(0.05)
+        for peer in (first, second, third, fourth, fifth):
+            assert {one.id for one in everybody} & {*(await peer.do("table"))["peers"]}, peer.id
 
         # the death of some of them harms nobody
         for peer in (first, third):

@@ -83,8 +83,15 @@ def test_the_bench_prints_the_contracts_lines(environ: dict[str, str]) -> None:
     tensors = {"tensor_up_1MiB", "tensor_up_16MiB", "tensor_up_128MiB", "cpu_s_per_GB", "extra_memory_128MiB"}
     own = {"small_call_p99_quiet", "small_call_p99_busy", "small_call_p99_during_bulk", "handshake_cpu"}
     overlay = {"join", "find_task", "peer_rss"}
+    commands = {"help", "join_ready", "first_answer", "publish", "find", "idle_memory"}
+    programs = {
+        "find_again",
+        "call",
+        "sync_overhead",
+        *(f"{w}_{n}MiB" for w in ("send", "fetch") for n in (1, 16)),
+    }
     seen = {line["figure"] for line in lines} - {"slow_link_128MiB"}  # that needs root
-    assert seen == calls | tensors | own | overlay
+    assert seen == calls | tensors | own | overlay | commands | programs
     for via in ("trio_tls", "trio"):
         assert calls | tensors <= {line["figure"] for line in lines if line["via"] == via}
     assert "beside the marks" in done.stderr

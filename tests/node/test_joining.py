@@ -9,7 +9,8 @@ import trio
 from trio.testing import MockClock
 
 from modelnet_p2p.node.home import Home
-from modelnet_p2p.node.joining import PATIENT_SECONDS, Joining
+from modelnet_p2p.node.joining import CONTACTS_SECONDS, PATIENT_SECONDS, SETTLE_SECONDS, Joining
+from modelnet_p2p.node.notices import Notices
 from modelnet_p2p.node.peer import Peer
 from modelnet_p2p.node.runtime import Runtime
 from modelnet_p2p.tuning import TEST
@@ -68,3 +69,35 @@ async def test_who_comes_back_without_a_bootstrap_asks_those_it_had_met(
             with trio.fail_after(5):
                 while ann.peer_id not in {contact.id for contact in again._overlay.table}:
                     await trio.sleep(0.1)
+
+
+async def test_the_first_neighbour_is_written_down_at_once(
+    open_town: OpenTown, autojump_clock: MockClock, nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    """A peer that is killed in its first minute shall find the other one again."""
+    async with open_town() as town:
+        ann = await town.peer("ann")
+        home = Home(tmp_path / "home")
+        home.load_or_make_key()  # makes the directory
+        nursery.start_soon(Joining(ann._overlay, [], nobody_here(tmp_path), home).remember)
+        await trio.sleep(2 * CONTACTS_SECONDS)
+        assert home.load_peers("town") == ()
+        ben = await town.peer("ben")
+        await trio.sleep(2 * SETTLE_SECONDS)
+        assert home.load_peers("town") == ben.addrs
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_damaged_file_of_peers_is_named_and_does_not_stop_the_start(
+    open_town: OpenTown, tmp_path: Path
+) -> None:
+    async with open_town() as town:
+        ann = await town.peer("ann")
+        home = Home(tmp_path / "home")
+        home.load_or_make_key()
+        home.peers_path.write_text("{")
+        notices, said = Notices(), list[str]()
+        Joining(ann._overlay, [], nobody_here(tmp_path), home, notices)
+        notices.listen(said.append)
+        (line,) = said
+        assert line.startswith(f"warning: cannot use {home.peers_path}: it is damaged; it is written anew")

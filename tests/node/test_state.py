@@ -267,14 +267,16 @@ def test_models_that_differ_in_case_only_keep_apart(home: Home) -> None:
     assert len(names) == 2
 
 
-def test_peers_met_before_are_a_cache(home: Home) -> None:
+def test_peers_met_before_are_kept_and_a_damaged_file_is_named(home: Home) -> None:
     home.load_or_make_key()
     home.save_peers("lab", ["/ip4/1", "/ip4/2"])
     assert home.load_peers("lab") == ("/ip4/1", "/ip4/2")
     assert home.load_peers("public") == ()  # they are of another network
     for text in ("", "[]", "{", '{"a": 3}', "[" * 100000, '{"network": "lab", "addrs": {}}'):
         home.peers_path.write_text(text)
-        assert home.load_peers("lab") == ()
+        with pytest.raises(LocalError, match=r"peers\.json") as caught:
+            home.load_peers("lab")
+        assert (caught.value.code, caught.value.hint) == (Code.BAD_STATE, f"rm {home.peers_path}")
 
 
 def test_a_dropped_model_is_gone_and_its_number_is_not_given_out_again(home: Home) -> None:

@@ -19,6 +19,7 @@ from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.serving.backends.contract import Backend, Description
 from modelnet_p2p.node.serving.backends.digits_net import CLASSES, EXITS, WHITE, DigitsNet, Floats
 from modelnet_p2p.node.serving.backends.echo import ECHO
+from modelnet_p2p.node.serving.backends.minilm import MINILM
 from modelnet_p2p.node.serving.policy.scarcity import is_scarce, no_more
 from modelnet_p2p.payload import Value
 from modelnet_p2p.records import BadRecord, Spec, open_manifest
@@ -39,14 +40,14 @@ class BuiltinBackend(Backend):
 
     @classmethod
     def claims(cls, spec: str) -> bool:
-        return spec.startswith(PREFIX)
+        return spec.startswith(PREFIX) and spec != MINILM  # which runs in a worker
 
     async def load(self) -> None:
         if self.source.spec != DIGITS:
             raise LocalError(
                 Code.BAD_INPUT,
                 f"no built-in model {self.source.spec[:80]!r}",
-                hint=f"there are {DIGITS} and {ECHO}",
+                hint=f"there are {DIGITS}, {MINILM} and {ECHO}",
             )
         await self.offload(self._load)
 

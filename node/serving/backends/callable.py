@@ -17,7 +17,13 @@ from importlib.util import find_spec
 from typing import Any, cast
 
 from modelnet_p2p.errors import Code, LocalError
-from modelnet_p2p.node.serving.backends.contract import SYNC_SLOTS, Backend, Description, guard
+from modelnet_p2p.node.serving.backends.contract import (
+    SYNC_SLOTS,
+    Backend,
+    Description,
+    WorkerOffload,
+    guard,
+)
 from modelnet_p2p.payload import Value
 from modelnet_p2p.records import Spec
 from modelnet_p2p.tensor import DTYPES
@@ -50,6 +56,7 @@ class Kind(Enum):
 class CallableBackend(Backend):
     """Runs in a worker process. Import and constructor run in the thread that the calls run in."""
 
+    offload: WorkerOffload
     _target: Callable[..., Any]  # Any: a stranger's code; what it gives is checked when it is encoded
     _owner: object  # the instance, where a class was named
     _kind: Kind
@@ -91,12 +98,18 @@ class CallableBackend(Backend):
             idempotent=self._idempotent,
         )
 
+    @property
+    def blocks(self) -> bool:
+        return self._kind in (Kind.FUNCTION, Kind.GENERATOR)
+
     async def invoke(self, value: Value, params: Mapping[str, Value]) -> Value:
         check_keywords(self.source.spec, self._signature, value, params)
         if self._kind is Kind.COROUTINE:
             return await self._target(value, **params)
         output = await self.offload(_steady(lambda: self._target(value, **params)))
-        return await output if inspect.isawaitable(output) else output  # a wrapper around an async one
+        if inspect.isawaitable(output):  # a wrapper around an async one
+            return await self.offload.in_loop(output)
+        return output
 
     async def stream(self, value: Value, params: Mapping[str, Value]) -> AsyncGenerator[Value, None]:
         check_keywords(self.source.spec, self._signature, value, params)

@@ -1,12 +1,13 @@
 """What a model is to a peer: a source that somebody published, and a backend that loads and runs it.
 
-A backend neither knows the network nor picks an event loop. Built-in ones run inside the peer
+A backend neither knows the network nor picks an event loop. Small built-in ones run inside the peer
 (trio), all others in a worker process (asyncio, which most model code expects); whatever blocks
 goes through the `Offload` that its host hands in.
 """
 
 from __future__ import annotations
 
+import base64
 import logging
 import os
 import traceback
@@ -21,7 +22,7 @@ from modelnet_p2p.names import MAX_VERSION_BYTES
 from modelnet_p2p.payload import Value
 from modelnet_p2p.records import MAX_MANIFEST_BYTES, MalformedRecord, Spec
 from modelnet_p2p.records.fields import blob, digest, integer, numbers, several, text, token
-from modelnet_p2p.records.kinds import MAX_EXITS
+from modelnet_p2p.records.kinds import MAX_EXITS, MAX_LANGUAGES
 from modelnet_p2p.records.manifest import MAX_METRICS, MAX_SPECS
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,13 @@ class Offload(Protocol):
     async def __call__(self, step: Callable[[], T], /) -> T: ...
 
 
+class WorkerOffload(Offload, Protocol):
+    """That of a worker process, whose calls may be driven in the model's thread, where no loop runs."""
+
+    async def in_loop(self, awaitable: Awaitable[T], /) -> T:
+        """Awaits what a step gave, where coroutines run."""
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """What to serve and where: `spec` as the publisher wrote it, with their interpreter, directory and
@@ -55,9 +63,11 @@ class Source:
     interpreter: str = ""
     cwd: str = ""
     environ: Mapping[str, str] = field(default_factory=dict)
+    manifest: bytes | None = None  # sealed by the model's owner, where its publisher is another one
 
     def to_map(self) -> dict[str, Value]:
-        return {
+        sealed = {} if self.manifest is None else {"manifest": base64.b64encode(self.manifest).decode()}
+        return sealed | {
             "spec": self.spec,
             "module": self.module,
             "model": self.model,
@@ -81,9 +91,14 @@ class Source:
                 "interpreter": str(interpreter),
                 "cwd": str(cwd),
                 "environ": {**environ},
+                **others,
             } if all(isinstance(tag, str) for tag in tags):
                 variables = {str(name): str(text) for name, text in environ.items()}
-                return cls(spec, module, model, task, tuple(tags), interpreter, cwd, variables)
+                sealed = others.get("manifest")
+                if not isinstance(sealed, str | None):
+                    raise ValueError("its owner's seal is not text")
+                manifest = None if sealed is None else base64.b64decode(sealed, validate=True)
+                return cls(spec, module, model, task, tuple(tags), interpreter, cwd, variables, manifest)
         raise ValueError("not the description of a model's source")
 
 
@@ -99,6 +114,8 @@ class Description:
     inputs: tuple[Spec, ...] = ()
     outputs: tuple[Spec, ...] = ()
     parameters: int | None = None
+    context_length: int | None = None  # tokens
+    languages: tuple[str, ...] = ()  # ISO 639-1
     digest: bytes | None = None  # 32 bytes
     licence: str = ""
     metrics: Mapping[str, int] = field(default_factory=dict)  # millionths
@@ -119,6 +136,8 @@ class Description:
             "inputs": [spec.to_map() for spec in self.inputs],
             "outputs": [spec.to_map() for spec in self.outputs],
             "parameters": self.parameters,
+            "context_length": self.context_length,
+            "languages": list(self.languages),
             "digest": self.digest,
             "licence": self.licence,
             "metrics": dict(self.metrics),
@@ -167,6 +186,8 @@ _DECODERS: Mapping[str, Callable[[object], object]] = {
     "inputs": several(Spec.from_map, MAX_SPECS),
     "outputs": several(Spec.from_map, MAX_SPECS),
     "parameters": _or(None, integer()),
+    "context_length": _or(None, integer()),
+    "languages": several(token(16), MAX_LANGUAGES),
     "digest": _or(None, digest),
     "licence": text(64),
     "metrics": numbers(MAX_METRICS, 32),
@@ -200,6 +221,14 @@ class Backend(ABC):
     @abstractmethod
     def describe(self) -> Description:
         """Of a loaded model."""
+
+    @property
+    def blocks(self) -> bool:
+        """Of a loaded model: whether `invoke` and `stream` await nothing but `offload` and its `in_loop`.
+
+        Then calls of it run in the model's thread from their first byte to their last, one after the other.
+        """
+        return False
 
     @abstractmethod
     async def invoke(self, value: Value, params: Mapping[str, Value]) -> Value:

@@ -41,8 +41,17 @@ def find_backend(spec: str) -> type[Backend]:
     raise LocalError(
         Code.BAD_INPUT,
         "; ".join([f"nothing here serves {spec[:200]!r}", *broken])[:MAX_FAULT_CHARS],
-        hint="publish builtin:digits, MODULE:NAME, or FILE.safetensors --module MODULE:CLASS",
+        hint=_instead(spec),
     )
+
+
+def _instead(spec: str) -> str:
+    """What can be published, beginning with what was probably meant."""
+    module = spec.removesuffix(".py").replace("/", ".")
+    is_file = spec.endswith(".py")  # what else has a dot may be any kind of file
+    if spec.isidentifier() or (is_file and all(part.isidentifier() for part in module.split("."))):
+        return f"name the function in it: modelnet-peer publish {module}:NAME"
+    return "publish builtin:digits, MODULE:NAME, or FILE.safetensors --module MODULE:CLASS"
 
 
 def _order(point: EntryPoint) -> tuple[int, str]:

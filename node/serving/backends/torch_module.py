@@ -36,6 +36,7 @@ MAX_CONFIG_BYTES = 1 << 20  # constructor arguments, not data
 class TorchModuleBackend(Backend):
     """Runs in a worker process, on the first GPU if torch sees one, else on the CPU."""
 
+    blocks = True
     _module: torch.nn.Module
     _device: str
     _signature: inspect.Signature

@@ -20,6 +20,7 @@ from modelnet_p2p.errors import Code, NotFound, RemoteError
 from modelnet_p2p.node.cli import main
 from modelnet_p2p.node.control import serve
 from modelnet_p2p.node.home import Home
+from modelnet_p2p.node.owners import Owners
 from modelnet_p2p.node.runtime import Runtime
 
 BOB = "12D3KooWBob"
@@ -36,6 +37,7 @@ class FakePeer:
     asked: list[tuple[str, Any]] = field(default_factory=list)
     cancelled: threading.Event = field(default_factory=threading.Event)
     known: list[dict[str, Any]] = field(default_factory=lambda: [dict(CAROL)])
+    owners: Owners = field(default_factory=lambda: Owners("public"))
 
     async def status(self) -> dict[str, Any]:
         model = {
@@ -57,6 +59,12 @@ class FakePeer:
             "refused": {"forged": 2, "stale": 0},
         }
 
+    def known_tasks(self) -> list[str]:
+        return ["x-acme/greeting", "text-classification"]
+
+    def known_models(self) -> list[str]:
+        return ["acme/echo", "carol/summarise"]
+
     async def peers(self) -> list[dict[str, Any]]:
         return self.known
 
@@ -77,11 +85,13 @@ class FakePeer:
         model: str | None = None,
         tag: str | None = None,
         *,
+        where: str | None = None,
         limit: int = 20,
         all: bool = False,
         timeout: float = 30.0,
     ) -> Sequence[Any]:
-        self.asked.append(("find", (task, model, tag, limit, all, timeout)))
+        asked = (task, model, tag, limit, all, timeout)
+        self.asked.append(("find", (*asked, where) if where else asked))
         if model == "nothing":
             return []
         if model == "two-owners":

@@ -15,7 +15,8 @@ from modelnet_p2p.events import Result
 from modelnet_p2p.exchange import Exchange, Role
 from modelnet_p2p.kad import Contact, Message
 from modelnet_p2p.names import Keys, protocol, provider_key
-from modelnet_p2p.node.overlay.finder import MAX_ADDRS, MAX_LOADS, _loads, _Reading
+from modelnet_p2p.node.overlay.finder import MAX_LOADS, _loads
+from modelnet_p2p.node.overlay.reading import MAX_ADDRS, Reading
 from modelnet_p2p.node.transport.addresses import to_binary
 from modelnet_p2p.node.transport.contract import Stream
 from modelnet_p2p.offers import State
@@ -40,7 +41,7 @@ async def test_a_holder_that_tells_hundreds_of_records_hides_no_other(open_town:
         await alice.publish("builtin:digits")
         honest = (await bob.find(model=NAME))[0]
         key = provider_key(Keys("town").model(NAME))
-        reading = _Reading(key, bob._overlay, 80)
+        reading = Reading(key, bob._overlay, 80)
         liar, holder = town.key("liar").id, alice.peer_id
         reading.lookup._hear(Contact(liar, (to_binary("/ip4/10.9.9.9/tcp/1"),)), 0)
         asked, now = [], trio.current_time()
