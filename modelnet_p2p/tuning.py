@@ -32,6 +32,9 @@ class Tuning:
     requests_per_second: float = 500.0  # sustained DHT requests served per peer
     requests_burst: int = 500
 
+    # --- liveness: all its other times follow from this one (`dht/suspicion.py`) ---
+    beat: float = 2.0  # between two signs of life to each watcher; a death is found after three of them
+
     # --- connections ---
     dial_timeout: float = 5.0  # TCP, Noise, muxer and identify together
     max_connections: int = 256
@@ -67,6 +70,7 @@ TEST = replace(
     dial_timeout=2.0,
     bootstrap_retry=0.5,
     republish=5.0,
+    beat=0.5,
     ping_timeout=0.5,
     frame_body_timeout=1.0,
     stall_timeout=3.0,

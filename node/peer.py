@@ -17,7 +17,8 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import trio
@@ -34,16 +35,23 @@ from modelnet_p2p.node.calls.client import CallClient
 from modelnet_p2p.node.calls.router import Memory, Outcome, Router
 from modelnet_p2p.node.calls.server import CallServer
 from modelnet_p2p.node.calls.target import Target
+from modelnet_p2p.node.clocks import Clocks
 from modelnet_p2p.node.deadlines import check_timeout, within
 from modelnet_p2p.node.home import Home
 from modelnet_p2p.node.hosting import Hosting, Notice, Sequences
 from modelnet_p2p.node.joining import Joining, check_bootstraps
+from modelnet_p2p.node.manifests import full_name, sealed_manifest
+from modelnet_p2p.node.notices import Notices
+from modelnet_p2p.node.overlay.batches import Tally
 from modelnet_p2p.node.overlay.driver import Bootstrap, Overlay, open_overlay
 from modelnet_p2p.node.overlay.finder import Finder
 from modelnet_p2p.node.overlay.publisher import Publisher
+from modelnet_p2p.node.overlay.watching import Watching
+from modelnet_p2p.node.own_script import importable
+from modelnet_p2p.node.owners import Owners
 from modelnet_p2p.node.reports import rss_bytes, shown
 from modelnet_p2p.node.runtime import Runtime
-from modelnet_p2p.node.serving.backends.callable import spec_of
+from modelnet_p2p.node.searches import MAX_WATCHED, WATCH_SECONDS, Explained, Found, Watch
 from modelnet_p2p.node.serving.backends.contract import Source
 from modelnet_p2p.node.serving.models import Models, open_models
 from modelnet_p2p.node.single_error import single_error
@@ -66,6 +74,7 @@ log = logging.getLogger(__name__)
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 EVERYWHERE = "/ip4/0.0.0.0/tcp/0"
 MAX_CANDIDATES = 20  # offers that a call considers
+MAX_NAMES_READ = 4096  # of the records kept for others: read at once, and in milliseconds
 
 
 class Peer:
@@ -86,21 +95,26 @@ class Peer:
         self.peer_id = key.id
         self.network_name = name
         self.bootstrapped = Bootstrap((), ())
+        self.owners = Owners(name)  # whose models bare names mean
+        self.notices = Notices()  # what happens that the person who runs this peer should hear of
         self.restored = trio.Event()  # set when what an earlier run had published is served again
         self._tuning = tuning
         self._network = overlay.network
         self._overlay = overlay
         self._nursery = nursery
         budget = Budget(key.id)
-        self._server = CallServer(key.id, models, tuning, budget)
+        self._server = CallServer(key.id, models, tuning, budget, wall_us=overlay.wall_us)
         self._mine = Handlers()  # answers my calls to myself, with the same guard as those of others
         self._mine.add(protocol(name, "call"), self._server.handle)
         self._client = CallClient(self._network, protocol(name, "call"), tuning, budget, self._loopback)
         self._memory = Memory(rng)
+        self.clocks = Clocks(self._client, self._network, overlay.wall_us, tuning.ping_timeout, rng)
         sequences = Sequences(state)
         self._publisher = Publisher(overlay, key, sequences.take)
         self._finder = Finder(overlay, self._publisher, self._client, self._memory.rank)
-        self._router = Router(self._client, self._candidates, self._memory, rng)
+        self._watching = Watching(overlay, key, self._publisher.keys, nursery, rng)
+        self._finder.watching = self._watching
+        self._router = Router(self._client, self._candidates, self._memory, self.owners, rng)
         self._hosting = Hosting(key, name, models, self._publisher, sequences, state)
         self._started = trio.current_time()
 
@@ -120,9 +134,10 @@ class Peer:
 
         `bootstrap` are multiaddrs of peers to meet first, each with `/p2p/ID`; without any, the peers
         of this user, machine and network are met. `listen` are multiaddrs to listen on (None: loopback,
-        or all interfaces with `lan`; empty: a client that only asks). With a `home` its key, its models
-        and their sequence numbers survive; without, the peer is new each time. Raises LocalError:
-        bad-input, in-use (a port, or the home), bad-state.
+        or all interfaces with `lan`; empty: a client that only asks). With `lan` it finds the peers of
+        the local network that do the same, by mDNS, and is found by them. With a `home` its key, its models,
+        their sequence numbers and the owners of the names that it called survive; without, the peer is new
+        each time. Raises LocalError: bad-input, in-use (a port, or the home), bad-state.
         """
         check_network(network)
         check_bootstraps(bootstrap)
@@ -137,12 +152,16 @@ class Peer:
                 open_libp2p(key, listen=listening, tuning=settings, network=network) as transport,
                 cls.open_on(transport, key, network, settings, state) as peer,
             ):
-                joining = Joining(peer._overlay, bootstrap, runtime, place)
+                if place is not None:
+                    peer.owners.keep_under(place.owners_path)
+                joining = Joining(peer._overlay, bootstrap, runtime, place, peer.notices)
                 if listening:
                     runtime.announce(peer.id, peer.addrs)
                 try:
+                    if lan:
+                        peer._nursery.start_soon(peer._meet_on_lan)
                     peer.bootstrapped = await joining.enter(peer._nursery)
-                    for task in (joining.stay, joining.remember, peer._restore):
+                    for task in (joining.stay, joining.remember, peer._restore, peer.clocks.keep):
                         peer._nursery.start_soon(task)
                     yield peer
                 finally:
@@ -167,9 +186,17 @@ class Peer:
             if serves:
                 transport.handle(protocol(network, "call"), peer._server.handle)
             nursery.start_soon(peer._publisher.keep)
+            nursery.start_soon(partial(peer._watching.run, serves=serves))
             nursery.start_soon(peer._tidy)
             yield peer
             nursery.cancel_scope.cancel()
+
+    async def _meet_on_lan(self) -> None:
+        # not at the top: most peers are on no local network
+        from modelnet_p2p.node.lan import Lan
+        from modelnet_p2p.node.mdns import interfaces, open_mdns
+
+        await Lan(self._overlay, self.notices, open_mdns, interfaces).run()
 
     async def _restore(self) -> None:
         await self._hosting.restore()
@@ -206,28 +233,81 @@ class Peer:
         model: str | None = None,
         tag: str | None = None,
         *,
+        where: str | None = None,
         limit: int = 20,
         all: bool = False,
         timeout: float = 30.0,
     ) -> list[Offer]:
         """Offers that match all that is given, best first; both seals of each were checked.
 
-        `model` is a name, `name@version` or a URI. `all` includes the offers of dead providers. Raises
-        LocalError (bad-input), RemoteError (deadline).
+        `model` is a name, `name@version` or a URI; `where` is a search such as `task:text-generation and
+        (language:de or language:fr) and parameters<=7B and not licence:gpl*`. `all` includes the offers of
+        dead providers. Raises LocalError (bad-input), RemoteError (deadline).
         """
-        query = Query(network=self.network_name)
-        if model is not None:
-            query = Query.of_uri(ModelUri.parse(model), self.network_name)
-        query = replace(query, task=task, tag=tag)
+        query = Query.asked(task, model, tag, where, network=self.network_name)
         with within(timeout, "the search"):
             return await self._finder.find(query, max(1, limit), with_dead=all)
 
-    async def search(
-        self, task: str | None = None, model: str | None = None, tag: str | None = None, *, limit: int = 20
-    ) -> AsyncIterator[Offer]:
-        """The offers that `find` returns, one by one."""
-        for offer in await self.find(task, model, tag, limit=limit):
-            yield offer
+    def search(
+        self,
+        task: str | None = None,
+        model: str | None = None,
+        tag: str | None = None,
+        *,
+        where: str | None = None,
+        limit: int = 20,
+        all: bool = False,
+        timeout: float = 30.0,
+    ) -> Found:
+        """The offers that `find` returns, as they are found: `async for offer in peer.search(…)`.
+
+        Each part of what was read comes best first; `timeout` is for the wait for the next. Leaving the loop
+        ends the search. Raises LocalError (bad-input), RemoteError (deadline).
+        """
+        query = Query.asked(task, model, tag, where, network=self.network_name)
+        return Found(self._finder.search(query, max(1, limit), with_dead=all), timeout)
+
+    def watch(
+        self,
+        task: str | None = None,
+        model: str | None = None,
+        tag: str | None = None,
+        *,
+        where: str | None = None,
+        all: bool = False,
+        interval: float = WATCH_SECONDS,
+    ) -> Watch:
+        """What becomes of the offers that `find` returns: `async for change in peer.watch(…)`, without end.
+
+        At first each has appeared. Looks every `interval` seconds, at 256 offers at most; raises LocalError
+        (bad-input).
+        """
+        query = Query.asked(task, model, tag, where, network=self.network_name)
+        query.indexes()
+
+        async def look() -> Sequence[Offer] | None:
+            with within(interval + WATCH_SECONDS, "the search"):
+                offers = await self._finder.find(query, MAX_WATCHED, with_dead=all, thorough=True)
+            return offers if offers or self._network.connected() else None
+
+        return Watch(look, interval)
+
+    async def explain(
+        self,
+        task: str | None = None,
+        model: str | None = None,
+        tag: str | None = None,
+        *,
+        where: str | None = None,
+        limit: int = 20,
+        all: bool = False,
+        timeout: float = 30.0,
+    ) -> Explained:
+        """What `find` returns, with the reasons for each, and what was read and ruled out by what."""
+        query, tally = Query.asked(task, model, tag, where, network=self.network_name), Tally()
+        with within(timeout, "the search"):
+            offers = await self._finder.find(query, max(1, limit), with_dead=all, tally=tally)
+        return Explained(query, tuple(offers), tally)
 
     async def show(self, model: str, *, timeout: float = 30.0) -> list[dict[str, object]]:
         """The signed records of a model, whoever is alive; raises NotFound, RemoteError (deadline)."""
@@ -346,6 +426,7 @@ class Peer:
         interpreter: str | None = None,
         cwd: str | None = None,
         environ: Mapping[str, str] | None = None,
+        manifest: bytes | None = None,
         dry_run: bool = False,
         on_event: Notice | None = None,
     ) -> dict[str, object]:
@@ -353,19 +434,29 @@ class Peer:
 
         `source` is `builtin:digits`, `MODULE:NAME`, a `.safetensors` file (with `module`), or an
         importable function itself. The worker runs with `interpreter`, `cwd` and `environ`, by default
-        this process's. Raises LocalError (bad-input, unsafe), RemoteError (no majority).
+        this process's. `manifest` is a seal that the model's owner made of it (`owner sign`): the offer is
+        then of that owner's model. Raises LocalError (bad-input, unsafe), RemoteError (no majority).
         """
         if not self.addrs:
             raise LocalError(Code.BAD_INPUT, "a client cannot serve: it listens nowhere")
+        spec, environ = (
+            (source, dict(os.environ if environ is None else environ))
+            if isinstance(source, str)
+            else importable(source, os.environ if environ is None else environ)
+        )
+        if manifest is not None:
+            named = sealed_manifest(manifest)
+            model, task = model or full_name(named), task or named.task
         wanted = Source(
-            spec=source if isinstance(source, str) else spec_of(source),
+            spec=spec,
             module=module,
             model=model,
             task=task,
             tags=tuple(tags),
             interpreter=interpreter or sys.executable,
             cwd=cwd or os.getcwd(),
-            environ=dict(os.environ if environ is None else environ),
+            environ=environ,
+            manifest=manifest,
         )
         if dry_run:
             return await self._hosting.rehearse(wanted, on_event or _quiet)
@@ -395,7 +486,19 @@ class Peer:
             "rss_bytes": rss_bytes(),
             "models": self._hosting.lines(),
             "refused": refused,
+            "clock": self.clocks.to_map(),
+            **self._hosting.pace().to_map(),
         }
+
+    def known_models(self) -> list[str]:
+        """Names of models, mine first, then those of the records that I keep for others."""
+        kept = (sealed.identity.name for _, sealed in self._overlay.server.store.records())
+        return [*dict.fromkeys([*self._hosting.names(), *islice(kept, MAX_NAMES_READ)])]
+
+    def known_tasks(self) -> list[str]:
+        """Names of tasks, of the records that I keep for others."""
+        kept = (sealed.record.task for _, sealed in self._overlay.server.store.records())
+        return list(dict.fromkeys(islice(kept, MAX_NAMES_READ)))
 
     async def peers(self) -> list[dict[str, object]]:
         """The peers that I know: those connected, and those in my routing table."""

@@ -1,45 +1,35 @@
 """Who offers what, and who of them is alive: one walk for the records, one ping for the life.
 
-Keys that many share hold cards; the offers behind them are read from their models' own keys, so that
-what is returned was checked with both seals. The best few are then pinged at the same time: one round
-trip tells who is there, how far away, and how loaded.
-
-What holders tell is taken from all of them in turns. One that tells thousands of records, or a dozen
-false addresses of somebody else's provider, fills its own turns and no more.
+Offers come in batches (`batches`), read as long as they are wanted. The best few are then pinged at the
+same time: one round trip tells who is there, how far away, and how loaded.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
 import trio
 
-from modelnet_p2p.dht.walks import MAX_MERGED, Collect
 from modelnet_p2p.errors import Code, LocalError, RemoteError
 from modelnet_p2p.events import Call
 from modelnet_p2p.identity import PeerId
-from modelnet_p2p.kad import Contact, Message
-from modelnet_p2p.names import Keys, provider_key
 from modelnet_p2p.node.calls.client import CallClient
 from modelnet_p2p.node.calls.server import PING
+from modelnet_p2p.node.overlay.batches import FIRST_MODELS, MAX_MODELS_READ, READ_AHEAD, Batch, Batches, Tally
 from modelnet_p2p.node.overlay.driver import Overlay, texts
 from modelnet_p2p.node.overlay.publisher import Publisher
+from modelnet_p2p.node.overlay.reading import MAX_ADDRS, Reading
+from modelnet_p2p.node.overlay.watching import Watching
 from modelnet_p2p.offers import Offer, State
 from modelnet_p2p.query import Query
-from modelnet_p2p.records import Card, Identity, OfferRecord, Sealed
+from modelnet_p2p.records import OfferRecord
 
 log = logging.getLogger(__name__)
 
 PAGE_BYTES = 1 << 20  # of my own store's records under one key, read at once
-READ_AHEAD = 4  # cards read for each offer wanted: some are withdrawn, expired, or do not match
-MAX_MODELS_READ = 64  # models whose keys one search reads: each is a walk of its own
-MAX_PROVIDERS_READ = 512  # of one such model: 64 times as many are 128 MiB at the very worst
-MAX_ADDRS = 16  # of one provider: as many as one dial tries
 MAX_SOUGHT = 8  # providers of whom no holder told an address, and for whom a walk is made
 PING_BODY_BYTES = 64 << 10  # an honest answer has a load for each of at most 64 models
 MAX_LOADS = 256  # models of one provider whose load is remembered
@@ -59,60 +49,6 @@ class Vital:
     loads: dict[str, float] | None = None  # by model name
 
 
-class _Reading(Collect):
-    """A read that remembers in which place of its holder's answer each record and address stood."""
-
-    # `Collect` merges in the order of arrival: whoever answers first with most would be all that is seen
-    def __init__(self, key: bytes, overlay: Overlay, limit: int | None) -> None:
-        super().__init__(
-            key,
-            overlay.seeds(key),
-            me=overlay.me,
-            network=overlay.name,
-            tuning=overlay.tuning,
-            now=trio.current_time(),
-            now_us=overlay.wall_us(),
-            limit=limit,
-            patience=overlay.patience.seconds,
-        )
-        self._me = overlay.me
-        self._told: Counter[PeerId] = Counter()  # records that each holder has told so far
-        self._places: dict[bytes, int] = {}
-        self._addrs: defaultdict[PeerId, dict[bytes, int]] = defaultdict(dict)
-
-    def on_local(self, sealeds: Iterable[Sealed], contacts: Iterable[Contact]) -> None:
-        sealeds, contacts = list(sealeds), list(contacts)
-        super().on_local(sealeds, contacts)
-        self._note(self._me, [sealed.envelope for sealed in sealeds], contacts)
-
-    def on_reply(self, peer: PeerId, reply: Message, now: float) -> None:
-        super().on_reply(peer, reply, now)
-        self._note(peer, reply.records or (), reply.providers)
-
-    @property
-    def in_turns(self) -> list[Sealed]:
-        """The live records: the first of every holder, then the second of every holder, and so on."""
-        return sorted(self.records, key=lambda sealed: self._places.get(sealed.envelope, MAX_MERGED))
-
-    def addresses(self, provider: PeerId) -> tuple[bytes, ...]:
-        """Where this provider is said to be, the first address of every teller first."""
-        places = self._addrs.get(provider, {})
-        return tuple(sorted(places, key=places.__getitem__))[:MAX_ADDRS]
-
-    def _note(self, holder: PeerId, envelopes: Iterable[bytes], contacts: Iterable[Contact]) -> None:
-        for envelope in envelopes:
-            place = self._told[holder]
-            self._told[holder] += 1
-            if envelope in self._places or len(self._places) < MAX_MERGED:
-                self._places[envelope] = min(place, self._places.get(envelope, place))
-        for contact in contacts:
-            if contact.id not in self._addrs and len(self._addrs) >= MAX_MERGED:
-                continue
-            places = self._addrs[contact.id]
-            for place, addr in enumerate(contact.addrs[:MAX_ADDRS]):
-                places[addr] = min(place, places.get(addr, place))
-
-
 class Finder:
     """The reading side of the overlay for one peer."""
 
@@ -128,80 +64,78 @@ class Finder:
         self._client = client
         self._rank = rank
         self._vitals: dict[PeerId, Vital] = {}
+        self.watching: Watching | None = None  # who tells of deaths that others found
         self.refused: dict[str, int] = {}  # bad records met while reading, by reason
 
-    async def find(self, query: Query, limit: int, *, with_dead: bool = False) -> list[Offer]:
-        """Offers that match, best first, at most `limit`; the dead ones only `with_dead`."""
-        offers = await self._with_signs_of_life(await self.offers(query, limit))
+    async def find(
+        self,
+        query: Query,
+        limit: int,
+        *,
+        with_dead: bool = False,
+        thorough: bool = False,
+        tally: Tally | None = None,
+    ) -> list[Offer]:
+        """Offers that match, best first, at most `limit`; the dead ones only `with_dead`.
+
+        `thorough`: not only the best few are pinged, but all.
+        """
+        offers = await self._with_signs_of_life(await self.offers(query, limit, tally), thorough)
         ranked = self._rank(offers)
         return [offer for offer in ranked if with_dead or offer.state is not State.DEAD][:limit]
 
-    async def offers(self, query: Query, limit: int) -> list[Offer]:
+    def search(self, query: Query, limit: int, *, with_dead: bool = False) -> Search:
+        """The same in batches, each as soon as it was read; raises LocalError (bad-input)."""
+        return Search(self, Batches(self.read, query, limit, Tally(), FIRST_MODELS), limit, with_dead)
+
+    async def offers(self, query: Query, limit: int, tally: Tally | None = None) -> list[Offer]:
         """Offers that match, whoever is alive; both seals of each were checked."""
-        # who asks for one version or owner must not lose it behind a crowd of others of the same name
-        narrow = query.version is not None or query.owner is not None
-        enough = max(limit * READ_AHEAD, MAX_PROVIDERS_READ if narrow else 0)
-        first = await self._collect(query.key(), enough)
-        found = {sealed.identity: sealed for sealed in first.in_turns if query.matches(sealed.record)}
-        walks = [first]
-        if query.finds_cards():
-            wanted = list(found.values())[: limit * READ_AHEAD]
-            walks = await self._read_models(query, wanted)
-            found = self._behind(wanted, walks, query)
-        sealeds = list(found.values())[: limit * READ_AHEAD]
-        addrs = await self._addresses([sealed.identity.provider for sealed in sealeds], walks)
+        batches = Batches(self.read, query, limit, tally or Tally(), MAX_MODELS_READ)
+        found: list[Offer] = []
+        while len(found) < limit and (batch := await batches.more()) is not None:
+            found += await self._with_addresses(batch)
+        return found[: limit * READ_AHEAD]
+
+    async def living(self, batch: Batch, with_dead: bool) -> list[Offer]:
+        """The offers of a batch, best first, who of them is there."""
+        offers = await self._with_signs_of_life(await self._with_addresses(batch))
+        return [offer for offer in self._rank(offers) if with_dead or offer.state is not State.DEAD]
+
+    async def read(self, keys: Sequence[bytes], limit: int) -> list[Reading]:
+        """Walks to all of these at once, in their order."""
+        walks: dict[bytes, Reading] = {}
+
+        async def read(key: bytes) -> None:
+            walks[key] = await self._collect(key, limit)
+
+        async with trio.open_nursery() as nursery:
+            for key in keys:
+                nursery.start_soon(read, key)
+        return [walks[key] for key in keys]
+
+    async def _with_addresses(self, batch: Batch) -> list[Offer]:
+        addrs = await self._addresses([sealed.identity.provider for sealed in batch.sealeds], batch.walks)
         return [
             Offer(sealed.record, sealed.envelope, addrs[sealed.identity.provider])
-            for sealed in sealeds
+            for sealed in batch.sealeds
             if isinstance(sealed.record, OfferRecord)
         ]
 
-    async def _collect(self, key: bytes, limit: int | None) -> _Reading:
+    async def _collect(self, key: bytes, limit: int | None) -> Reading:
         overlay = self._overlay
-        walk = _Reading(key, overlay, limit)
+        walk = Reading(key, overlay, limit)
         held = overlay.server.store.page(key, b"", PAGE_BYTES)
         walk.on_local(held.sealeds, held.contacts)
         walk.on_local(self._publisher.under(key), [overlay.contact()])
         await overlay.run(walk)
+        if self.watching is not None:
+            await self.watching.learn(key, walk.ours, (sealed.identity.provider for sealed in walk.records))
         for reason, count in walk.refused.items():
             self.refused[reason.value] = self.refused.get(reason.value, 0) + count
         return walk
 
-    async def _read_models(self, query: Query, cards: Sequence[Sealed]) -> list[_Reading]:
-        """The walks to the keys of all models that the cards name."""
-        keys = Keys(query.network)
-        names = list(dict.fromkeys(card.identity.name for card in cards))[:MAX_MODELS_READ]
-        walks: list[_Reading] = []
-
-        async def read(name: str) -> None:
-            walks.append(await self._collect(provider_key(keys.model(name)), MAX_PROVIDERS_READ))
-
-        async with trio.open_nursery() as nursery:
-            for name in names:
-                nursery.start_soon(read, name)
-        return walks
-
-    def _behind(
-        self, cards: Sequence[Sealed], walks: Sequence[_Reading], query: Query
-    ) -> dict[Identity, Sealed]:
-        """The offers that the cards stand for: the very bytes, or a newer version that still matches."""
-        read = {sealed.identity: sealed for walk in walks for sealed in walk.records}
-        found: dict[Identity, Sealed] = {}
-        for card in cards:
-            offer = read.get(card.identity)
-            if (
-                not isinstance(card.record, Card)
-                or offer is None
-                or not isinstance(offer.record, OfferRecord)
-            ):
-                continue
-            same = hashlib.sha256(offer.envelope).digest() == card.record.offer_sha256
-            if (same or offer.seq > card.seq) and query.matches(offer.record):
-                found[offer.identity] = offer
-        return found
-
     async def _addresses(
-        self, providers: Iterable[PeerId], walks: Sequence[_Reading]
+        self, providers: Iterable[PeerId], walks: Sequence[Reading]
     ) -> dict[PeerId, tuple[str, ...]]:
         """Text addresses of all these; those of whom no holder told any are looked up, a few of them."""
         overlay = self._overlay
@@ -225,23 +159,25 @@ class Finder:
 
     # --- signs of life ---
 
-    async def _with_signs_of_life(self, offers: Sequence[Offer]) -> list[Offer]:
+    async def _with_signs_of_life(self, offers: Sequence[Offer], thorough: bool = False) -> list[Offer]:
         """The offers with state, round trip and load; pings the best ones, until somebody is alive."""
-        for _ in range(PING_ROUNDS):
+        for _ in range(1 + len(offers) // MAX_PINGS if thorough else PING_ROUNDS):
             offers = self._rank([self._annotated(offer) for offer in offers])
             unknown = {o.record.provider: o.addrs for o in offers if o.state is State.UNKNOWN}
             async with trio.open_nursery() as nursery:
                 for provider in list(unknown)[:MAX_PINGS]:
                     nursery.start_soon(self._examine, provider, unknown[provider])
             offers = [self._annotated(offer) for offer in offers]
-            if not unknown or any(offer.state is State.ALIVE for offer in offers):
+            if not unknown or (not thorough and any(offer.state is State.ALIVE for offer in offers)):
                 break
         return list(offers)
 
     def _annotated(self, offer: Offer) -> Offer:
         vital = self._vitals.get(offer.record.provider)
         if vital is None or trio.current_time() - vital.at > VITAL_SECONDS:
-            return replace(offer, state=State.UNKNOWN, rtt_ms=None, load=None)
+            record, watching = offer.record, self.watching
+            dead = watching is not None and watching.is_dead(record.provider, record.issued_us)
+            return replace(offer, state=State.DEAD if dead else State.UNKNOWN, rtt_ms=None, load=None)
         load = (vital.loads or {}).get(offer.record.name)
         return replace(offer, state=vital.state, rtt_ms=vital.rtt_ms, load=load)
 
@@ -275,6 +211,28 @@ class Finder:
             return Vital(State.DEAD, trio.current_time())
         now = trio.current_time()
         return Vital(State.ALIVE, now, (now - started) * 1e3, _loads(result.value))
+
+
+class Search:
+    """What a search finds, batch by batch, for `async for`: no task runs between two of them."""
+
+    def __init__(self, finder: Finder, batches: Batches, limit: int, with_dead: bool) -> None:
+        self._finder = finder
+        self._batches = batches
+        self._wanted = limit
+        self._with_dead = with_dead
+
+    def __aiter__(self) -> Search:
+        return self
+
+    async def __anext__(self) -> Sequence[Offer]:
+        """At least one offer, best first."""
+        while self._wanted and (batch := await self._batches.more()) is not None:
+            offers = (await self._finder.living(batch, self._with_dead))[: self._wanted]
+            self._wanted -= len(offers)
+            if offers:
+                return offers
+        raise StopAsyncIteration
 
 
 def _loads(value: object) -> dict[str, float]:

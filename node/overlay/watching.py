@@ -1,0 +1,326 @@
+"""Carries liveness: my beats to my watchers, what I hear as a watcher of others, and who is known to be dead.
+
+Who decides is in `dht/`: `Beater`, `Watcher`, `Obituaries`. Messages to one peer go over one stream, in order
+and without replies; whoever cannot take them in time loses them, for old beats are worth nothing. Only a
+reader's question is answered, on its own stream.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterable, Sequence
+from random import Random
+
+import trio
+
+from modelnet_p2p.beats import (
+    MAX_ASKED,
+    MAX_KEYS,
+    MAX_WATCHERS,
+    Ask,
+    Beat,
+    Framer,
+    Message,
+    Obituary,
+    Seals,
+    frame,
+)
+from modelnet_p2p.dht.beating import Beater
+from modelnet_p2p.dht.keyspace import position
+from modelnet_p2p.dht.limits import Throttle
+from modelnet_p2p.dht.liveness import Announce, Effect, Tell, Watcher
+from modelnet_p2p.dht.obituaries import Obituaries, is_timely
+from modelnet_p2p.dht.walks import FindClosest
+from modelnet_p2p.errors import ModelnetError, RemoteError
+from modelnet_p2p.identity import KeyPair, PeerId
+from modelnet_p2p.names import Keys, protocol, provider_key
+from modelnet_p2p.node.overlay.driver import Overlay
+from modelnet_p2p.node.transport.contract import Stream
+from modelnet_p2p.records import BadRecord
+
+log = logging.getLogger(__name__)
+
+MAX_LINES = 512  # peers that messages wait for at the same time: the holders of two dozen keys
+MAX_WAITING = 16  # messages for one peer: more are as many beats too late
+MAX_STREAMS = 1024  # of all peers together, 8 KiB of buffers each: 8 MiB
+READ_BYTES = 4096
+MESSAGES_PER_SECOND = 10.0  # of one sender, each with at most six seals to check: an honest one sends one
+MESSAGES_BURST = 100.0
+HOLDERS_ASKED = 3  # by a reader: one that has the obituary is enough, and two may be silent or lie
+MAX_WALKS = 4  # to holders at the same time: mass death must not become a flood of walks
+MAX_READ = 1024  # of the dead that a reader remembers from its last answers
+CHOOSE_BEATS = 5.0  # at least between two walks for watchers
+
+
+class Watching:
+    """One peer's part in finding out who lives. `keys` are those that I have records under, at any time."""
+
+    def __init__(
+        self,
+        overlay: Overlay,
+        key: KeyPair,
+        keys: Callable[[], Collection[bytes]],
+        nursery: trio.Nursery,
+        rng: Random,
+    ) -> None:
+        now, beat = trio.current_time(), overlay.tuning.beat
+        seals = Seals(key, overlay.name, overlay.wall_us)
+        self.beater = Beater(overlay.me, seals, beat, overlay.wall_us(), now)
+        self.watcher = Watcher(overlay.me, seals, beat, lambda n, k: rng.sample(range(n), k), now)
+        self.obituaries = Obituaries()  # what I was told as a holder, or found as a watcher
+        self._last_read: dict[PeerId, Obituary] = {}  # what holders answered me last, as a reader
+        self._overlay = overlay
+        self._keys = keys
+        self._nursery = nursery
+        self._protocol = protocol(overlay.name, "beat")
+        self._place = provider_key(Keys(overlay.name).peer(overlay.me))
+        self._lines: dict[PeerId, trio.MemorySendChannel[Message]] = {}
+        self._throttle = Throttle(MESSAGES_PER_SECOND, MESSAGES_BURST)
+        self._streams = 0
+        self._walks = trio.CapacityLimiter(MAX_WALKS)
+        self._running = False
+        self._came = True  # somebody came into the table since watchers were chosen
+        self._nudged = trio.Event()  # the watcher may be due earlier than it was
+
+    async def run(self, *, serves: bool) -> None:
+        """Beat, watch and answer for as long as the peer lives; a client does none of it."""
+        if not serves:
+            return
+        overlay = self._overlay
+        overlay.network.handle(self._protocol, self.handle)
+        overlay.network.on_disconnected(self._on_disconnected)
+        overlay.on_newcomer(self._on_newcomer)
+        self._running = True
+        try:
+            async with trio.open_nursery() as nursery:
+                for task in (self._beat, self._watch, self._choose):
+                    nursery.start_soon(task)
+        finally:
+            self._running = False
+
+    # --- what a reader asks ---
+
+    def is_dead(self, peer: PeerId, since_us: int) -> bool:
+        """Whether its watchers have proven `peer` dead, and it said nothing new since `since_us`."""
+        if self.obituaries.of(peer, self._overlay.wall_us(), since_us=since_us) is not None:
+            return True
+        read = self._last_read.get(peer)
+        return read is not None and read.at_us >= since_us
+
+    async def learn(self, key: bytes, holders: Iterable[PeerId], providers: Iterable[PeerId]) -> None:
+        """Ask the closest of `holders` which of `providers` are dead; waits one patience at most.
+
+        Their answer stands until they are asked again: whoever refuted its death is no longer in it.
+        """
+        me = self._overlay.me
+        subjects = tuple(dict.fromkeys(peer for peer in providers if peer.public_key and peer != me))
+        place = position(key)
+        closest = sorted(
+            (holder for holder in holders if holder in self._overlay.network.connected()),
+            key=lambda holder: position(holder) ^ place,
+        )
+        if len(self._last_read) > MAX_READ:
+            self._last_read.clear()
+        for subject in subjects:
+            self._last_read.pop(subject, None)
+        if not subjects:
+            return
+        with trio.move_on_after(self._overlay.patience.seconds):
+            async with trio.open_nursery() as nursery:
+                for holder in closest[:HOLDERS_ASKED]:
+                    nursery.start_soon(self._ask, holder, Ask(subjects[:MAX_ASKED]))
+
+    async def _ask(self, holder: PeerId, question: Ask) -> None:
+        try:
+            async with await self._overlay.network.open_stream(holder, self._protocol) as stream:
+                await stream.send([frame(question)])
+                framer, buffer = Framer(self._overlay.name), memoryview(bytearray(READ_BYTES))
+                for _ in question.subjects:
+                    if not (count := await stream.receive_into(buffer)):
+                        break
+                    for answer in framer.feed(buffer[:count]):
+                        if isinstance(answer, Obituary) and answer.subject in question.subjects:
+                            self._believe(answer)
+        except (RemoteError, BadRecord) as error:
+            log.debug("%s did not say who is dead: %s", holder.short, error.message)
+
+    def _believe(self, answer: Obituary) -> None:
+        if is_timely(answer, self._overlay.wall_us()):
+            self._last_read[answer.subject] = answer
+
+    # --- what others send ---
+
+    async def handle(self, stream: Stream) -> None:
+        """Take one peer's messages until it ends the stream, or sends what is none."""
+        if self._streams >= MAX_STREAMS:
+            await stream.reset()
+            return
+        self._streams += 1
+        try:
+            await self._read(stream)
+        except BadRecord as error:
+            log.info("beats of %s cut off: %s", stream.peer.short, error.message)
+            await stream.reset()
+        except RemoteError as error:
+            log.debug("beats of %s ended: %s", stream.peer.short, error.message)
+            await stream.reset()
+        finally:
+            self._streams -= 1
+
+    async def _read(self, stream: Stream) -> None:
+        framer, buffer = Framer(self._overlay.name), memoryview(bytearray(READ_BYTES))
+        while count := await stream.receive_into(buffer):
+            for message in framer.feed(buffer[:count]):
+                if (delay := self._throttle.delay(stream.peer, trio.current_time())) > 0:
+                    await trio.sleep(delay)
+                if isinstance(message, Ask):
+                    await self._answer(stream, message)
+                else:
+                    self._on_message(stream.peer, message)
+
+    async def _answer(self, stream: Stream, question: Ask) -> None:
+        known = (self.obituaries.of(peer, self._overlay.wall_us()) for peer in question.subjects)
+        with trio.move_on_after(self._overlay.tuning.stall_timeout):
+            await stream.send([frame(obituary) for obituary in known if obituary is not None])
+            await stream.finish()
+
+    def _on_message(self, sender: PeerId, message: Message) -> None:
+        now = trio.current_time()
+        match message:
+            case Obituary():
+                self.obituaries.add(message, self._overlay.wall_us())
+            case Beat():
+                self.obituaries.refute(message)
+        self._do(self.beater.on_message(sender, message, now))
+        self._do(self.watcher.on_message(sender, message, now))
+        self._nudged.set()
+
+    def _on_disconnected(self, peer: PeerId) -> None:
+        if self._running:
+            self.beater.on_lost(peer)
+            self._do(self.watcher.on_lost(peer, trio.current_time()))
+            self._nudged.set()
+
+    def _on_newcomer(self, peer: PeerId) -> None:
+        self._came = True
+
+    # --- what the machines want ---
+
+    async def _beat(self) -> None:
+        while True:
+            self._do(self.beater.poll(trio.current_time()))
+            await trio.sleep_until(self.beater.due)
+
+    async def _watch(self) -> None:
+        while True:
+            self._do(self.watcher.poll(trio.current_time()))
+            due = self.watcher.due
+            while self.watcher.due >= due > trio.current_time():
+                self._nudged = trio.Event()
+                with trio.move_on_at(due):
+                    await self._nudged.wait()
+
+    async def _choose(self) -> None:
+        """Keep five watchers: those closest to the key of my name, chosen anew when one falls silent."""
+        beat, chosen_at = self._overlay.tuning.beat, -self._overlay.tuning.table_refresh
+        while True:
+            now, keys = trio.current_time(), tuple(self._keys())[:MAX_KEYS]
+            old = now - chosen_at >= self._overlay.tuning.table_refresh
+            lacking = self.beater.silent(now) or (len(self.beater.watchers) < MAX_WATCHERS and self._came)
+            if not keys:
+                self._do(self.beater.on_watchers((), (), now))
+            elif old or (lacking and (now - chosen_at >= CHOOSE_BEATS * beat or not self.beater.watchers)):
+                chosen_at, self._came = now, False
+                watchers = (await self._closest(self._place))[:MAX_WATCHERS]
+                self._do(self.beater.on_watchers(watchers, keys, trio.current_time()))
+            else:
+                self._do(self.beater.on_watchers(self.beater.watchers, keys, now))
+            await trio.sleep(beat)
+
+    async def _closest(self, key: bytes) -> Sequence[PeerId]:
+        """The peers of ours that are closest to `key`, and answer."""
+        overlay = self._overlay
+        walk = FindClosest(
+            key, overlay.seeds(key), me=overlay.me, tuning=overlay.tuning, patience=overlay.patience.seconds
+        )
+        await overlay.run(walk)
+        return [contact.id for contact in walk.closest if contact.id in walk.ours]
+
+    def _do(self, effects: Sequence[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Tell(peer, message):
+                    self._tell(peer, message)
+                case Announce(keys, message):
+                    self._announce(keys, message)
+
+    def _announce(self, keys: Collection[bytes], message: Obituary | Beat) -> None:
+        if isinstance(message, Obituary):
+            log.info("%s is dead, say %d who watched over it", message.subject.short, len(message.verdicts))
+            self.obituaries.add(message, self._overlay.wall_us())
+        else:
+            self.obituaries.refute(message)
+        if keys:
+            self._nursery.start_soon(self._tell_holders, keys, message)
+
+    async def _tell_holders(self, keys: Collection[bytes], message: Message) -> None:
+        told: set[PeerId] = set()
+
+        async def tell(key: bytes) -> None:
+            async with self._walks:
+                holders = await self._closest(key)
+            for peer in holders:
+                if peer not in told:
+                    told.add(peer)
+                    self._tell(peer, message)
+
+        async with trio.open_nursery() as nursery:
+            for key in keys:
+                nursery.start_soon(tell, key)
+
+    # --- lines to others ---
+
+    def _tell(self, peer: PeerId, message: Message) -> None:
+        line = self._lines.get(peer)
+        if line is None:
+            if len(self._lines) >= MAX_LINES:
+                log.info("too many peers to tell things at once; %s is left out", peer.short)
+                return
+            line, waiting = trio.open_memory_channel[Message](MAX_WAITING)
+            self._lines[peer] = line
+            self._nursery.start_soon(self._carry, peer, line, waiting)
+        try:
+            line.send_nowait(message)
+        except trio.WouldBlock:
+            log.debug("%s takes no more messages now", peer.short)
+
+    async def _carry(
+        self,
+        peer: PeerId,
+        line: trio.MemorySendChannel[Message],
+        waiting: trio.MemoryReceiveChannel[Message],
+    ) -> None:
+        """Send what waits for `peer`, until nothing came for a while or it cannot be reached."""
+        overlay = self._overlay
+        try:
+            with trio.fail_after(overlay.tuning.dial_timeout):
+                if peer not in overlay.network.connected():
+                    await overlay.network.connect(peer, await overlay.find_peer(peer))
+                stream = await overlay.network.open_stream(peer, self._protocol)
+            async with stream:
+                while True:
+                    with trio.move_on_after(CHOOSE_BEATS * overlay.tuning.beat) as idle:
+                        message = await waiting.receive()
+                    if idle.cancelled_caught:
+                        break
+                    with trio.fail_after(overlay.tuning.request_timeout):
+                        await stream.send([frame(message)])
+                await stream.finish()
+        except (ModelnetError, trio.TooSlowError) as error:
+            log.debug("cannot tell %s: %s", peer.short, error)
+            self.beater.on_lost(peer)
+        finally:
+            if self._lines.get(peer) is line:
+                del self._lines[peer]
+            line.close()
+            waiting.close()

@@ -1,0 +1,127 @@
+"""Deaths are found by the dead one's watchers, and readers hear of them; on the network in memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from modelnet_p2p.beats import Ask, Obituary, Seals, frame
+from modelnet_p2p.dht.liveness import Phase
+from modelnet_p2p.names import protocol
+from modelnet_p2p.node.transport.contract import StreamReset
+from modelnet_p2p.offers import State
+
+# Any: the fixture that opens a town, see conftest.py
+OpenTown = Any
+NAME = "modelnet/digits"
+CROWD = ("bob", "carol", "dave", "erin", "frank", "grace")
+
+
+async def settled(town: Any, crowd: tuple[str, ...] = CROWD) -> Any:
+    """Alice serves, and some of the others watch over her; they came before."""
+    for name in crowd:
+        await town.peer(name)
+    alice = await town.peer("alice")
+    await alice.publish("builtin:digits")
+    await trio.sleep(10)
+    return alice
+
+
+async def test_five_peers_watch_over_who_serves_and_nobody_over_others(
+    open_town: OpenTown, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with open_town() as town:
+        alice = await settled(town)
+        watchers = alice._watching.beater.watchers
+        assert len(watchers) == 5
+        for name in CROWD:
+            watching = town.peers[name]._watching
+            phase = watching.watcher.phase(alice.peer_id)
+            assert phase is (Phase.HEARD if town.peers[name].peer_id in watchers else None)
+            assert watching.beater.watchers == ()
+        assert alice._watching.beater.silent(trio.current_time()) == set()
+        await alice.unpublish(NAME)
+        await trio.sleep(3)
+        assert alice._watching.beater.watchers == ()
+        assert all(not town.peers[name]._watching.watcher.wards for name in CROWD)
+
+
+async def test_a_frozen_provider_is_left_out_within_seconds_and_back_when_it_thaws(
+    open_town: OpenTown, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with open_town() as town:
+        alice = await settled(town)
+        reader = await town.peer("heidi", listen=False)
+        assert [offer.state for offer in await reader.find(model=NAME)] == [State.ALIVE]
+        town.freeze("alice")
+        beat = alice._tuning.beat
+        await trio.sleep(6 * beat)
+        started = trio.current_time()
+        assert await reader.find(model=NAME) == []
+        (gone,) = await reader.find(model=NAME, all=True)
+        assert gone.state is State.DEAD
+        assert trio.current_time() - started < 2 * alice._tuning.ping_timeout
+        assert reader._watching.is_dead(alice.peer_id, 0)
+        town.world.thaw(alice.peer_id)
+        await trio.sleep(5 * beat)
+        assert all(not town.peers[name]._watching.is_dead(alice.peer_id, 0) for name in CROWD)
+        assert [offer.state for offer in await reader.find(model=NAME)] == [State.ALIVE]
+
+
+async def test_the_killed_are_known_dead_by_every_holder(
+    open_town: OpenTown, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with open_town() as town:
+        alice = await settled(town)
+        town.kill("alice")
+        await trio.sleep(5 * alice._tuning.beat)
+        known = [name for name in CROWD if town.peers[name]._watching.is_dead(alice.peer_id, 0)]
+        assert known == list(CROWD)
+
+
+async def test_a_record_that_is_newer_than_the_death_is_believed(
+    open_town: OpenTown, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with open_town() as town:
+        alice = await settled(town)
+        bob = town.peers["bob"]
+        town.kill("alice")
+        await trio.sleep(5)
+        assert bob._watching.is_dead(alice.peer_id, 0)
+        assert not bob._watching.is_dead(alice.peer_id, bob._overlay.wall_us())
+
+
+async def test_an_obituary_that_one_watcher_made_up_convinces_nobody(open_town: OpenTown) -> None:
+    async with open_town() as town:
+        bob, carol = await town.peer("bob"), await town.peer("carol")
+        roster = Seals(town.key("alice"), "town", bob._overlay.wall_us).roster(
+            1, (bob.peer_id, carol.peer_id)
+        )
+        verdict = Seals(town.key("carol"), "town", bob._overlay.wall_us).verdict(roster.subject, 1, True)
+        stream = await carol._network.open_stream(bob.peer_id, protocol("town", "beat"))
+        await stream.send([frame(Obituary(roster, (verdict, verdict)))])
+        with pytest.raises(StreamReset):
+            await stream.receive_into(memoryview(bytearray(8)))
+        assert not bob._watching.is_dead(roster.subject, 0)
+
+
+async def test_a_question_is_answered_with_what_is_known(open_town: OpenTown) -> None:
+    async with open_town() as town:
+        bob, carol = await town.peer("bob"), await town.peer("carol")
+        wall_us = bob._overlay.wall_us
+        alice = town.key("alice").id
+        roster = Seals(town.key("alice"), "town", wall_us).roster(1, (bob.peer_id, carol.peer_id))
+        verdicts = tuple(
+            Seals(town.key(name), "town", wall_us).verdict(alice, 1, True) for name in ("bob", "carol")
+        )
+        assert bob._watching.obituaries.add(Obituary(roster, verdicts), wall_us())
+        await carol._watching.learn(b"key", [bob.peer_id], [alice, bob.peer_id])
+        assert carol._watching.is_dead(alice, 0)
+        assert not carol._watching.is_dead(bob.peer_id, 0)
+        stream = await carol._network.open_stream(bob.peer_id, protocol("town", "beat"))
+        async with stream:
+            await stream.send([frame(Ask(()))])
+            assert await stream.receive_into(memoryview(bytearray(8))) == 0
