@@ -14,18 +14,18 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from modelnet_p2p.errors import LocalError, NotFound, RemoteError
     from modelnet_p2p.node.peer import Peer
-    from modelnet_p2p.node.swarm import Swarm
-    from modelnet_p2p.node.swarm_aio import AsyncSwarm
+    from modelnet_p2p.node.swarm.aio import AsyncSwarm
+    from modelnet_p2p.node.swarm.sync import Swarm
     from modelnet_p2p.offers import Offer
 
 _HOMES = {
-    "AsyncSwarm": "modelnet_p2p.node.swarm_aio",
+    "AsyncSwarm": "modelnet_p2p.node.swarm.aio",
     "LocalError": "modelnet_p2p.errors",
     "NotFound": "modelnet_p2p.errors",
     "Offer": "modelnet_p2p.offers",
     "Peer": "modelnet_p2p.node.peer",
     "RemoteError": "modelnet_p2p.errors",
-    "Swarm": "modelnet_p2p.node.swarm",
+    "Swarm": "modelnet_p2p.node.swarm.sync",
 }
 
 __all__ = ["AsyncSwarm", "LocalError", "NotFound", "Offer", "Peer", "RemoteError", "Swarm", "__version__"]

@@ -21,8 +21,8 @@ import platformdirs
 
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.names import PUBLIC_NETWORK, check_network
-from modelnet_p2p.node.files import read_bounded, reason
-from modelnet_p2p.node.home import Home
+from modelnet_p2p.node.disk.files import read_bounded, reason
+from modelnet_p2p.node.disk.home import Home
 
 APP = "modelnet"
 DEFAULT_TIMEOUT = 30.0  # seconds

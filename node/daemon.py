@@ -24,9 +24,9 @@ from modelnet_p2p import __version__
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.names import PUBLIC_NETWORK
 from modelnet_p2p.node.config import Settings
-from modelnet_p2p.node.control import Starting, serve
-from modelnet_p2p.node.logs import set_up_logging
-from modelnet_p2p.node.runtime import Runtime
+from modelnet_p2p.node.control.server import Starting, serve
+from modelnet_p2p.node.disk.runtime import Runtime
+from modelnet_p2p.node.logs.level import set_up_logging
 from modelnet_p2p.node.shell import publisher
 from modelnet_p2p.node.single_error import single_error
 from modelnet_p2p.node.transport.addresses import tcp_endpoint
@@ -62,7 +62,7 @@ def run(
 ) -> None:
     """Be a peer until a signal; raises LocalError when it cannot start."""
     set_up_logging()
-    from modelnet_p2p.node.logfile import keep_log  # like the peer: `join --help` does not need it
+    from modelnet_p2p.node.logs.file import keep_log  # like the peer: `join --help` does not need it
     from modelnet_p2p.node.peer import Peer
 
     def open_peer(settings: Settings) -> AbstractAsyncContextManager[Peer]:

@@ -16,12 +16,12 @@ import trio
 from modelnet_p2p.errors import Code, LocalError, ModelnetError, NotFound, RemoteError
 from modelnet_p2p.identity import KeyPair
 from modelnet_p2p.names import ModelUri
+from modelnet_p2p.node.disk.state import State
 from modelnet_p2p.node.overlay.publisher import Published, Publisher
 from modelnet_p2p.node.serving.backends.contract import Description, Source
 from modelnet_p2p.node.serving.drafting import draft_offer
 from modelnet_p2p.node.serving.models import Models, Served
 from modelnet_p2p.node.serving.policy.recent import Pace, merged
-from modelnet_p2p.node.state import State
 from modelnet_p2p.offers import Offer
 from modelnet_p2p.records import BadRecord, Identity, OfferRecord, Sealed, admit, next_seq
 

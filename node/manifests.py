@@ -15,8 +15,8 @@ from typing import Any
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.identity import SEED_BYTES, KeyPair
 from modelnet_p2p.names import ModelUri, parse_digest
-from modelnet_p2p.node.files import read_bounded, reason, write_durably
-from modelnet_p2p.node.home import encode_key, read_key
+from modelnet_p2p.node.disk.files import read_bounded, reason, write_durably
+from modelnet_p2p.node.disk.home import encode_key, read_key
 from modelnet_p2p.records import MAX_MANIFEST_BYTES, BadRecord, Manifest, open_manifest, seal_manifest
 
 

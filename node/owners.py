@@ -26,7 +26,7 @@ from urllib.parse import unquote as url_unquote
 from modelnet_p2p.errors import Code, LocalError, NotFound
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.names import check_model_name
-from modelnet_p2p.node.files import (
+from modelnet_p2p.node.disk.files import (
     DISK,
     TEMPORARY,
     Disk,

@@ -27,7 +27,7 @@ import modelnet_p2p
 from modelnet_p2p.dht.routing import RoutingTable
 from modelnet_p2p.dht.server import KadServer
 from modelnet_p2p.dht.store import OfferStore
-from modelnet_p2p.errors import Code, LocalError, NotFound, RemoteError
+from modelnet_p2p.errors import Code, LocalError, NotFound
 from modelnet_p2p.identity import SEED_BYTES, KeyPair, PeerId
 from modelnet_p2p.names import PUBLIC_NETWORK, ModelUri, check_network, protocol
 from modelnet_p2p.node.calls.budget import Budget
@@ -37,7 +37,9 @@ from modelnet_p2p.node.calls.server import CallServer
 from modelnet_p2p.node.calls.target import Target
 from modelnet_p2p.node.clocks import Clocks
 from modelnet_p2p.node.deadlines import check_timeout, within
-from modelnet_p2p.node.home import Home
+from modelnet_p2p.node.disk.home import Home
+from modelnet_p2p.node.disk.runtime import Runtime
+from modelnet_p2p.node.disk.state import State
 from modelnet_p2p.node.hosting import Hosting, Notice, Sequences
 from modelnet_p2p.node.joining import Joining, check_bootstraps
 from modelnet_p2p.node.manifests import full_name, sealed_manifest
@@ -47,26 +49,21 @@ from modelnet_p2p.node.overlay.driver import Bootstrap, Overlay, open_overlay
 from modelnet_p2p.node.overlay.finder import Finder
 from modelnet_p2p.node.overlay.publisher import Publisher
 from modelnet_p2p.node.overlay.watching import Watching
-from modelnet_p2p.node.own_script import importable
 from modelnet_p2p.node.owners import Owners
-from modelnet_p2p.node.reports import rss_bytes, shown
-from modelnet_p2p.node.runtime import Runtime
+from modelnet_p2p.node.reports import known_peers, ping, refused, rss_bytes, shown
 from modelnet_p2p.node.searches import MAX_WATCHED, WATCH_SECONDS, Explained, Found, Watch
 from modelnet_p2p.node.serving.backends.contract import Source
 from modelnet_p2p.node.serving.models import Models, open_models
+from modelnet_p2p.node.serving.own_script import importable
 from modelnet_p2p.node.single_error import single_error
-from modelnet_p2p.node.state import State
 from modelnet_p2p.node.streaming import Items
-from modelnet_p2p.node.transport.addresses import split_p2p
 from modelnet_p2p.node.transport.contract import Network, Stream
 from modelnet_p2p.node.transport.libp2p_network import open_libp2p
 from modelnet_p2p.node.transport.memory_stream import stream_pair
 from modelnet_p2p.node.transport.registry import Handlers
 from modelnet_p2p.offers import Offer
-from modelnet_p2p.offers import State as Life
 from modelnet_p2p.payload import Value, check_wire
 from modelnet_p2p.query import Query
-from modelnet_p2p.records import Refusal
 from modelnet_p2p.tuning import Tuning, preset
 
 log = logging.getLogger(__name__)
@@ -193,8 +190,8 @@ class Peer:
 
     async def _meet_on_lan(self) -> None:
         # not at the top: most peers are on no local network
-        from modelnet_p2p.node.lan import Lan
-        from modelnet_p2p.node.mdns import interfaces, open_mdns
+        from modelnet_p2p.node.lan.mdns import interfaces, open_mdns
+        from modelnet_p2p.node.lan.meeting import Lan
 
         await Lan(self._overlay, self.notices, open_mdns, interfaces).run()
 
@@ -392,26 +389,7 @@ class Peer:
     async def ping(self, target: str, count: int = 3, *, timeout: float = 30.0) -> dict[str, object]:
         """Round trips to a peer id or multiaddr; raises RemoteError when there is no answer."""
         with within(timeout, f"the ping of {target}"):
-            return await self._ping(target, count)
-
-    async def _ping(self, target: str, count: int) -> dict[str, object]:
-        if target.startswith("/"):
-            peer, addr = split_p2p(target)
-            if peer is None:
-                raise LocalError(Code.BAD_INPUT, f"{target} does not end in /p2p/ID")
-            addrs: Sequence[str] = (addr,)
-        else:
-            peer = PeerId.parse(target)
-            addrs = await self._overlay.find_peer(peer)
-        trips: list[float] = []
-        for _ in range(count):
-            vital = await self._finder.ping(peer, addrs)
-            if vital.rtt_ms is not None:
-                trips.append(vital.rtt_ms)
-        if not trips:
-            where = ", ".join(addrs) or "no known address"
-            raise RemoteError(Code.UNREACHABLE, f"peer {peer} does not answer at {where}", peer=peer.text)
-        return {"peer": peer.text, "ok": len(trips) == count, "rtt_ms": trips}
+            return await ping(target, count, self._overlay, self._finder)
 
     # --- serving ---
 
@@ -470,9 +448,6 @@ class Peer:
 
     async def status(self) -> dict[str, object]:
         """The contract's `status` object, without the control socket, which is the daemon's."""
-        refused = {reason.value: self._overlay.server.refused[reason] for reason in Refusal}
-        for reason, number in self._finder.refused.items():
-            refused[reason] = refused.get(reason, 0) + number
         return {
             "peer": self.id,
             "addrs": list(self.addrs),
@@ -485,7 +460,7 @@ class Peer:
             "records": len(self._overlay.server.store),
             "rss_bytes": rss_bytes(),
             "models": self._hosting.lines(),
-            "refused": refused,
+            "refused": refused(self._overlay, self._finder),
             "clock": self.clocks.to_map(),
             **self._hosting.pace().to_map(),
         }
@@ -502,20 +477,7 @@ class Peer:
 
     async def peers(self) -> list[dict[str, object]]:
         """The peers that I know: those connected, and those in my routing table."""
-        connected = self._network.connected()
-        known = {contact.id for contact in self._overlay.table} | connected
-        return [self._peer_line(peer, peer in connected) for peer in sorted(known)]
-
-    def _peer_line(self, peer: PeerId, connected: bool) -> dict[str, object]:
-        vital = self._finder.vital(peer)
-        state = vital.state if vital else Life.ALIVE if connected else Life.UNKNOWN
-        return {
-            "peer": peer.text,
-            "addrs": list(self._overlay.known_addrs(peer)),
-            "connected": connected,
-            "rtt_ms": vital.rtt_ms if vital else None,
-            "state": state.value,
-        }
+        return known_peers(self._overlay, self._finder)
 
     async def _tidy(self) -> None:
         """Let go of idle streams now and then."""

@@ -39,12 +39,12 @@ LAZY_FACE = "modelnet_p2p/__init__.py"
 # The two guards where a broad except may stand, place by place and how many: what a stranger's bytes make a
 # handler raise ends that stream or connection, what a stranger's model raises that call.
 HANDLER_GUARD = {
-    "node/control.py": 1,  # a command of this machine's user
+    "node/control/server.py": 1,  # a command of this machine's user
     "node/transport/registry.py": 1,  # every protocol's handler
 }
 MODEL_GUARD = {
     "node/serving/backends/contract.py": 1,  # importing, making and running it
-    "node/serving/model_thread.py": 1,  # what it raises in its thread, carried to that guard
+    "node/serving/child/model_thread.py": 1,  # what it raises in its thread, carried to that guard
 }
 GUARDS = HANDLER_GUARD | MODEL_GUARD
 
@@ -215,10 +215,10 @@ def test_broad_excepts_stand_only_in_the_guards() -> None:
         (misplaced, "node/transport/upgrade.py", "import libp2p.host"),
         (misplaced, "node/serving/models.py", "import torch"),
         (ambiguous, "node/peer.py", "from dht.lookup import Lookup"),
-        (unsafe, "node/state.py", "import pickle"),
-        (unsafe, "node/state.py", "eval('1')"),
-        (unsafe, "node/state.py", "np.load(file, allow_pickle=True)"),
-        (unsafe, "node/state.py", "torch.load(file)"),
+        (unsafe, "node/disk/state.py", "import pickle"),
+        (unsafe, "node/disk/state.py", "eval('1')"),
+        (unsafe, "node/disk/state.py", "np.load(file, allow_pickle=True)"),
+        (unsafe, "node/disk/state.py", "torch.load(file)"),
     ],
 )
 def test_each_law_sees_what_breaks_it(law: Callable[[Source], Iterator[str]], path: str, code: str) -> None:

@@ -20,12 +20,12 @@ from modelnet_p2p.node.checkup.blocking import in_thread
 from modelnet_p2p.node.checkup.finding import Finding, Tell, failed, failed_with, note, ok, skipped
 from modelnet_p2p.node.checkup.itself import brief_peer
 from modelnet_p2p.node.config import DEFAULT_TUNING, Settings
-from modelnet_p2p.node.control_client import ControlClient, home_flag
+from modelnet_p2p.node.control.client import ControlClient, home_flag
 from modelnet_p2p.node.daemon import open_addrs
-from modelnet_p2p.node.files import read_bounded
-from modelnet_p2p.node.home import Home
+from modelnet_p2p.node.disk.files import read_bounded
+from modelnet_p2p.node.disk.home import Home
+from modelnet_p2p.node.disk.runtime import Runtime
 from modelnet_p2p.node.peer import Peer
-from modelnet_p2p.node.runtime import Runtime
 from modelnet_p2p.node.transport.addresses import split_p2p
 from modelnet_p2p.tuning import PRESETS
 

@@ -15,13 +15,13 @@ from modelnet_p2p.errors import Code, LocalError, ModelnetError
 from modelnet_p2p.node.checkup.finding import Tell, failed, failed_with, note, ok
 from modelnet_p2p.node.checkup.machine import misspelt_variables
 from modelnet_p2p.node.config import Settings
-from modelnet_p2p.node.files import reason
-from modelnet_p2p.node.home import Home
+from modelnet_p2p.node.disk.files import reason
+from modelnet_p2p.node.disk.home import Home
+from modelnet_p2p.node.disk.runtime import MAX_SOCKET_PATH, Runtime
+from modelnet_p2p.node.disk.state import State
 from modelnet_p2p.node.joining import check_bootstraps
-from modelnet_p2p.node.logs import LEVELS
+from modelnet_p2p.node.logs.level import LEVELS
 from modelnet_p2p.node.peer import EVERYWHERE, LOOPBACK
-from modelnet_p2p.node.runtime import MAX_SOCKET_PATH, Runtime
-from modelnet_p2p.node.state import State
 from modelnet_p2p.node.transport.listening import listen_on
 from modelnet_p2p.tuning import preset
 

@@ -14,7 +14,7 @@ from modelnet_p2p.node.cli.words import folders
 from modelnet_p2p.node.config import Settings, load_settings
 
 if TYPE_CHECKING:
-    from modelnet_p2p.node.control_client import ControlClient
+    from modelnet_p2p.node.control.client import ControlClient
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Value = Any  # a value of the wire: None, bool, int, float, str, bytes, list, dict or array
@@ -39,7 +39,7 @@ class Session:
         timeout: float | None = None,
     ) -> Value:
         """Ask the peer on this home; raises LocalError (not-running) when there is none."""
-        from modelnet_p2p.node.control_client import ControlClient
+        from modelnet_p2p.node.control.client import ControlClient
 
         with ControlClient.connect(self.settings.home) as client:
             return self._call(client, method, params, value, on_item, timeout)
@@ -57,7 +57,7 @@ class Session:
 
         One that is `endless` is answered by items until somebody interrupts it.
         """
-        from modelnet_p2p.node.control_client import ControlClient
+        from modelnet_p2p.node.control.client import ControlClient
 
         try:
             client = ControlClient.connect(self.settings.home)

@@ -14,7 +14,7 @@ from modelnet_p2p.node.cli.common import Session, common_flags
 from modelnet_p2p.node.cli.examples import examples
 from modelnet_p2p.node.cli.output import Output
 from modelnet_p2p.node.config import locate_home
-from modelnet_p2p.node.home import Home
+from modelnet_p2p.node.disk.home import Home
 
 Command = Callable[..., Any]  # Any: what click makes of a command's flags, and what it returns
 

@@ -16,7 +16,7 @@ from modelnet_p2p.node.cli.common import Session, common_flags
 from modelnet_p2p.node.cli.configuring import despite_bad_config
 from modelnet_p2p.node.cli.examples import examples
 from modelnet_p2p.node.cli.output import Output
-from modelnet_p2p.node.home import Home
+from modelnet_p2p.node.disk.home import Home
 
 if TYPE_CHECKING:
     from modelnet_p2p.node.checkup.finding import Finding, Tell
@@ -27,7 +27,7 @@ _NAME_WIDTH = 12  # of the longest name of a check, and a space
 
 def _without_config(home: Home, output: Output, broken: LocalError) -> None:
     with _libraries():
-        from modelnet_p2p.node.doctor import examine_without_config
+        from modelnet_p2p.node.checkup.examination import examine_without_config
     _examine(partial(examine_without_config, home, broken), output)
 
 
@@ -44,7 +44,9 @@ def _without_config(home: Home, output: Output, broken: LocalError) -> None:
 def doctor_command(session: Session) -> None:
     """Find out what is wrong on this machine: Python, disk, key, port, peers, calls; 0 if all is well."""
     with _libraries():
-        from modelnet_p2p.node.doctor import examine  # a check-up loads the whole peer, `--help` does not
+        from modelnet_p2p.node.checkup.examination import (
+            examine,  # a check-up loads the whole peer, `--help` does not
+        )
     _examine(partial(examine, session.settings), session.output)
 
 
@@ -52,8 +54,8 @@ def _examine(checkup: Callable[[Tell], Awaitable[Sequence[Finding]]], output: Ou
     """Run it, each finding printed as it comes; raises the verdict."""
     import trio
 
-    from modelnet_p2p.node.doctor import verdict
-    from modelnet_p2p.node.logs import set_up_logging
+    from modelnet_p2p.node.checkup.examination import verdict
+    from modelnet_p2p.node.logs.level import set_up_logging
 
     set_up_logging()
     if error := verdict(trio.run(checkup, partial(_show, output))):

@@ -27,7 +27,7 @@ INTERRUPTED = 130
 @click.option("-n", "--lines", type=click.IntRange(0), default=50, metavar="N", help="Lines (default: 50).")
 def logs_command(session: Session, follow: bool, lines: int) -> int:
     """Show the log of the peer on this home; it is kept in the home, whether the peer runs or not."""
-    from modelnet_p2p.node.logtail import Tail, log_path
+    from modelnet_p2p.node.logs.tail import Tail, log_path
 
     with Tail(session.settings.home) as tail:
         session.output.notice(f"from {log_path(session.settings.home)}")
@@ -42,7 +42,7 @@ def logs_command(session: Session, follow: bool, lines: int) -> int:
 
 
 def _show(session: Session, lines: Sequence[str]) -> None:
-    from modelnet_p2p.node.logtail import parse_line
+    from modelnet_p2p.node.logs.tail import parse_line
 
     for line in lines:
         if session.output.as_json:

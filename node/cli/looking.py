@@ -46,8 +46,8 @@ def status_command(session: Session, watched: bool, interval: float | None) -> i
 
 
 def _status(session: Session) -> None:
-    from modelnet_p2p.node.control_client import home_flag
-    from modelnet_p2p.node.health import concerns
+    from modelnet_p2p.node.checkup.health import concerns
+    from modelnet_p2p.node.control.client import home_flag
 
     status = session.ask_running("status", {}, timeout=session.settings.timeout)
     output = session.output

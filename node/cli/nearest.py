@@ -145,6 +145,6 @@ def _who_else(target: str) -> str:
 
 
 def _home_flag(session: Session) -> str:
-    from modelnet_p2p.node.control_client import home_flag
+    from modelnet_p2p.node.control.client import home_flag
 
     return home_flag(session.settings.home)

@@ -160,7 +160,7 @@ def sign_command(
 
     The running peer loads it once, to describe it.
     """
-    from modelnet_p2p.node.files import write_durably
+    from modelnet_p2p.node.disk.files import write_durably
     from modelnet_p2p.node.manifests import load_key, seal_described
     from modelnet_p2p.node.serving.policy.safety import check_safe
     from modelnet_p2p.node.shell import publisher

@@ -12,8 +12,8 @@ from typing import Any
 
 from rich.cells import cell_len, set_cell_size
 
+from modelnet_p2p.node.checkup.health import Concern
 from modelnet_p2p.node.cli.output import duration, plain
-from modelnet_p2p.node.health import Concern
 
 Line = tuple[str, str]  # the words, and rich's name for how they look
 Map = Mapping[str, Any]  # Any: what a peer tells of itself

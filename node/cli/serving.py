@@ -10,7 +10,7 @@ import click
 from modelnet_p2p.node.cli import words
 from modelnet_p2p.node.cli.common import Session, common_flags
 from modelnet_p2p.node.cli.examples import examples
-from modelnet_p2p.node.control_client import home_flag
+from modelnet_p2p.node.control.client import home_flag
 from modelnet_p2p.node.serving.policy.safety import check_safe
 from modelnet_p2p.node.shell import publisher
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.config import Settings
-from modelnet_p2p.node.logs import set_up_logging
-from modelnet_p2p.node.runtime import Runtime
+from modelnet_p2p.node.disk.runtime import Runtime
+from modelnet_p2p.node.logs.level import set_up_logging
 from modelnet_p2p.node.single_error import single_error
 
 Value = Any  # a value of the wire: None, bool, int, float, str, bytes, list, dict or array
@@ -37,8 +37,8 @@ def ask_temporary(
     # not at the top: these bring libp2p, a second that the error above need not cost
     import trio
 
-    from modelnet_p2p.node.control_table import Request, dispatch
-    from modelnet_p2p.node.control_wire import ITEM
+    from modelnet_p2p.node.control.table import Request, dispatch
+    from modelnet_p2p.node.control.wire import ITEM
     from modelnet_p2p.node.peer import Peer
 
     set_up_logging()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.jsonvalue import from_json, to_json
-from modelnet_p2p.node.control_wire import MAX_INPUT_BYTES
+from modelnet_p2p.node.control.wire import MAX_INPUT_BYTES
 
 if TYPE_CHECKING:
     import numpy as np

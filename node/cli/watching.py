@@ -16,10 +16,10 @@ from types import FrameType
 from typing import Any
 
 from modelnet_p2p.errors import Code, LocalError, ModelnetError
+from modelnet_p2p.node.checkup.health import Concern, concerns
 from modelnet_p2p.node.cli.common import Session
 from modelnet_p2p.node.cli.output import duration, no_color
-from modelnet_p2p.node.control_client import ControlClient, home_flag
-from modelnet_p2p.node.health import Concern, concerns
+from modelnet_p2p.node.control.client import ControlClient, home_flag
 
 Map = Mapping[str, Any]  # Any: what a peer tells of itself
 

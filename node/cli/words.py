@@ -57,7 +57,7 @@ def folders(ctx: click.Context, param: click.Parameter, incomplete: str) -> list
 def _ask(ctx: click.Context, method: str, params: dict[str, object]) -> dict[str, Any]:
     """What the peer on this line's home answers; an empty map from a peer that is not there, or not quick."""
     from modelnet_p2p.node.config import locate_home
-    from modelnet_p2p.node.control_client import ControlClient
+    from modelnet_p2p.node.control.client import ControlClient
 
     with suppress(ModelnetError):
         home = locate_home(ctx.params.get("home"), os.environ)

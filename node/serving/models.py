@@ -32,8 +32,8 @@ from modelnet_p2p.node.serving.policy.admission import Admission, Queued, Refuse
 from modelnet_p2p.node.serving.policy.recent import Recent
 from modelnet_p2p.node.serving.policy.safety import check_safe
 from modelnet_p2p.node.serving.policy.scarcity import no_more
-from modelnet_p2p.node.serving.regions import Quota
-from modelnet_p2p.node.serving.worker import open_worker
+from modelnet_p2p.node.serving.worker.regions import Quota
+from modelnet_p2p.node.serving.worker.worker import open_worker
 from modelnet_p2p.payload import Value
 from modelnet_p2p.tuning import Tuning
 

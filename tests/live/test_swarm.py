@@ -22,7 +22,7 @@ import pytest
 
 from modelnet_p2p import RemoteError, Swarm
 from modelnet_p2p.errors import Code
-from modelnet_p2p.node.notebook import Offers
+from modelnet_p2p.node.swarm.notebook import Offers
 
 pytestmark = pytest.mark.live
 EXAMPLES = Path(__file__).resolve().parents[2] / "scripts" / "examples"

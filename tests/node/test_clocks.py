@@ -10,7 +10,7 @@ import pytest
 
 from modelnet_p2p.errors import Code, RemoteError
 from modelnet_p2p.node import peer as peer_module
-from modelnet_p2p.node.health import MAX_SKEW, concerns
+from modelnet_p2p.node.checkup.health import MAX_SKEW, concerns
 from modelnet_p2p.records.sealed import CLOCK_SKEW_US
 
 # Any: the fixture that opens a town, see conftest.py

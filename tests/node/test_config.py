@@ -8,7 +8,7 @@ import pytest
 
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.config import Settings, load_settings
-from modelnet_p2p.node.home import Home
+from modelnet_p2p.node.disk.home import Home
 
 
 @pytest.fixture

@@ -17,11 +17,11 @@ from trio.testing import MockClock
 
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.checkup import machine, place
+from modelnet_p2p.node.checkup.examination import CHECK_SECONDS, Checkup, verdict
 from modelnet_p2p.node.checkup.finding import Finding, State, Tell, failed, note, ok
 from modelnet_p2p.node.config import Settings
-from modelnet_p2p.node.doctor import CHECK_SECONDS, Checkup, verdict
-from modelnet_p2p.node.home import Home
-from modelnet_p2p.node.runtime import Runtime
+from modelnet_p2p.node.disk.home import Home
+from modelnet_p2p.node.disk.runtime import Runtime
 
 NOON = machine.Clock(wall_unix=machine.RELEASED_UNIX + 1e6, now=100.0)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from modelnet_p2p.node.health import EXPIRED, FAILURES, REFUSED, concerns
+from modelnet_p2p.node.checkup.health import EXPIRED, FAILURES, REFUSED, concerns
 
 OPEN = "/ip4/192.0.2.7/tcp/4001/p2p/12D3KooWAlice"
 LOOPBACK = "/ip4/127.0.0.1/tcp/4001/p2p/12D3KooWAlice"

@@ -8,11 +8,11 @@ from typing import Any
 import trio
 from trio.testing import MockClock
 
-from modelnet_p2p.node.home import Home
+from modelnet_p2p.node.disk.home import Home
+from modelnet_p2p.node.disk.runtime import Runtime
 from modelnet_p2p.node.joining import CONTACTS_SECONDS, PATIENT_SECONDS, SETTLE_SECONDS, Joining
 from modelnet_p2p.node.notices import Notices
 from modelnet_p2p.node.peer import Peer
-from modelnet_p2p.node.runtime import Runtime
 from modelnet_p2p.tuning import TEST
 
 # Any: the fixture that opens a town, see conftest.py

@@ -18,8 +18,7 @@ from trio.testing import MockClock
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.identity import KeyPair, PeerId
 from modelnet_p2p.node.daemon import outward_addr, tell_lan
-from modelnet_p2p.node.lan import AGAIN_SECONDS, LOOK_SECONDS, MAX_CARDS, MAX_TRIES, QUIET_SECONDS, Heard, Lan
-from modelnet_p2p.node.lan_card import (
+from modelnet_p2p.node.lan.card import (
     MAX_CARD_ADDRS,
     MAX_CARD_BYTES,
     MAX_CARD_DIALS,
@@ -28,7 +27,16 @@ from modelnet_p2p.node.lan_card import (
     read_card,
     write_card,
 )
-from modelnet_p2p.node.mdns import interfaces
+from modelnet_p2p.node.lan.mdns import interfaces
+from modelnet_p2p.node.lan.meeting import (
+    AGAIN_SECONDS,
+    LOOK_SECONDS,
+    MAX_CARDS,
+    MAX_TRIES,
+    QUIET_SECONDS,
+    Heard,
+    Lan,
+)
 from modelnet_p2p.node.notices import MAX_KEPT, Notices
 from modelnet_p2p.node.peer import Peer
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from modelnet_p2p.errors import Code, LocalError
-from modelnet_p2p.node.home import Home
-from modelnet_p2p.node.logfile import (
+from modelnet_p2p.node.disk.home import Home
+from modelnet_p2p.node.logs.file import (
     BURST_LINES,
     LINES_PER_SECOND,
     MAX_FILE_BYTES,
@@ -23,8 +23,8 @@ from modelnet_p2p.node.logfile import (
     LogFile,
     keep_log,
 )
-from modelnet_p2p.node.logs import STDERR, worker_output
-from modelnet_p2p.node.logtail import OLD_FILES, Tail, log_files, log_path, parse_line
+from modelnet_p2p.node.logs.level import STDERR, worker_output
+from modelnet_p2p.node.logs.tail import OLD_FILES, Tail, log_files, log_path, parse_line
 
 log = logging.getLogger("modelnet_p2p.tests.alice")
 

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import pytest
 
 from modelnet_p2p.identity import KeyPair
-from modelnet_p2p.node.notebook import MAX_ROWS, Offers
+from modelnet_p2p.node.swarm.notebook import MAX_ROWS, Offers
 from modelnet_p2p.offers import Offer, State
 from modelnet_p2p.records import Manifest, OfferRecord, seal_manifest
 

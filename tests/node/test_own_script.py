@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from modelnet_p2p.errors import Code, LocalError
-from modelnet_p2p.node.own_script import importable
+from modelnet_p2p.node.serving.own_script import importable
 
 GUARDED = 'def shout(text): return text\nif __name__ == "__main__":\n    pass\n'
 

@@ -16,7 +16,7 @@ from modelnet_p2p.errors import Code, LocalError, NotFound
 from modelnet_p2p.identity import KeyPair, PeerId
 from modelnet_p2p.names import ModelUri
 from modelnet_p2p.node import owners as page
-from modelnet_p2p.node.files import Disk
+from modelnet_p2p.node.disk.files import Disk
 from modelnet_p2p.node.owners import Owners, forget, trust
 from modelnet_p2p.query import Query
 

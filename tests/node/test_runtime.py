@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from modelnet_p2p.errors import Code, LocalError
-from modelnet_p2p.node.home import Home
-from modelnet_p2p.node.runtime import MAX_SOCKET_PATH, Runtime, find_control, runtime_directory
+from modelnet_p2p.node.disk.home import Home
+from modelnet_p2p.node.disk.runtime import MAX_SOCKET_PATH, Runtime, find_control, runtime_directory
 
 ALICE = ("alice", ["/ip4/127.0.0.1/tcp/1/p2p/alice"])
 BOB = ("bob", ["/ip4/127.0.0.1/tcp/2/p2p/bob"])
@@ -46,7 +46,7 @@ def test_peers_of_one_network_meet(environ: dict[str, str]) -> None:
 
 def test_a_killed_peers_file_is_removed(environ: dict[str, str]) -> None:
     program = (
-        "import time\nfrom modelnet_p2p.node.runtime import Runtime\n"
+        "import time\nfrom modelnet_p2p.node.disk.runtime import Runtime\n"
         "r = Runtime('n')\nr.announce('bob', ['/ip4/2'])\nprint('there', flush=True)\ntime.sleep(60)"
     )
     alice = Runtime("n", environ=environ)
@@ -94,7 +94,7 @@ def test_a_home_is_locked_once_and_free_after_kill_9(environ: dict[str, str], tm
         assert str(os.getpid()) in caught.value.message
         assert caught.value.hint == f"modelnet-peer status --home '{home.path}'"
     program = (
-        "import sys, time\nfrom modelnet_p2p.node.runtime import Runtime\n"
+        "import sys, time\nfrom modelnet_p2p.node.disk.runtime import Runtime\n"
         "with Runtime('n', sys.argv[1]).lock():\n  print('held', flush=True)\n  time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", program, str(home.path)], stdout=subprocess.PIPE) as bob:

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelnet_p2p.errors import Code, LocalError
-from modelnet_p2p.node.files import Disk, open_json, seal_json
-from modelnet_p2p.node.home import Home, decode_key, encode_key
-from modelnet_p2p.node.state import State
+from modelnet_p2p.node.disk.files import Disk, open_json, seal_json
+from modelnet_p2p.node.disk.home import Home, decode_key, encode_key
+from modelnet_p2p.node.disk.state import State
 from modelnet_p2p.records import MAX_SEQ
 
 SOURCE = {"spec": "m:f", "environ": {"LANG": "C"}}

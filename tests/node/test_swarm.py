@@ -20,7 +20,7 @@ import trio
 
 from modelnet_p2p import AsyncSwarm, LocalError, NotFound, Peer, RemoteError, Swarm
 from modelnet_p2p.errors import Code
-from modelnet_p2p.node.notebook import Offers
+from modelnet_p2p.node.swarm.notebook import Offers
 
 DIGIT = np.zeros((1, 8, 8), np.float32)
 TASK = "image-classification"

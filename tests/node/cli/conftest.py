@@ -18,10 +18,10 @@ import trio
 
 from modelnet_p2p.errors import Code, NotFound, RemoteError
 from modelnet_p2p.node.cli import main
-from modelnet_p2p.node.control import serve
-from modelnet_p2p.node.home import Home
+from modelnet_p2p.node.control.server import serve
+from modelnet_p2p.node.disk.home import Home
+from modelnet_p2p.node.disk.runtime import Runtime
 from modelnet_p2p.node.owners import Owners
-from modelnet_p2p.node.runtime import Runtime
 
 BOB = "12D3KooWBob"
 CAROL = {"peer": "carol", "addrs": ["/ip4/9"], "connected": True, "rtt_ms": 1.5, "state": "alive"}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from modelnet_p2p.node.logfile import keep_log
+from modelnet_p2p.node.logs.file import keep_log
 
 Cli = Callable[..., Any]  # Any: Ran of conftest.py, which tests cannot import
 

@@ -15,11 +15,11 @@ import pytest
 
 from modelnet_p2p.errors import Code, LocalError, NotFound, RemoteError
 from modelnet_p2p.exchange import Call, Exchange, Fault, Result, Role
-from modelnet_p2p.node import control_wire
-from modelnet_p2p.node.control_client import ControlClient
-from modelnet_p2p.node.control_wire import MAX_INPUT_BYTES, NETWORK, PARAMS, to_error, to_fault
-from modelnet_p2p.node.home import Home
-from modelnet_p2p.node.runtime import Runtime
+from modelnet_p2p.node.control import wire as control_wire
+from modelnet_p2p.node.control.client import ControlClient
+from modelnet_p2p.node.control.wire import MAX_INPUT_BYTES, NETWORK, PARAMS, to_error, to_fault
+from modelnet_p2p.node.disk.home import Home
+from modelnet_p2p.node.disk.runtime import Runtime
 from modelnet_p2p.node.serving.backends.contract import MAX_BODY_BYTES
 
 

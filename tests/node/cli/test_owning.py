@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from modelnet_p2p.identity import KeyPair
-from modelnet_p2p.node.home import Home
+from modelnet_p2p.node.disk.home import Home
 from modelnet_p2p.node.owners import Owners
 from modelnet_p2p.records import open_manifest
 

@@ -12,9 +12,9 @@ import pytest
 from rich.cells import cell_len
 
 from modelnet_p2p.errors import Code, LocalError
+from modelnet_p2p.node.checkup.health import Concern
 from modelnet_p2p.node.cli.screen import View, screen
 from modelnet_p2p.node.cli.watching import Watch
-from modelnet_p2p.node.health import Concern
 
 Cli = Callable[..., Any]  # Any: Ran and FakePeer of conftest.py, which tests cannot import
 STOPPED = LocalError(Code.NOT_RUNNING, "no peer is running")

@@ -14,8 +14,8 @@ import trio
 import trio.testing
 
 from modelnet_p2p.errors import Code, LocalError, NotFound, RemoteError
+from modelnet_p2p.node.disk.state import State
 from modelnet_p2p.node.peer import Peer
-from modelnet_p2p.node.state import State
 from modelnet_p2p.tuning import TEST
 
 # Any: the fixture that opens a town, see conftest.py

@@ -14,7 +14,7 @@ import pytest
 
 from modelnet_p2p.node.serving.policy.notes import BadNote
 from modelnet_p2p.node.serving.policy.places import LEAST_BYTES
-from modelnet_p2p.node.serving.regions import IDLE_SECONDS, Lease, Pool, Quota, Region, size_class
+from modelnet_p2p.node.serving.worker.regions import IDLE_SECONDS, Lease, Pool, Quota, Region, size_class
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="memory that can be sealed is Linux's"

@@ -14,8 +14,8 @@ import pytest
 import trio
 
 from modelnet_p2p.errors import Code, LocalError
-from modelnet_p2p.node.serving import regions, sharing
 from modelnet_p2p.node.serving.models import Models, Served, Source
+from modelnet_p2p.node.serving.worker import regions, sharing
 from modelnet_p2p.payload import Value, decode_value, encode_value
 
 pytestmark = pytest.mark.skipif(
@@ -82,7 +82,7 @@ def maps(_):
 # A model runs in the worker's process and may change all of it.
 LIAR = """
 import numpy as np
-from modelnet_p2p.node.serving import worker_line
+from modelnet_p2p.node.serving.child import line
 from modelnet_p2p.node.serving.policy import places
 from modelnet_p2p.node.serving.policy.notes import Note, NoteKind
 
@@ -100,7 +100,7 @@ def message(self, offsets):
     return [value, rows]
 
 places.Lifted.message = message
-packed = worker_line.Line._packed
+packed = line.Line._packed
 
 def say(self, kind):
     self._house.control.memory.spent = lambda: [Note(kind, 1)]
@@ -113,20 +113,20 @@ async def lying(self, event):
         case "grant": say(self, NoteKind.GRANT)
     return event
 
-worker_line.Line._packed = lying
+line.Line._packed = lying
 
 async def greedy(self, size):
     grant = self._house.control.ask()
     asked = [grant.number, 1 << 50] if lie[0] == "greedy" else [grant.number, size, 0]
-    await self._send(worker_line.Item(None, extra={"room": asked}))
+    await self._send(line.Item(None, extra={"room": asked}))
     await self.waits.answered(self, grant)
     return grant.region
 
-granted = worker_line.Line._granted
+granted = line.Line._granted
 
 def tell(which):
     lie[0] = which
-    worker_line.Line._granted = greedy if which in ("greedy", "odd") else granted
+    line.Line._granted = greedy if which in ("greedy", "odd") else granted
     return [np.ones(1 << 18, np.float32), np.ones(1 << 18, np.float32)]
 """
 

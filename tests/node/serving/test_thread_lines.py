@@ -16,10 +16,10 @@ import trio
 import trio.testing
 
 from modelnet_p2p.errors import Code, LocalError
-from modelnet_p2p.node.serving import regions, sharing
 from modelnet_p2p.node.serving.models import Models, Source
-from modelnet_p2p.node.serving.regions import Quota
-from modelnet_p2p.node.serving.worker import open_worker
+from modelnet_p2p.node.serving.worker import regions, sharing
+from modelnet_p2p.node.serving.worker.regions import Quota
+from modelnet_p2p.node.serving.worker.worker import open_worker
 from modelnet_p2p.payload import Value, decode_value, encode_value
 from modelnet_p2p.tuning import TEST
 
@@ -450,7 +450,7 @@ def test_no_thread_is_left_when_the_worker_was_never_asked(tmp_path: Path) -> No
     code = (
         "import socket, subprocess, sys\n"
         "ours, theirs = socket.socketpair()\n"
-        "worker = subprocess.Popen([sys.executable, '-P', '-m', 'modelnet_p2p.node.serving.worker_main',"
+        "worker = subprocess.Popen([sys.executable, '-P', '-m', 'modelnet_p2p.node.serving.child.main',"
         " str(theirs.fileno())], pass_fds=(theirs.fileno(),), start_new_session=True)\n"
         "theirs.close(); ours.close()\n"
         "print(worker.wait(timeout=30))\n"

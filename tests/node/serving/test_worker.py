@@ -572,7 +572,7 @@ async def test_kill_9_of_the_parent_ends_the_worker(
 
 def test_importing_the_worker_imports_neither_trio_nor_libp2p_nor_torch() -> None:
     code = (
-        "import sys, modelnet_p2p.node.serving.worker_main\n"
+        "import sys, modelnet_p2p.node.serving.child.main\n"
         "print([name for name in ('trio', 'libp2p', 'torch', 'click') if name in sys.modules])"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"

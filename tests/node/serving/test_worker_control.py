@@ -12,11 +12,11 @@ import pytest
 
 from modelnet_p2p.exchange import Call, Exchange, Result, Role
 from modelnet_p2p.node.serving.backends.contract import Emit
-from modelnet_p2p.node.serving.loop_lines import LoopLines
+from modelnet_p2p.node.serving.child.control import Control
+from modelnet_p2p.node.serving.child.line import House
+from modelnet_p2p.node.serving.child.loop_lines import LoopLines
+from modelnet_p2p.node.serving.child.thread_lines import ThreadLines
 from modelnet_p2p.node.serving.policy.notes import FROM_WORKER, Note, NoteKind, Notes
-from modelnet_p2p.node.serving.thread_lines import ThreadLines
-from modelnet_p2p.node.serving.worker_control import Control
-from modelnet_p2p.node.serving.worker_line import House
 from modelnet_p2p.payload import Value
 
 PATIENCE = 60.0  # seconds: tells a hang from a busy machine

@@ -17,8 +17,8 @@ from modelnet_p2p.node.serving.backends.contract import MAX_BODY_BYTES
 from modelnet_p2p.node.serving.policy.notes import Note, NoteKind
 from modelnet_p2p.node.serving.policy.places import copied, lift, lower
 from modelnet_p2p.node.serving.policy.scarcity import is_scarce
-from modelnet_p2p.node.serving.regions import TIDY_SECONDS, Lease, Pool, Quota, Region
-from modelnet_p2p.node.serving.worker_link import Control
+from modelnet_p2p.node.serving.worker.link import Control
+from modelnet_p2p.node.serving.worker.regions import TIDY_SECONDS, Lease, Pool, Quota, Region
 from modelnet_p2p.payload import Value
 from modelnet_p2p.tree import BadPayload
 

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import TextIO
 
 from modelnet_p2p.errors import LocalError
-from modelnet_p2p.node.files import make_private_directory
-from modelnet_p2p.node.home import Home
-from modelnet_p2p.node.logs import STDERR, chosen_level, send_worker_output
-from modelnet_p2p.node.logtail import OLD_FILES, log_path
+from modelnet_p2p.node.disk.files import make_private_directory
+from modelnet_p2p.node.disk.home import Home
+from modelnet_p2p.node.logs.level import STDERR, chosen_level, send_worker_output
+from modelnet_p2p.node.logs.tail import OLD_FILES, log_path
 
 MAX_FILE_BYTES = 1 << 20  # about 8,000 lines; with the old ones never more than 4 MiB of a home
 LINES_PER_SECOND = (

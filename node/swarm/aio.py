@@ -22,11 +22,11 @@ from anyio.to_thread import run_sync
 from modelnet_p2p.names import PUBLIC_NETWORK
 from modelnet_p2p.node.calls.router import Outcome
 from modelnet_p2p.node.hosting import Notice
-from modelnet_p2p.node.notebook import Offers
 from modelnet_p2p.node.overlay.driver import Bootstrap
-from modelnet_p2p.node.swarm import Swarm
-from modelnet_p2p.node.swarm_streams import AsyncStream, next_item
-from modelnet_p2p.node.swarm_thread import Telling
+from modelnet_p2p.node.swarm.notebook import Offers
+from modelnet_p2p.node.swarm.streams import AsyncStream, next_item
+from modelnet_p2p.node.swarm.sync import Swarm
+from modelnet_p2p.node.swarm.thread import Telling
 from modelnet_p2p.offers import Offer
 from modelnet_p2p.payload import Value
 

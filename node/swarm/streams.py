@@ -9,7 +9,7 @@ from typing import Self, TypeVar
 
 from modelnet_p2p.node.calls.router import Outcome
 from modelnet_p2p.node.streaming import Items
-from modelnet_p2p.node.swarm_thread import PeerThread
+from modelnet_p2p.node.swarm.thread import PeerThread
 from modelnet_p2p.payload import Value
 
 T = TypeVar("T")

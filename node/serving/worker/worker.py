@@ -15,8 +15,8 @@ import trio
 from modelnet_p2p.errors import Code, LocalError, ModelnetError
 from modelnet_p2p.exchange import Call
 from modelnet_p2p.node.serving.backends.contract import Description, Emit, Source
-from modelnet_p2p.node.serving.process import Process
-from modelnet_p2p.node.serving.regions import Quota
+from modelnet_p2p.node.serving.worker.process import Process
+from modelnet_p2p.node.serving.worker.regions import Quota
 from modelnet_p2p.payload import Value
 from modelnet_p2p.tuning import Tuning
 

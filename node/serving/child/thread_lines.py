@@ -22,8 +22,8 @@ from functools import partial
 from typing import Generic, TypeVar
 
 from modelnet_p2p.node.serving.backends.contract import guarded
-from modelnet_p2p.node.serving.worker_control import Grant
-from modelnet_p2p.node.serving.worker_line import BROKEN, House, Line, Work
+from modelnet_p2p.node.serving.child.control import Grant
+from modelnet_p2p.node.serving.child.line import BROKEN, House, Line, Work
 
 log = logging.getLogger(__name__)
 

@@ -22,15 +22,15 @@ import threading
 from collections.abc import Mapping
 
 from modelnet_p2p.errors import Code, LocalError
-from modelnet_p2p.node.logs import chosen_level
-from modelnet_p2p.node.serving import thread_lines
+from modelnet_p2p.node.logs.level import chosen_level
 from modelnet_p2p.node.serving.backends.contract import Backend, Emit, Source, guard, guarded, run_method
 from modelnet_p2p.node.serving.backends.registry import find_backend
-from modelnet_p2p.node.serving.loop_lines import LoopLines
-from modelnet_p2p.node.serving.model_thread import ModelThread
-from modelnet_p2p.node.serving.thread_lines import ThreadLines, Watch
-from modelnet_p2p.node.serving.worker_control import Control
-from modelnet_p2p.node.serving.worker_line import House, Line
+from modelnet_p2p.node.serving.child import thread_lines
+from modelnet_p2p.node.serving.child.control import Control
+from modelnet_p2p.node.serving.child.line import House, Line
+from modelnet_p2p.node.serving.child.loop_lines import LoopLines
+from modelnet_p2p.node.serving.child.model_thread import ModelThread
+from modelnet_p2p.node.serving.child.thread_lines import ThreadLines, Watch
 from modelnet_p2p.payload import Value
 
 log = logging.getLogger(__name__)

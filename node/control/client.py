@@ -17,11 +17,11 @@ from typing import Any
 
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.exchange import Call, Exchange, Fault, Item, RemoteProtocolError, Result, Role
-from modelnet_p2p.node import control_wire as wire
 from modelnet_p2p.node.config import locate_home
-from modelnet_p2p.node.files import reason
-from modelnet_p2p.node.home import Home
-from modelnet_p2p.node.runtime import find_control
+from modelnet_p2p.node.control import wire
+from modelnet_p2p.node.disk.files import reason
+from modelnet_p2p.node.disk.home import Home
+from modelnet_p2p.node.disk.runtime import find_control
 
 Value = Any  # a value of the wire: None, bool, int, float, str, bytes, list, dict or array
 Sink = Callable[[Value], None]

@@ -22,7 +22,7 @@ from typing import Any
 from urllib.parse import quote as url_quote
 
 from modelnet_p2p.errors import Code, LocalError
-from modelnet_p2p.node.files import (
+from modelnet_p2p.node.disk.files import (
     DISK,
     TEMPORARY,
     Disk,
@@ -34,7 +34,7 @@ from modelnet_p2p.node.files import (
     seal_json,
     write_durably,
 )
-from modelnet_p2p.node.home import Home
+from modelnet_p2p.node.disk.home import Home
 from modelnet_p2p.records import MAX_SEQ, next_seq
 
 MAX_FILE_BYTES = 1 << 20  # a source with its publisher's whole environment stays well below

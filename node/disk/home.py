@@ -19,7 +19,7 @@ from shlex import quote
 
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.identity import SEED_BYTES, KeyPair
-from modelnet_p2p.node.files import (
+from modelnet_p2p.node.disk.files import (
     DISK,
     TEMPORARY,
     Disk,

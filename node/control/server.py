@@ -1,7 +1,7 @@
 """The running peer's ear for this machine's commands: a Unix socket that only its user may open.
 
 One call a connection: when the client hangs up, its call is cancelled. What a call may ask is in
-`control_table`; whatever else a client sends, or how it goes, the peer stays.
+`control/table.py`; whatever else a client sends, or how it goes, the peer stays.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import trio
 
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.exchange import Call, Exchange, Fault, Item, RemoteProtocolError, Result, Role
-from modelnet_p2p.node.control_table import Request, dispatch
-from modelnet_p2p.node.control_wire import (
+from modelnet_p2p.node.control.table import Request, dispatch
+from modelnet_p2p.node.control.wire import (
     BEAT,
     BEAT_SECONDS,
     INPUT,
@@ -28,7 +28,7 @@ from modelnet_p2p.node.control_wire import (
     SILENCE_SECONDS,
     to_fault,
 )
-from modelnet_p2p.node.files import reason
+from modelnet_p2p.node.disk.files import reason
 from modelnet_p2p.node.single_error import own_error
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ import trio
 
 from modelnet_p2p.errors import LocalError, ModelnetError
 from modelnet_p2p.identity import PeerId
-from modelnet_p2p.node.lan_card import Card, dialable, read_card, write_card
+from modelnet_p2p.node.lan.card import Card, dialable, read_card, write_card
 from modelnet_p2p.node.notices import Notices
 from modelnet_p2p.node.overlay.driver import Overlay
 from modelnet_p2p.node.transport.addresses import tcp_endpoint, with_peer

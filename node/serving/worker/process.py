@@ -17,19 +17,19 @@ import trio
 
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.exchange import Call, Fault, Item, RemoteProtocolError, Result
-from modelnet_p2p.node.logs import worker_output
+from modelnet_p2p.node.logs.level import worker_output
 from modelnet_p2p.node.serving.backends.contract import Emit, Source
 from modelnet_p2p.node.serving.policy.notes import BadNote, Note, NoteKind
 from modelnet_p2p.node.serving.policy.scarcity import is_scarce, no_more
-from modelnet_p2p.node.serving.regions import Quota
-from modelnet_p2p.node.serving.sharing import Shares, Sharing
-from modelnet_p2p.node.serving.worker_link import Control, WorkerStream, socket_pair
+from modelnet_p2p.node.serving.worker.link import Control, WorkerStream, socket_pair
+from modelnet_p2p.node.serving.worker.regions import Quota
+from modelnet_p2p.node.serving.worker.sharing import Shares, Sharing
 from modelnet_p2p.payload import Value
 from modelnet_p2p.tree import BadPayload
 
 log = logging.getLogger(__name__)
 
-WORKER_MODULE = "modelnet_p2p.node.serving.worker_main"
+WORKER_MODULE = "modelnet_p2p.node.serving.child.main"
 EXIT_SECONDS = 1.0  # from the end of a dying process's sockets to its death: at once, but where many run
 DEATH_TIMEOUT = 2.0  # from the end of a stream to the exit status of the process behind it
 

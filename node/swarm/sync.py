@@ -5,7 +5,7 @@
             print(offer.model, offer.provider)
         print(swarm.invoke("task:image-classification", images))
 
-The peer runs in a thread of its own (`swarm_thread`), so this works in a script, in a notebook whose own
+The peer runs in a thread of its own (`thread.py`), so this works in a script, in a notebook whose own
 event loop is running, and from several threads at once. `swarm.aio` is the same peer for asyncio.
 """
 
@@ -21,16 +21,16 @@ from typing import TYPE_CHECKING, Self
 from modelnet_p2p.names import PUBLIC_NETWORK
 from modelnet_p2p.node.calls.router import Outcome
 from modelnet_p2p.node.hosting import Notice
-from modelnet_p2p.node.notebook import Offers
 from modelnet_p2p.node.overlay.driver import Bootstrap
 from modelnet_p2p.node.peer import Peer
-from modelnet_p2p.node.swarm_streams import Stream, next_item
-from modelnet_p2p.node.swarm_thread import Opening, PeerThread, Telling
+from modelnet_p2p.node.swarm.notebook import Offers
+from modelnet_p2p.node.swarm.streams import Stream, next_item
+from modelnet_p2p.node.swarm.thread import Opening, PeerThread, Telling
 from modelnet_p2p.offers import Offer
 from modelnet_p2p.payload import Value
 
 if TYPE_CHECKING:
-    from modelnet_p2p.node.swarm_aio import AsyncSwarm
+    from modelnet_p2p.node.swarm.aio import AsyncSwarm
 
 
 class Swarm:
@@ -111,7 +111,7 @@ class Swarm:
     @property
     def aio(self) -> AsyncSwarm:
         """This same peer for an event loop: `await swarm.aio.invoke(…)`."""
-        from modelnet_p2p.node.swarm_aio import AsyncSwarm
+        from modelnet_p2p.node.swarm.aio import AsyncSwarm
 
         return AsyncSwarm(self)
 

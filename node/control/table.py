@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from modelnet_p2p.errors import Code, LocalError, NotFound
-from modelnet_p2p.node.control_wire import ITEM, NOTICE
+from modelnet_p2p.node.control.wire import ITEM, NOTICE
 from modelnet_p2p.node.owners import forget, trust
 
 if TYPE_CHECKING:

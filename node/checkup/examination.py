@@ -19,7 +19,7 @@ from modelnet_p2p.node.checkup import itself, machine, network, place
 from modelnet_p2p.node.checkup.blocking import in_thread
 from modelnet_p2p.node.checkup.finding import Finding, State, Tell, failed, failed_with
 from modelnet_p2p.node.config import Settings
-from modelnet_p2p.node.home import Home
+from modelnet_p2p.node.disk.home import Home
 from modelnet_p2p.node.serving.backends.contract import guard
 from modelnet_p2p.node.single_error import single_error
 

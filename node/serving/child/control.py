@@ -13,8 +13,8 @@ from collections import deque
 from collections.abc import Callable
 from itertools import count
 
+from modelnet_p2p.node.serving.child.memory import WorkerMemory
 from modelnet_p2p.node.serving.policy.notes import CARRIES, FROM_PEER, Note, NoteKind, Notes
-from modelnet_p2p.node.serving.worker_memory import WorkerMemory
 
 log = logging.getLogger(__name__)
 

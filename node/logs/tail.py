@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TextIO
 
 from modelnet_p2p.errors import Code, LocalError
-from modelnet_p2p.node.files import reason
-from modelnet_p2p.node.home import Home
+from modelnet_p2p.node.disk.files import reason
+from modelnet_p2p.node.disk.home import Home
 
 OLD_FILES = 3  # kept beside the newest: enough to look back behind a flood
 _LINE = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4}) ([A-Z]+) ([\w.]+): (.*)", re.DOTALL)

@@ -19,7 +19,7 @@ import psutil
 import trio
 
 from modelnet_p2p.errors import Code, LocalError
-from modelnet_p2p.node.lan import Heard
+from modelnet_p2p.node.lan.meeting import Heard
 
 if TYPE_CHECKING:
     from zeroconf import ServiceStateChange, Zeroconf

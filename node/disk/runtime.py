@@ -19,8 +19,14 @@ from pathlib import Path
 from shlex import quote
 
 from modelnet_p2p.errors import Code, LocalError
-from modelnet_p2p.node.files import TEMPORARY, make_private_directory, read_bounded, reason, write_durably
-from modelnet_p2p.node.home import Home
+from modelnet_p2p.node.disk.files import (
+    TEMPORARY,
+    make_private_directory,
+    read_bounded,
+    reason,
+    write_durably,
+)
+from modelnet_p2p.node.disk.home import Home
 
 MAX_SOCKET_PATH = 100  # bytes: the kernel's sun_path has 104 (macOS) or 108, its closing zero included
 MAX_MEETING_BYTES = 8192  # 16 addresses of 256 bytes, the id, and JSON around them

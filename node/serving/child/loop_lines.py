@@ -11,8 +11,8 @@ import logging
 import socket
 from collections.abc import Callable
 
-from modelnet_p2p.node.serving.worker_control import Grant
-from modelnet_p2p.node.serving.worker_line import BROKEN, House, Line
+from modelnet_p2p.node.serving.child.control import Grant
+from modelnet_p2p.node.serving.child.line import BROKEN, House, Line
 
 log = logging.getLogger(__name__)
 

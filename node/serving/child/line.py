@@ -26,8 +26,8 @@ from modelnet_p2p.exchange import (
     Role,
 )
 from modelnet_p2p.node.serving.backends.contract import MAX_BODY_BYTES, Emit
+from modelnet_p2p.node.serving.child.control import Control, Grant
 from modelnet_p2p.node.serving.policy.places import copied, lift, lower
-from modelnet_p2p.node.serving.worker_control import Control, Grant
 from modelnet_p2p.payload import Value
 from modelnet_p2p.tree import BadPayload, Buffer
 

@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from modelnet_p2p.node.serving.thread_lines import ThreadLines
+from modelnet_p2p.node.serving.child.thread_lines import ThreadLines
 
 log = logging.getLogger(__name__)
 

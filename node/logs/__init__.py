@@ -1,0 +1,1 @@
+"""What a peer writes of itself: how much, into which file, and how that is read."""

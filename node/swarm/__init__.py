@@ -1,0 +1,1 @@
+"""The network without `await`: the synchronous face of a peer, asyncio's, and the thread between."""
