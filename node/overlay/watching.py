@@ -76,6 +76,8 @@ class Watching:
         self._place = provider_key(Keys(overlay.name).peer(overlay.me))
         self._lines: dict[PeerId, trio.MemorySendChannel[Message]] = {}
         self._throttle = Throttle(MESSAGES_PER_SECOND, MESSAGES_BURST)
+        # a question costs no seal, and a reader has one for each of its DHT requests
+        self._questions = Throttle(overlay.tuning.requests_per_second, overlay.tuning.requests_burst)
         self._streams = 0
         self._walks = trio.CapacityLimiter(MAX_WALKS)
         self._running = False
@@ -171,7 +173,8 @@ class Watching:
         framer, buffer = Framer(self._overlay.name), memoryview(bytearray(READ_BYTES))
         while count := await stream.receive_into(buffer):
             for message in framer.feed(buffer[:count]):
-                if (delay := self._throttle.delay(stream.peer, trio.current_time())) > 0:
+                throttle = self._questions if isinstance(message, Ask) else self._throttle
+                if (delay := throttle.delay(stream.peer, trio.current_time())) > 0:
                     await trio.sleep(delay)
                 if isinstance(message, Ask):
                     await self._answer(stream, message)

@@ -125,3 +125,15 @@ async def test_a_question_is_answered_with_what_is_known(open_town: OpenTown) ->
         async with stream:
             await stream.send([frame(Ask(()))])
             assert await stream.receive_into(memoryview(bytearray(8))) == 0
+
+
+async def test_a_reader_who_asks_often_is_not_slowed_down_by_what_is_allowed_for_beats(
+    open_town: OpenTown, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with open_town() as town:
+        alice = await settled(town)
+        reader = await town.peer("heidi", listen=False)
+        began = trio.current_time()
+        for _ in range(200):
+            assert [offer.provider for offer in await reader.find(model=NAME)] == [alice.id]
+        assert trio.current_time() - began < 0.5
