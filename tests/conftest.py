@@ -1,0 +1,10 @@
+"""What holds for all tests, however they were started."""
+
+from __future__ import annotations
+
+import signal
+
+
+def pytest_configure() -> None:
+    """A shell ignores Ctrl-C for what it starts in the background, and what that starts inherits it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
