@@ -7,6 +7,7 @@ import os
 import shutil
 import stat
 import subprocess
+import sys
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
@@ -57,6 +58,14 @@ def test_the_container_runs_our_program_as_nobody_important() -> None:
     health = one(steps, "HEALTHCHECK")
     assert known(Step("CMD", health.text.removeprefix("CMD "), {}).words)
     assert one(steps, "VOLUME").text in [step.text.partition("=")[2] for step in steps if step.name == "ENV"]
+
+
+def test_hadolint_finds_no_fault_with_the_dockerfile() -> None:
+    hadolint = Path(sys.executable).with_name("hadolint")
+    if not hadolint.exists():
+        pytest.skip("hadolint has no wheel for this machine")
+    done = subprocess.run([hadolint, "--no-color", DEPLOY / "Dockerfile"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")
 
 
 def test_the_container_is_made_of_what_is_there() -> None:

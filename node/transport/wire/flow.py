@@ -23,6 +23,7 @@ class Flow:
     """Made by the session, which writes its fields; its owner writes `target` and those that are its own."""
 
     __slots__ = (
+        "answered",
         "broken",
         "chunks",
         "copied",
@@ -65,6 +66,7 @@ class Flow:
         self.queued = 0
         self.copied = 0  # memory that queued copies take: those whose sender does not wait
         self.ready = False  # waits in the session's round
+        self.answered = False  # something was ever to be sent
         self.finished = False  # our side has ended: nothing is queued any more
         # --- both
         self.broken = False  # the far side has given up
@@ -122,6 +124,7 @@ class Flow:
     def put(self, parts: Sequence[bytes | memoryview]) -> None:
         """Queue parts, which must stay as they are until `queued` is 0."""
         views = [part if isinstance(part, memoryview) else memoryview(part) for part in parts if len(part)]
+        self.answered = True
         self.queued += sum(len(view) for view in views)
         views.reverse()
         self.parts[:0] = views

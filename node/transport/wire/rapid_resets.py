@@ -2,7 +2,8 @@
 
 A reset frees the stream's place at once, so no bound on open streams holds back who opens and resets without
 end, and each costs us a handler that begins and ends (CVE-2023-44487, there of HTTP/2). A caller who cancels
-does the same, rarely so often. So nobody is cut off for it: who resets too fast is read more slowly.
+does the same, rarely so often. So nobody is cut off for it: who resets too fast is read more slowly. What
+was answered before it was reset does not count: to wait for answers is to keep our pace.
 """
 
 from __future__ import annotations

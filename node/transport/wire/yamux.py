@@ -68,7 +68,7 @@ class Session:
         self.inbound = 0  # open streams of the far side's
         self.outbound = 0  # ... of ours
         self.frames = 0  # received so far, complete ones
-        self.resets = 0  # ... of streams that the far side had opened itself
+        self.resets = 0  # of streams that the far side had opened itself, before we answered anything
         self.round_trips = RoundTrips()
         self.gone_away: int | None = None  # the far side takes no new streams, for this reason
         self.held = 0  # bytes that arrived and lie unread
@@ -208,7 +208,7 @@ class Session:
         if flags & FIN:
             flow.ended = True
         if flags & RST:
-            self.resets += flow.inbound
+            self.resets += flow.inbound and not flow.answered
             flow.broken = True
             self._drop_queue(flow)
             self._drained[flow] = None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from modelnet_p2p.node.transport.wire.rapid_resets import BURST, MAX_DELAY, RATE, RapidResets
+from modelnet_p2p.node.transport.wire.windows import WindowPool
+from modelnet_p2p.node.transport.wire.yamux import HEADER, RST, SYN, WINDOW_UPDATE, Session
 
 
 def test_a_caller_who_gives_up_all_his_calls_at_once_is_not_held_back() -> None:
@@ -31,3 +33,19 @@ def test_when_the_flood_is_over_the_debt_is_paid_by_waiting() -> None:
     bucket = RapidResets(0.0)
     assert bucket.delay(int(BURST) + 100, 0.0) == 100 / RATE
     assert bucket.delay(int(BURST) + 100, 100 / RATE) == 0
+
+
+def test_a_stream_that_was_answered_may_be_reset_as_often_as_it_likes() -> None:
+    """Who has what it wanted need not wait for our end, and many do not."""
+    session = Session(initiator=False, pool=WindowPool(), now=0.0, max_inbound=8, max_outbound=8)
+
+    def frame(flags: int, id: int) -> None:
+        session.receive(memoryview(HEADER.pack(0, WINDOW_UPDATE, flags, id, 0)), 0.0)
+
+    frame(SYN, 1)
+    frame(RST, 1)
+    assert session.resets == 1
+    frame(SYN, 3)
+    session.send(session.flows[3], (b"the answer",))
+    frame(RST, 3)
+    assert session.resets == 1
