@@ -156,6 +156,10 @@ class Keys:
     def peer(self, peer: PeerId) -> str:
         return f"{self._prefix}peer/{peer}"
 
+    def owner(self, owner: PeerId) -> str:
+        """Where others' offers of that owner's models lie; its own lie under `peer`."""
+        return f"{self._prefix}owner/{owner}"
+
 
 def provider_key(name: str) -> bytes:
     """A key's name as the multihash that ADD_PROVIDER and GET_PROVIDERS carry: 12 20 sha256(name)."""

@@ -51,7 +51,7 @@ from modelnet_p2p.node.overlay.publisher import Publisher
 from modelnet_p2p.node.overlay.watching import Watching
 from modelnet_p2p.node.owners import Owners
 from modelnet_p2p.node.reports import known_peers, ping, refused, rss_bytes, shown
-from modelnet_p2p.node.searches import MAX_WATCHED, WATCH_SECONDS, Explained, Found, Watch
+from modelnet_p2p.node.searches import LOOK_SECONDS, MAX_WATCHED, WATCH_SECONDS, Explained, Found, Watch
 from modelnet_p2p.node.serving.backends.contract import Source
 from modelnet_p2p.node.serving.models import Models, open_models
 from modelnet_p2p.node.serving.own_script import importable
@@ -276,15 +276,17 @@ class Peer:
     ) -> Watch:
         """What becomes of the offers that `find` returns: `async for change in peer.watch(…)`, without end.
 
-        At first each has appeared. Looks every `interval` seconds, at 256 offers at most; raises LocalError
-        (bad-input).
+        At first each has appeared. Looks every `interval` seconds (less often where that takes many
+        requests), at 256 offers at most; raises LocalError (bad-input).
         """
         query = Query.asked(task, model, tag, where, network=self.network_name)
         query.indexes()
 
-        async def look() -> Sequence[Offer] | None:
-            with within(interval + WATCH_SECONDS, "the search"):
-                offers = await self._finder.find(query, MAX_WATCHED, with_dead=all, thorough=True)
+        async def look(tally: Tally) -> Sequence[Offer] | None:
+            with within(interval + LOOK_SECONDS, "the search"):
+                offers = await self._finder.find(
+                    query, MAX_WATCHED, with_dead=all, thorough=True, tally=tally
+                )
             return offers if offers or self._network.connected() else None
 
         return Watch(look, interval)
