@@ -91,11 +91,18 @@ class Batches:
         self._sifted: set[Identity] = set()  # cards, and offers whose cards are not needed any more
         self._cards: list[Sealed] = []
         self._places: list[bytes] = []  # where the offers behind the cards are still to be read
-        # who asks for what few have must not lose it behind a crowd of others under the same key
-        wide = sorted({max(self._most, FIRST_SIFTED), MAX_SIFTED})
-        self._looks = wide if query.sifts else [self._most]  # records to read of the keys, next time
+        self._looks = self._depths()  # records to read of the keys, next time
         self._reads_left = MAX_MODELS_READ * (MAX_ROUNDS if query.sifts else 1)
         tally.keys = [query.key_name(index) for index in self._indexes]
+
+    def _depths(self) -> list[int]:
+        """How far to read at first, and then. Who asks for what few have must not lose it behind a crowd of
+        others under the same key; but who calls a model by name goes through no crowd of 4 KiB offers."""
+        if not self._query.sifts:
+            return [self._most]
+        first = max(self._most, FIRST_SIFTED)
+        searched = self._query.where is not None or self._query.finds_cards()
+        return [first, MAX_SIFTED] if searched and first < MAX_SIFTED else [first]
 
     async def more(self) -> Batch | None:
         """The next offers, none of them twice; may be empty. None at the end."""

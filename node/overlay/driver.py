@@ -101,6 +101,10 @@ class Overlay:
         """Where I am, as others are told."""
         return Contact(self.me, tuple(to_binary(split_p2p(addr)[1]) for addr in self.network.addrs))
 
+    def now(self) -> float:
+        """Monotonic seconds, as walks are told them."""
+        return trio.current_time()
+
     def seeds(self, key: bytes) -> list[Contact]:
         """The peers from which a walk to `key` starts."""
         return self.table.closest(key, self.tuning.k)

@@ -8,30 +8,52 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from typing import Protocol
 
-import trio
-
+from modelnet_p2p.dht.lookup import Patience
 from modelnet_p2p.dht.walks import MAX_MERGED, Collect
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import Contact, Message
-from modelnet_p2p.node.overlay.driver import Overlay
 from modelnet_p2p.records import Sealed
+from modelnet_p2p.tuning import Tuning
 
 MAX_ADDRS = 16  # of one provider: as many as one dial tries
+
+
+class Standpoint(Protocol):
+    """What a read needs to know of the peer that reads: an `Overlay`, or a peer of the simulator."""
+
+    @property
+    def me(self) -> PeerId: ...
+
+    @property
+    def name(self) -> str: ...  # of its network
+
+    @property
+    def tuning(self) -> Tuning: ...
+
+    @property
+    def patience(self) -> Patience: ...
+
+    def seeds(self, key: bytes) -> list[Contact]: ...
+
+    def now(self) -> float: ...
+
+    def wall_us(self) -> int: ...
 
 
 class Reading(Collect):
     """A read that remembers in which place of its holder's answer each record and address stood."""
 
     # `Collect` merges in the order of arrival: whoever answers first with most would be all that is seen
-    def __init__(self, key: bytes, overlay: Overlay, limit: int | None) -> None:
+    def __init__(self, key: bytes, overlay: Standpoint, limit: int | None) -> None:
         super().__init__(
             key,
             overlay.seeds(key),
             me=overlay.me,
             network=overlay.name,
             tuning=overlay.tuning,
-            now=trio.current_time(),
+            now=overlay.now(),
             now_us=overlay.wall_us(),
             limit=limit,
             patience=overlay.patience.seconds,
