@@ -215,6 +215,7 @@ class _Stage:
             now_us=sim.now_us,
             limit=town.world.limit,
             patience=reader.patience.seconds,
+            region=reader.region,
         )
         held = reader.store.page(sought.key, b"", PAGE_BYTES)
         walk.on_local(held.sealeds, held.contacts)
