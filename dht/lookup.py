@@ -43,9 +43,7 @@ FEW_ANSWERS = 3  # with fewer, the walk prefers to wait for its silent requests 
 FEW_PATIENCES = 3  # ... up to this many patiences: in a small world each answer may be the only one
 PATHS = 3  # a third of all peers may lie, and one honest path is left in 96 % of walks
 PATH_ASKS = 9  # of a walk, three on each path: enough to come to the region from afar
-CROWDED_BETAS = (
-    2  # times beta answers are wanted in a crowd: it may hold records, too, but not the one sought
-)
+CROWDED_MORE = READ_OF_SLOT  # answers wanted in a crowd: it may hold records, but not the one sought
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,8 +155,9 @@ class Lookup:
         viable = answers = 0  # nearer than the one at hand, answered or about to; with and without use
         complete, late = True, False
         line, want, radius = self._line()
+        enough = max(want, self.k)
         for candidate in line:
-            if (viable >= want or answers >= self.k) and candidate.distance >= radius:
+            if (viable >= want or answers >= enough) and candidate.distance >= radius:
                 break
             match candidate.state:
                 case State.WAITING:
@@ -252,10 +251,12 @@ class Lookup:
                 self._plan = self._order, self.want, 0
             elif self._reading:
                 line, crowded = self.region.line(self._order, READ_OF_SLOT)
-                self._plan = line, self.want * CROWDED_BETAS if crowded else self.want, 0
+                self._plan = line, self.want + CROWDED_MORE if crowded else self.want, 0
             else:
-                line, _ = self.region.line(self._order, STORED_OF_SLOT)
-                self._plan = line, self.want, self.region.radius
+                line, crowded = self.region.line(self._order, STORED_OF_SLOT)
+                # k beside the crowd, of which more are told than count
+                crowd = len(line) - len(self.region.line(self._order, READ_OF_SLOT)[0]) if crowded else 0
+                self._plan = line, self.want + crowd, self.region.radius
         return self._plan
 
     def _in_turn(self, nearest: Candidate, line: Sequence[Candidate]) -> Candidate:
