@@ -41,7 +41,7 @@ class Bounds:
 
     per_key: int = 4096  # cards of one task: 64 pages, which a reader still reads through
     per_provider: int = 1024  # in a small world one peer holds all of another's: 64 models of 16 keys
-    per_provider_and_key: int = 64  # models that one peer publishes under one task
+    per_provider_and_key: int = 128  # models that one peer publishes under one task: a thirtieth of a key
     per_group_and_key: int = 256  # a sixteenth of a key: no single network can fill one
     per_group: int = 4096  # an eighth of everything
     total: int = 32_768  # 256 MiB at the very worst, some 40 MiB of ordinary cards

@@ -28,6 +28,7 @@ MAX_ADDRS = 16  # taken of each peer
 MAX_ADDR_BYTES = 256
 MAX_KEY_BYTES = 512  # ours have 34 to about 140; stock nodes' /ipns and /pk keys fit too
 MAX_VALUE_BYTES = 64 * 1024
+MAX_RECORDS_ADDED = 64  # in one ADD_PROVIDER: each costs a seal or two to check, all together some 10 ms
 MAX_CURSOR_BYTES = 256
 MAX_REFUSED_BYTES = 64
 

@@ -10,7 +10,7 @@ import trio
 
 from modelnet_p2p.dht.lookup import Wait
 from modelnet_p2p.dht.republish import Due, Renew, Republisher
-from modelnet_p2p.dht.walks import Store, Stored
+from modelnet_p2p.dht.storing import Store, Stored
 from modelnet_p2p.errors import Code, LocalError, RemoteError
 from modelnet_p2p.identity import KeyPair, PeerId
 from modelnet_p2p.node.overlay.driver import Overlay
@@ -199,6 +199,7 @@ class Publisher:
             overlay.seeds(key),
             tuning=overlay.tuning,
             patience=overlay.patience.seconds,
+            region=overlay.density.region,
         )
         await overlay.run(walk)
         overlay.server.keep_own(key, list(sealeds), contact)

@@ -57,6 +57,7 @@ class Reading(Collect):
             now_us=overlay.wall_us(),
             limit=limit,
             patience=overlay.patience.seconds,
+            region=overlay.density.region,
         )
         self._me = overlay.me
         self._told: Counter[PeerId] = Counter()  # records that each holder has told so far

@@ -146,6 +146,8 @@ class _Stage:
             living = town.living
             for node in town.rng.sample(living, round(phase.kill * len(living))):
                 town.kill(node)
+        if phase.misjudged != 1.0:
+            liars.mislead(town, phase.misjudged)
         if phase.churn or town.churning:
             town.churn(phase.churn)
         if phase.update:
@@ -163,7 +165,7 @@ class _Stage:
             for number, owner in enumerate(owners)
         ]
         for victim in victims:
-            liars.besiege(town, victim.key, phase.sybils, one_net=phase.one_net)
+            liars.besiege(town, victim.key, phase.sybils, one_net=phase.one_net, spread=phase.spread)
         self._let_pass(SETTLE_SECONDS)
         for victim in victims:
             town.tell(victim)
@@ -215,6 +217,7 @@ class _Stage:
             now_us=sim.now_us,
             limit=town.world.limit,
             patience=reader.patience.seconds,
+            region=reader.region,
         )
         held = reader.store.page(sought.key, b"", PAGE_BYTES)
         walk.on_local(held.sealeds, held.contacts)

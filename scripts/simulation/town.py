@@ -17,7 +17,7 @@ from modelnet_p2p.dht.lookup import Wait
 from modelnet_p2p.dht.republish import Due, Renew, Republisher
 from modelnet_p2p.dht.server import KadServer
 from modelnet_p2p.dht.simulator import Node, Run, Simulator
-from modelnet_p2p.dht.walks import Store
+from modelnet_p2p.dht.storing import Store
 from modelnet_p2p.identity import KeyPair, PeerId
 from modelnet_p2p.names import Keys, provider_key
 from modelnet_p2p.records import Manifest, OfferRecord, Sealed, seal_manifest, seal_offer
@@ -227,13 +227,15 @@ class Town:
                     return
 
     def _store(self, node: Node, key: bytes, sealeds: tuple[Sealed, ...]) -> None:
+        seeds = self.sim.seeds(node, key)
         walk = Store(
             key,
             sealeds,
             node.contact,
-            self.sim.seeds(node, key),
+            seeds,
             tuning=self.sim.tuning,
             patience=node.patience.seconds,
+            region=node.region,
         )
 
         def stored(_: Run) -> None:
