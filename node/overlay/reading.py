@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import Protocol
 
+from modelnet_p2p.dht.density import Density
 from modelnet_p2p.dht.lookup import Patience
 from modelnet_p2p.dht.walks import MAX_MERGED, Collect
 from modelnet_p2p.identity import PeerId
@@ -34,6 +35,9 @@ class Standpoint(Protocol):
 
     @property
     def patience(self) -> Patience: ...
+
+    @property
+    def density(self) -> Density: ...
 
     def seeds(self, key: bytes) -> list[Contact]: ...
 

@@ -18,8 +18,10 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
+from modelnet_p2p.dht.density import Density
 from modelnet_p2p.dht.keyspace import BITS, position
 from modelnet_p2p.dht.lookup import Patience
+from modelnet_p2p.dht.server import KadServer
 from modelnet_p2p.dht.simulator import Node, Run, Simulator
 from modelnet_p2p.dht.store import Bounds
 from modelnet_p2p.identity import KeyPair, PeerId
@@ -221,6 +223,11 @@ class Desk:
     @property
     def patience(self) -> Patience:
         return self._node.patience
+
+    @property
+    def density(self) -> Density:
+        assert isinstance(self._node.server, KadServer)
+        return self._node.server.density
 
     def seeds(self, key: bytes) -> list[Contact]:
         return self._sim.seeds(self._node, key)
