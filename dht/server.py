@@ -106,7 +106,7 @@ class KadServer:
             case Kind.FIND_NODE:
                 return Message(Kind.FIND_NODE, key, closer=self._closer(key, sender), records=())
             case Kind.GET_PROVIDERS:
-                return self._get_providers(request, sender)
+                return self._get_providers(request, sender, now_us)
             case Kind.ADD_PROVIDER:
                 return self._add_provider(request, sender, sender_group, now_us)
             case Kind.GET_VALUE:
@@ -149,8 +149,11 @@ class KadServer:
         self.refused[reason] += 1
         return Message(kind, key, records=(), refused=reason.value)
 
-    def _get_providers(self, request: Message, sender: PeerId) -> Message:
-        """First page: closer peers too. Later pages: records alone, for the reader has the rest already."""
+    def _get_providers(self, request: Message, sender: PeerId, now_us: int) -> Message:
+        """First page: closer peers too. Later pages: records alone, for the reader has the rest already.
+
+        A key that is split says so with its records.
+        """
         kind, key = request.kind, request.key
         if not is_provider_key(key):
             return self._refuse(kind, key, Refusal.MALFORMED)
@@ -161,7 +164,8 @@ class KadServer:
         except BadCursor:
             return self._refuse(kind, key, Refusal.MALFORMED)
         records = tuple(sealed.envelope for sealed in page.sealeds)
-        return Message(kind, key, closer, page.contacts, records=records, cursor=page.cursor)
+        split = Full.KEY.value if self.store.is_split(key, now_us) else ""
+        return Message(kind, key, closer, page.contacts, records=records, cursor=page.cursor, refused=split)
 
     def _add_provider(self, request: Message, sender: PeerId, group: str | None, now_us: int) -> Message:
         """Each record is judged alone; the reply names the reason of the first that was refused."""

@@ -29,7 +29,7 @@ ADDR_OVERHEAD = 4
 class Full(StrEnum):
     """Why there is no room; the strings are what field 66 of the reply says."""
 
-    KEY = "full_key"
+    KEY = "split"  # the publisher goes on to its shard of the key
     PROVIDER = "full_provider"
     GROUP = "full_group"
     TOTAL = "full"
@@ -70,6 +70,7 @@ class Shelf:
     envelopes: dict[bytes, Identity] = field(default_factory=dict)
     groups: Counter[str] = field(default_factory=Counter)
     providers: Counter[PeerId] = field(default_factory=Counter)
+    split_until_us: int = 0  # as long as a record lives that had to go on to a shard
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +184,11 @@ class OfferStore:
             last = order[0].to_bytes(4) + order[1]
         return Page(tuple(sealeds), tuple(contacts.values()), b"")
 
+    def is_split(self, key: bytes, now_us: int) -> bool:
+        """Whether records of this key were sent on to its shards, and may live there still."""
+        shelf = self._shelves.get(key)
+        return shelf is not None and shelf.split_until_us > now_us
+
     def expire(self, now_us: int) -> int:
         """Drop what is over; how many there were."""
         dropped = 0
@@ -204,6 +210,7 @@ class OfferStore:
         if self._size >= bounds.total or (not shelf.held and len(self._shelves) >= bounds.keys):
             return Full.TOTAL
         if len(shelf.held) >= bounds.per_key:
+            shelf.split_until_us = max(shelf.split_until_us, sealed.expires_us)
             return Full.KEY
         if (
             self._providers[provider] >= bounds.per_provider

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from modelnet_p2p.dht.keyspace import position
 from modelnet_p2p.dht.lookup import DONE, MAX_ADDRS, Ask, Done, Lookup, Wait, merged
 from modelnet_p2p.dht.region import Region
+from modelnet_p2p.dht.store import Full
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import Contact, Kind, Message
 from modelnet_p2p.records import BadRecord, Identity, Refusal, Sealed, admit, newest
@@ -194,6 +195,13 @@ class Collect(Walk):
         self._next: deque[tuple[Contact, bytes]] = deque()  # pages to ask for
         self._open: dict[PeerId, float] = {}  # pages asked for, and when
         self._pages: Counter[PeerId] = Counter()
+        self._holders: set[PeerId] = set()  # told records of this key
+        self._split_by: set[PeerId] = set()  # ... and that it has shards
+
+    @property
+    def split(self) -> bool:
+        """Whether to read the key's shards too: two holders say so, or the only one does."""
+        return len(self._split_by) >= min(2, max(1, len(self._holders)))
 
     @property
     def records(self) -> tuple[Sealed, ...]:
@@ -247,6 +255,10 @@ class Collect(Walk):
                 except BadRecord as bad:
                     self.refused[bad.refusal] += 1
                     self._remember_bad(envelope)
+        if holds:
+            self._holders.add(peer)
+            if reply.refused == Full.KEY:
+                self._split_by.add(peer)
         self._tell(reply.providers)
         contact = self.lookup.contact(peer)
         if reply.cursor and contact is not None and self._pages[peer] < MAX_PAGES:

@@ -72,7 +72,8 @@ class Value:
 class Message:
     """A request or a reply. `records` is None where the extension is absent, as from a stock peer,
     and empty where one of ours has none. `cursor` names the next page, empty: there is none.
-    `refused` in a reply to ADD_PROVIDER says why the record was not stored, empty: it was."""
+    `refused` in a reply to ADD_PROVIDER says why a record was not stored, empty: all were; in one to
+    GET_PROVIDERS "split" says that more lie in the key's shards."""
 
     kind: Kind
     key: bytes = b""

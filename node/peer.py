@@ -108,7 +108,7 @@ class Peer:
         self.clocks = Clocks(self._client, self._network, overlay.wall_us, tuning.ping_timeout, rng)
         sequences = Sequences(state)
         self._publisher = Publisher(overlay, key, sequences.take)
-        self._finder = Finder(overlay, self._publisher, self._client, self._memory.rank)
+        self._finder = Finder(overlay, self._publisher, self._client, self._memory.rank, rng.shuffle)
         self._watching = Watching(overlay, key, self._publisher.keys, nursery, rng)
         self._finder.watching = self._watching
         self._router = Router(self._client, self._candidates, self._memory, self.owners, rng)

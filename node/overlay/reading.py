@@ -19,6 +19,7 @@ from modelnet_p2p.records import Sealed
 from modelnet_p2p.tuning import Tuning
 
 MAX_ADDRS = 16  # of one provider: as many as one dial tries
+MAX_TAKEN = 16_384  # records of a key and its shards that one reader keeps: 64 MiB at the very worst
 
 
 class Standpoint(Protocol):
@@ -76,6 +77,21 @@ class Reading(Collect):
     def on_reply(self, peer: PeerId, reply: Message, now: float) -> None:
         super().on_reply(peer, reply, now)
         self._note(peer, reply.records or (), reply.providers)
+
+    def take(self, shard: Reading) -> None:
+        """What one of this key's shards holds belongs to it, too."""
+        for sealed in shard.records:
+            if len(self._merged) < MAX_TAKEN:
+                self._merge(sealed)
+        for envelope, place in shard._places.items():
+            if len(self._places) < MAX_TAKEN:
+                self._places[envelope] = min(place, self._places.get(envelope, place))
+        for provider, addrs in shard._addrs.items():
+            if provider in self._addrs or len(self._addrs) < MAX_TAKEN:
+                for addr, place in addrs.items():
+                    self._addrs[provider][addr] = min(place, self._addrs[provider].get(addr, place))
+        self.refused.update(shard.refused)
+        self.messages += shard.messages
 
     @property
     def in_turns(self) -> list[Sealed]:

@@ -61,7 +61,7 @@ def mislead(town: Town, factor: float) -> None:
             node.on_walked(node.id, node.table.closest(node.id, node.table.k))
 
 
-def besiege(town: Town, key: bytes, count: int, *, one_net: bool, spread: bool) -> None:
+def besiege(town: Town, key: bytes, count: int, *, one_net: bool, spread: bool = False) -> None:
     """Put `count` Sybils closer to `key` than the closest honest peer, and have them join.
 
     With `spread` they lie anywhere among the k closest, which is less work for them.

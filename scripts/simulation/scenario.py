@@ -68,7 +68,9 @@ class Phase:
     one_net: bool = False  # ... all with addresses of one /24
     spread: bool = False  # ... not closest, but all over where the key's holders are
     misjudged: float = 1.0  # times the size of the network that everybody takes it for
+    all_records: bool = False  # readers walk through everything under the key
     readers: str = "as they are"  # warm: connected to all their table; cold: to nobody
+    reads: int = 0  # as many as the world says, where it is 0
     wait: float = 0.0
     seconds: float = 1.0
     marks: tuple[Mark, ...] = ()
@@ -88,6 +90,7 @@ class World:
     apart: bool = False  # each phase in a world of its own
     readers: int = 0  # who read in all phases, and so have learnt how long answers take; 0: everybody
     limit: int = 20  # records after which a reader has enough
+    per_key: int = 4096  # records that a holder keeps under one key
 
 
 @dataclass(frozen=True, slots=True)

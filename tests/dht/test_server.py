@@ -119,7 +119,7 @@ def test_where_there_is_no_room_the_reply_says_so(
     bob: Person, alice: Person, carol: Person, model_key: bytes, now_us: int
 ) -> None:
     server = KadServer(bob.id, "public", RoutingTable(bob.id, 20), OfferStore(Bounds(per_key=1)))
-    for person, refused in ((alice, ""), (carol, "full_key")):
+    for person, refused in ((alice, ""), (carol, "split")):
         message = add(model_key, person, person.offer().envelope)
         reply = server.handle(message, person.id, None, 0.0, now_us)
         assert reply is not None

@@ -149,13 +149,18 @@ def test_a_publish_is_promised_by_a_majority_of_ours_and_stock_peers_are_told_be
     assert {send.message.records for send in ours} == {tuple(card.envelope for card in cards)}
     acknowledge(walk, ours[0])
     acknowledge(walk, ours[1])
-    acknowledge(walk, ours[2], refused="full_key")
+    acknowledge(walk, ours[2], refused="full_provider")
     assert not walk.report.promised  # two of four are no majority
     assert walk.poll(0.0) == Wait(float("inf"))
     acknowledge(walk, ours[3])
     assert walk.poll(0.0) == Done()
     report = walk.report
-    assert (report.asked, report.stored, report.promised, report.refused) == (4, 3, True, {"full_key": 1})
+    assert (report.asked, report.stored, report.promised, report.refused) == (
+        4,
+        3,
+        True,
+        {"full_provider": 1},
+    )
 
 
 def test_many_records_go_in_messages_that_each_have_room(alice: Person, task_key: bytes) -> None:
