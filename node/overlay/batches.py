@@ -153,12 +153,9 @@ class Batches:
         found = []
         for card in self._cards:
             offer = read.get(card.identity)
-            if (
-                not isinstance(card.record, Card)
-                or offer is None
-                or not isinstance(offer.record, OfferRecord)
-            ):
+            if offer is None or not isinstance(offer.record, OfferRecord):
                 continue
+            assert isinstance(card.record, Card)
             if offer.sha256 == card.record.offer_sha256 or offer.seq > card.seq:
                 found.append(offer)
         return found + [offer for identity, offer in read.items() if identity not in self._sifted]
