@@ -459,6 +459,7 @@ class Peer:
             "control": None,
             "connections": len(self._network.connected()),
             "table": len(self._overlay.table),
+            "network_size": self._network_size(),
             "records": len(self._overlay.server.store),
             "rss_bytes": rss_bytes(),
             "models": self._hosting.lines(),
@@ -466,6 +467,11 @@ class Peer:
             "clock": self.clocks.to_map(),
             **self._hosting.pace().to_map(),
         }
+
+    def _network_size(self) -> int | None:
+        """About how many peers there are, me among them, as their density tells; None while nobody is known."""
+        others = self._overlay.density.peers
+        return None if others is None else round(others) + 1
 
     def known_models(self) -> list[str]:
         """Names of models, mine first, then those of the records that I keep for others."""
