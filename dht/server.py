@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 
 from modelnet_p2p.dht.keyspace import is_provider_key, position
 from modelnet_p2p.dht.routing import RoutingTable
 from modelnet_p2p.dht.store import BadCursor, Full, OfferStore, contact_bytes
 from modelnet_p2p.errors import LocalError
 from modelnet_p2p.identity import PeerId
-from modelnet_p2p.kad import MAX_MESSAGE_BYTES, Contact, Kind, Message, Value
+from modelnet_p2p.kad import CACHED_CONTACTS, MAX_MESSAGE_BYTES, Contact, Kind, Message, Value
 from modelnet_p2p.names import check_model_name, check_version
 from modelnet_p2p.records import BadRecord, Card, Refusal, Sealed, admit
 
@@ -26,6 +27,7 @@ MESSAGE_OVERHEAD = 512  # kind, key, cursor, field tags of one reply
 VALUE_PREFIX = b"/modelnet/rec/"
 
 
+@lru_cache(CACHED_CONTACTS)
 def told(contact: Contact) -> Contact:
     """The contact as we pass it on: no more addresses than a reply has room for."""
     addrs = contact.addrs
@@ -33,6 +35,9 @@ def told(contact: Contact) -> Contact:
         return contact  # as nearly all are
     addrs = tuple(addr for addr in addrs if len(addr) <= MAX_ADDR_TOLD_BYTES)[:MAX_ADDRS_TOLD]
     return Contact(contact.id, addrs)
+
+
+_cost = lru_cache(CACHED_CONTACTS)(contact_bytes)
 
 
 def value_key(peer: PeerId, model: str, version: str = "") -> bytes:
@@ -128,7 +133,7 @@ class KadServer:
         if not is_provider_key(key):
             return self._refuse(kind, key, Refusal.MALFORMED)
         closer = () if request.cursor else self._closer(key, sender)
-        room = MAX_MESSAGE_BYTES - MESSAGE_OVERHEAD - sum(contact_bytes(contact) for contact in closer)
+        room = MAX_MESSAGE_BYTES - MESSAGE_OVERHEAD - sum(map(_cost, closer))
         try:
             page = self.store.page(key, request.cursor, room)
         except BadCursor:
