@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from modelnet_p2p.dht.density import Density
 from modelnet_p2p.dht.keyspace import is_provider_key, position
@@ -18,7 +19,15 @@ from modelnet_p2p.dht.routing import RoutingTable
 from modelnet_p2p.dht.store import BadCursor, Full, OfferStore, contact_bytes
 from modelnet_p2p.errors import LocalError
 from modelnet_p2p.identity import PeerId
-from modelnet_p2p.kad import MAX_MESSAGE_BYTES, MAX_RECORDS_ADDED, Contact, Kind, Message, Value
+from modelnet_p2p.kad import (
+    CACHED_CONTACTS,
+    MAX_MESSAGE_BYTES,
+    MAX_RECORDS_ADDED,
+    Contact,
+    Kind,
+    Message,
+    Value,
+)
 from modelnet_p2p.names import check_model_name, check_version
 from modelnet_p2p.records import BadRecord, Card, Refusal, Sealed, admit
 
@@ -30,6 +39,7 @@ VALUE_PREFIX = b"/modelnet/rec/"
 CROWD_LOOKED_AT = 4  # times as many as are named: a crowd fills no more than a bucket or two of a table
 
 
+@lru_cache(CACHED_CONTACTS)
 def told(contact: Contact) -> Contact:
     """The contact as we pass it on: no more addresses than a reply has room for."""
     addrs = contact.addrs
@@ -37,6 +47,9 @@ def told(contact: Contact) -> Contact:
         return contact  # as nearly all are
     addrs = tuple(addr for addr in addrs if len(addr) <= MAX_ADDR_TOLD_BYTES)[:MAX_ADDRS_TOLD]
     return Contact(contact.id, addrs)
+
+
+_cost = lru_cache(CACHED_CONTACTS)(contact_bytes)
 
 
 def value_key(peer: PeerId, model: str, version: str = "") -> bytes:
@@ -70,11 +83,6 @@ class _Placed:
     contact: Contact
     distance: int
     counts: bool = True
-
-
-def _placed(contacts: Sequence[Contact], key: bytes) -> list[_Placed]:
-    place = position(key)
-    return [_Placed(contact, position(contact.id) ^ place) for contact in contacts]
 
 
 class KadServer:
@@ -138,10 +146,10 @@ class KadServer:
         n = self.table.k + self.table.k // 2
         near, region = self.table.closest(key, n, exclude=sender), self.density.region
         if region is not None:
-            line, crowded = region.line(_placed(near, key), STORED_OF_SLOT)
-            if crowded:
-                all_near = self.table.closest(key, CROWD_LOOKED_AT * n, exclude=sender)
-                line, _ = region.line(_placed(all_near, key), STORED_OF_SLOT)
+            place = position(key)
+            if region.holds_crowd([position(contact.id) ^ place for contact in near]):
+                near = self.table.closest(key, CROWD_LOOKED_AT * n, exclude=sender)
+                line, _ = region.line([_Placed(c, position(c.id) ^ place) for c in near], STORED_OF_SLOT)
                 near = [placed.contact for placed in line[:n]]
         return tuple(told(contact) for contact in near)
 
@@ -158,7 +166,7 @@ class KadServer:
         if not is_provider_key(key):
             return self._refuse(kind, key, Refusal.MALFORMED)
         closer = () if request.cursor else self._closer(key, sender)
-        room = MAX_MESSAGE_BYTES - MESSAGE_OVERHEAD - sum(contact_bytes(contact) for contact in closer)
+        room = MAX_MESSAGE_BYTES - MESSAGE_OVERHEAD - sum(map(_cost, closer))
         try:
             page = self.store.page(key, request.cursor, room)
         except BadCursor:
