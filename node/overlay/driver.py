@@ -18,6 +18,7 @@ from typing import Protocol
 
 import trio
 
+from modelnet_p2p.dht.checking import Check
 from modelnet_p2p.dht.limits import Throttle
 from modelnet_p2p.dht.lookup import Done, Patience, Wait
 from modelnet_p2p.dht.routing import RoutingTable
@@ -38,7 +39,7 @@ MAX_EVENTS = (
     1024  # connections that came or went and were not looked at yet; more are dropped and found later
 )
 SETTLE_SECONDS = 1.0  # from a newcomer to looking around again: others come right behind it
-EXPIRE_SECONDS = 30.0  # between two looks for records that are over
+REFRESH_SECONDS = 30.0  # between two looks at the table, and for records that are over
 MAX_STREAMS_PER_PEER = 32  # kad streams that one peer may keep open here; ours keep one, js up to 32
 MAX_STREAMS = 1024  # of all peers together; with what arrives on them less than 256 MiB
 REQUEST_BYTES = 4096  # read at once: of the smallest requests a thousand, decoded before the first is served
@@ -46,7 +47,7 @@ IDLE_FACTOR = 2.0  # of `tuning.idle_stream`: a stream without a request this lo
 
 
 class Machine(Protocol):
-    """What `run` drives: any walk of `dht/walks.py`."""
+    """What `run` drives: any walk of `dht/walks.py`, or a check of `dht/checking.py`."""
 
     def poll(self, now: float) -> Send | Wait | Done: ...
     def on_reply(self, peer: PeerId, reply: Message, now: float) -> None: ...
@@ -331,12 +332,14 @@ class Overlay:
                 await self.look_around()
 
     async def refresh(self) -> None:
-        """Look up what the table has no news of, and forget what is over."""
+        """Ask the silent, look up what the table has no news of, and forget what is over."""
         while True:
-            await trio.sleep(min(EXPIRE_SECONDS, self.tuning.table_refresh))
+            await trio.sleep(min(REFRESH_SECONDS, self.tuning.table_refresh))
             self.server.store.expire(self.wall_us())
             if len(self.table) == 0:
                 continue
+            doubtful = self.table.doubtful(trio.current_time(), self.tuning.table_refresh)
+            await self.run(Check(doubtful, self.tuning.alpha))
             for index in self.table.stale(trio.current_time(), self.tuning.table_refresh):
                 await self._look_up(self.table.refresh_key(index, os.urandom(32)))
 

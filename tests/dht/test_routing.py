@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelnet_p2p.dht.keyspace import common_prefix, position
+from modelnet_p2p.dht.keyspace import MAX_GROUND_BITS, common_prefix, position
 from modelnet_p2p.dht.routing import MAX_FAILURES, Place, RoutingTable
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import Contact
@@ -86,16 +86,29 @@ def test_one_network_cannot_hold_a_contested_bucket_and_loses_nothing_in_an_unco
 
 def test_a_bucket_is_stale_until_a_walk_goes_through_it() -> None:
     table = RoutingTable(ME, K)
-    for index in range(3):
-        table.add(next(in_bucket(index)), 0.0)
-    assert table.stale(0.0, 60.0) == [0, 1, 2]
+    for index in range(4):
+        peers = in_bucket(index)
+        for _ in range(K):
+            table.add(next(peers), 0.0)
+    assert table.stale(0.0, 60.0) == [0, 1, 2, MAX_GROUND_BITS]
     for index in (0, 2):
         key = table.refresh_key(index, b"seed")
         assert common_prefix(position(key), position(ME)) == index
         table.on_walked(key, 10.0)
+    assert table.stale(20.0, 60.0) == [1, MAX_GROUND_BITS]
+    assert table.refresh_key(MAX_GROUND_BITS, b"") == ME
+    table.on_walked(bytes(ME), 20.0)
     assert table.stale(20.0, 60.0) == [1]
-    assert table.stale(70.0, 60.0) == [0, 1, 2]
-    assert table.refresh_key(16, b"") == ME
+    assert table.stale(80.0, 60.0) == [0, 1, 2, MAX_GROUND_BITS]
+
+
+def test_one_walk_towards_me_stands_for_all_buckets_of_my_nearest() -> None:
+    table = RoutingTable(ME, K)
+    assert table.stale(0.0, 60.0) == [MAX_GROUND_BITS]
+    for index in range(6):
+        table.add(next(in_bucket(index)), 0.0)
+    # the four nearest lie in the buckets 2 to 5: such a walk ends when it has asked them all
+    assert table.stale(0.0, 60.0) == [0, 1, MAX_GROUND_BITS]
 
 
 def test_addresses_and_groups_survive_a_sign_of_life_that_brings_none() -> None:
