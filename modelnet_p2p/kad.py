@@ -1,9 +1,9 @@
-"""The kad message: libp2p's, with three extension fields that stock nodes skip.
+"""The kad message: libp2p's, with four extension fields that stock nodes skip.
 
-Field 64 carries sealed records, 65 the cursor of the next page, 66 why a record was refused. Each
-reply of ours has field 64, even empty, which marks a peer as ours. Stock peers' habits are met with
-patience (too many addresses, ids of other key types, a `/p2p` behind an address), broken bytes with
-`BadMessage`.
+Field 64 carries sealed records, 65 the cursor of the next page, 66 why something was refused, 67 when to
+ask again. Each request and reply of ours has field 64, even empty, which marks a peer as ours. Stock peers'
+habits are met with patience (too many addresses, ids of other key types, a `/p2p` behind an address), broken
+bytes with `BadMessage`.
 
 Source: https://github.com/libp2p/specs/blob/master/kad-dht/README.md#rpc-messages
 """
@@ -30,6 +30,7 @@ MAX_KEY_BYTES = 512  # ours have 34 to about 140; stock nodes' /ipns and /pk key
 MAX_VALUE_BYTES = 64 * 1024
 MAX_CURSOR_BYTES = 256
 MAX_REFUSED_BYTES = 64
+SLOW_DOWN = "slow-down"  # in `refused`: you ask too fast; `retry_ms` says when to ask this again
 
 _P2P = b"\xa5\x03"  # the code of /p2p in a binary multiaddr, 421 as a uvarint
 _PEERS = (8 << 3 | 2, 9 << 3 | 2)  # the tags of closerPeers and providerPeers
@@ -71,7 +72,8 @@ class Value:
 class Message:
     """A request or a reply. `records` is None where the extension is absent, as from a stock peer,
     and empty where one of ours has none. `cursor` names the next page, empty: there is none.
-    `refused` in a reply to ADD_PROVIDER says why the record was not stored, empty: it was."""
+    `refused` in a reply says why the record was not stored, or that the sender asks too fast (SLOW_DOWN, with
+    the milliseconds until the same may be asked again in `retry_ms`); empty: all is well."""
 
     kind: Kind
     key: bytes = b""
@@ -81,6 +83,7 @@ class Message:
     records: tuple[bytes, ...] | None = None
     cursor: bytes = b""
     refused: str = ""
+    retry_ms: int = 0
 
 
 def encode(message: Message) -> bytes:
@@ -92,6 +95,7 @@ def encode(message: Message) -> bytes:
         provider_peers=map(_peer, message.providers),
         cursor=message.cursor,
         refused=message.refused,
+        retry_ms=message.retry_ms,
     )
     if message.value is not None:
         wire.record.CopyFrom(KadRecord(key=message.value.key, value=message.value.value))
@@ -134,6 +138,7 @@ def decode(data: bytes) -> Message:
         tuple(record for record in wire.records if record) if wire.records else None,
         wire.cursor,
         wire.refused,
+        wire.retry_ms,
     )
 
 

@@ -3,18 +3,21 @@
 The kad protocol has no request ids; order is the only thing that ties a reply to its request. So a
 request that is given up poisons the stream: it is reset, and the others that wait on it are asked once
 more on a fresh one, as are those whose stream died of its own. Some stock nodes reset a kad stream that
-was idle for ten seconds; that counts as nobody's failure.
+was idle for ten seconds; that counts as nobody's failure. Every request is marked as one of ours, so a peer
+of ours that is asked too fast says so, and is asked again as fast as it likes.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 
 import trio
 
+from modelnet_p2p.dht.pacing import Pacing
 from modelnet_p2p.errors import Code, RemoteError
 from modelnet_p2p.identity import PeerId
-from modelnet_p2p.kad import BadMessage, Framer, Message, frame
+from modelnet_p2p.kad import SLOW_DOWN, BadMessage, Framer, Message, frame
 from modelnet_p2p.node.transport.contract import ConnectionLost, Network, Stream, StreamReset
 
 MAX_IN_FLIGHT = 8  # what a peer will read ahead for us; js allows 32 streams, go one request at a time
@@ -39,24 +42,42 @@ class _Slot:
 class KadChannel:
     """Requests to `peer`; several tasks may call `request` at the same time."""
 
-    def __init__(self, network: Network, peer: PeerId, protocol: str, nursery: trio.Nursery) -> None:
+    def __init__(
+        self, network: Network, peer: PeerId, protocol: str, pacing: Pacing, nursery: trio.Nursery
+    ) -> None:
         self._network = network
         self._peer = peer
         self._protocol = protocol
+        self._pacing = pacing
         self._nursery = nursery
         self._stream: Stream | None = None
         self._waiting: deque[_Slot] = deque()
         self._window = trio.CapacityLimiter(MAX_IN_FLIGHT)
+        self._served_at = float("-inf")  # when the peer last answered what it was asked
         self._sending = trio.Lock()  # keeps the order of slots that of the frames
 
     async def request(self, message: Message, timeout: float) -> Message:
-        """Send and await the reply; raises RemoteError (deadline, unreachable) within `timeout` seconds."""
+        """Send and await the reply, as often as the peer says that it is asked too fast.
+
+        Raises RemoteError within `timeout` seconds: busy where the peer serves others of our requests and has
+        not come to this one, else deadline or unreachable.
+        """
+        began = trio.current_time()
+        if message.records is None:
+            message = replace(message, records=())  # we understand a refusal
+        waited = True
         with trio.move_on_after(timeout):
             async with self._window:
-                return await self._attempt(message)
-        raise RemoteError(
-            Code.DEADLINE, f"no DHT answer within {timeout:g} s", peer=self._peer.text, retryable=True
-        )
+                waited = False
+                return await self._paced(message)
+        serves = self._served_at >= began
+        code, what = Code.DEADLINE, f"no DHT answer within {timeout:g} s"
+        if self._pacing.complained(self._peer, began):
+            code = Code.BUSY if serves else Code.DEADLINE  # who only complains is no better than the silent
+            what = f"{self._peer.short} asks us to slow down" + ("" if serves else f": {what}")
+        elif waited and serves:
+            code, what = Code.BUSY, f"{self._peer.short} has {MAX_IN_FLIGHT} requests of ours to answer first"
+        raise RemoteError(code, what, peer=self._peer.text, retryable=True)
 
     async def notify(self, message: Message, timeout: float) -> None:
         """Send what will not be answered (ADD_PROVIDER to a stock node) on a stream of its own."""
@@ -71,6 +92,19 @@ class KadChannel:
                         pass
             return
         raise RemoteError(Code.DEADLINE, "the message could not be sent in time", peer=self._peer.text)
+
+    async def _paced(self, message: Message) -> Message:
+        while True:
+            while (delay := self._pacing.turn(self._peer, trio.current_time())) > 0:
+                await trio.sleep(delay)
+            sent = trio.current_time()
+            reply = await self._attempt(message)
+            now = trio.current_time()
+            if reply.refused != SLOW_DOWN:
+                self._pacing.answered(self._peer)
+                self._served_at = now
+                return reply
+            self._pacing.slow_down(self._peer, sent, reply.retry_ms / 1000, now)
 
     async def _attempt(self, message: Message) -> Message:
         slot = _Slot(message)

@@ -19,14 +19,15 @@ from typing import Protocol
 import trio
 
 from modelnet_p2p.dht.checking import Check
-from modelnet_p2p.dht.limits import Throttle
+from modelnet_p2p.dht.limits import Limits, SlowDown, Throttle
 from modelnet_p2p.dht.lookup import Done, Patience, Wait
+from modelnet_p2p.dht.pacing import Pacing
 from modelnet_p2p.dht.routing import RoutingTable
 from modelnet_p2p.dht.server import KadServer
 from modelnet_p2p.dht.walks import FindClosest, FindPeer, Send
 from modelnet_p2p.errors import Code, LocalError, ModelnetError, RemoteError
 from modelnet_p2p.identity import PeerId
-from modelnet_p2p.kad import MAX_MESSAGE_BYTES, BadMessage, Contact, Framer, Message, frame
+from modelnet_p2p.kad import MAX_MESSAGE_BYTES, SLOW_DOWN, BadMessage, Contact, Framer, Message, frame
 from modelnet_p2p.names import protocol
 from modelnet_p2p.node.overlay.channel import KadChannel
 from modelnet_p2p.node.transport.addresses import split_p2p, to_binary, to_text
@@ -88,7 +89,11 @@ class Overlay:
         self._protocol = protocol(name, "kad")
         self._nursery = nursery
         self._channels: dict[PeerId, KadChannel] = {}
-        self._throttle = Throttle(tuning.requests_per_second, tuning.requests_burst)
+        self._pacing = Pacing()
+        self._limits = Limits(
+            Throttle(tuning.requests_per_second, tuning.requests_burst),
+            Throttle(tuning.checks_per_second, tuning.checks_burst),
+        )
         self._inbound: Counter[PeerId] = Counter()  # kad streams that are answered
         self._arrivals, self._arrived = trio.open_memory_channel[PeerId](MAX_EVENTS)
 
@@ -156,13 +161,14 @@ class Overlay:
             started = trio.current_time()
             if expects_reply:
                 reply = await channel.request(message, self.tuning.request_timeout)
-                self.patience.on_round_trip(trio.current_time() - started)
+                if contact.id not in self._pacing:  # else it is we who wait
+                    self.patience.on_round_trip(trio.current_time() - started)
                 self.table.answered(contact.id, trio.current_time())
             else:
                 await channel.notify(message, self.tuning.request_timeout)
         except RemoteError as error:
             log.debug("%s did not answer a DHT request: %s", contact.id.short, error.message)
-            if error.code is not Code.BUSY:  # it is we who have too much open
+            if error.code is not Code.BUSY:  # it is we who have too much open, or ask too much of it
                 self.table.failed(contact.id, trio.current_time())
         except LocalError as error:  # an address that this machine cannot dial
             log.debug("cannot dial %s: %s", contact.id.short, error.message)
@@ -177,7 +183,7 @@ class Overlay:
     def _channel(self, peer: PeerId) -> KadChannel:
         channel = self._channels.get(peer)
         if channel is None:
-            channel = KadChannel(self.network, peer, self._protocol, self._nursery)
+            channel = KadChannel(self.network, peer, self._protocol, self._pacing, self._nursery)
             if peer in self.network.connected():  # who left meanwhile is forgotten already
                 self._channels[peer] = channel
         return channel
@@ -226,11 +232,21 @@ class Overlay:
                 due = trio.current_time() + self.tuning.request_timeout  # for the whole of the message
 
     async def _serve(self, request: Message, stream: Stream, group: str | None) -> None:
-        now = trio.current_time()
-        if (delay := self._throttle.delay(stream.peer, now)) > 0:
-            await trio.sleep(delay)
-            now = trio.current_time()
-        reply = self.server.handle(request, stream.peer, group, now, self.wall_us())
+        reply: Message | None
+        match self._limits.on_request(
+            stream.peer,
+            trio.current_time(),
+            checks=self.server.checks(request, stream.peer),
+            ours=request.records is not None,
+        ):
+            case SlowDown(retry_ms):
+                kind, key = request.kind, request.key
+                reply = Message(kind, key, records=(), refused=SLOW_DOWN, retry_ms=retry_ms)
+            case delay:
+                if delay > 0:
+                    await trio.sleep(delay)
+                now = trio.current_time()
+                reply = self.server.handle(request, stream.peer, group, now, self.wall_us())
         if reply is not None:
             with trio.fail_after(self.tuning.stall_timeout):
                 await stream.send([frame(reply)])
