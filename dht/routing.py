@@ -4,7 +4,8 @@ Kademlia's buckets: bucket i holds up to k peers that share exactly i leading bi
 answered stays as long as it answers; newcomers wait beside a full bucket and take the place of the first
 that fails, so a flood of young peers cannot wash out the old ones. Of one IP group no more than its
 share stays where others want in: a single network cannot be all that I know, yet a laboratory whose
-peers all have neighbouring addresses loses nothing.
+peers all have neighbouring addresses loses nothing. The same share holds for those who wait and for those
+who move up, else a flood of waiting peers of one network would inherit the bucket place by place.
 
 A walk asks only those nearest to its key, so the table also says of whom nothing was heard for long
 (`doubtful`): the driver asks them, and the dead leave also where nobody waits for their places.
@@ -111,7 +112,10 @@ class RoutingTable:
             bucket.entries[peer] = Entry(entry.contact, entry.place, now, entry.group)
 
     def failed(self, peer: PeerId, now: float) -> None:
-        """It did not answer: somebody who waits takes its place, or after three times nobody does."""
+        """It did not answer: somebody who waits takes its place, or after three times nobody does.
+
+        For an heir whose IP group has its share already nobody is dropped at once.
+        """
         bucket = self._buckets.get(self._index(peer))
         if bucket is None:
             return
@@ -120,21 +124,24 @@ class RoutingTable:
         if entry is None:
             return
         entry.failures += 1
-        if bucket.waiting:
+        if self._heir(bucket, peer) is not None:
             self.remove(peer)
         elif entry.failures >= MAX_FAILURES:
-            self.churn.died(peer, entry.seen, now)
+            if not bucket.waiting:
+                self.churn.died(peer, entry.seen, now)
             self.remove(peer)
 
     def remove(self, peer: PeerId) -> None:
-        """It is gone for certain; whoever was seen last of those waiting moves up."""
+        """It is gone for certain; whoever was seen last of those waiting moves up, those first whose IP group
+        has less than its share."""
         bucket = self._buckets.get(self._index(peer))
         if bucket is None:
             return
         bucket.waiting.pop(peer, None)
-        if bucket.entries.pop(peer, None) is not None and bucket.waiting:
-            best = next(reversed(bucket.waiting))
+        if peer in bucket.entries and bucket.waiting:
+            best = self._heir(bucket, peer) or next(reversed(bucket.waiting))
             bucket.entries[best] = bucket.waiting.pop(best)
+        bucket.entries.pop(peer, None)
         self._count()
 
     def closest(self, target: int | bytes, n: int, *, exclude: PeerId | None = None) -> list[Contact]:
@@ -203,10 +210,25 @@ class RoutingTable:
     def _count(self) -> None:
         self._size = sum(len(bucket.entries) for bucket in self._buckets.values())
 
+    @property
+    def _share(self) -> int:
+        return max(1, self.k // GROUP_SHARE)
+
     def _shelve(self, bucket: Bucket, entry: Entry) -> None:
         bucket.waiting[entry.contact.id] = entry
-        if len(bucket.waiting) > self.k:  # as many again as may ever be needed at once
-            del bucket.waiting[next(iter(bucket.waiting))]
+        if len(bucket.waiting) <= self.k:  # as many again as may ever be needed at once
+            return
+        [(group, held)] = Counter(e.group for e in bucket.waiting.values()).most_common(1)
+        crowd = group is not None and held > self._share
+        del bucket.waiting[next(p for p, e in bucket.waiting.items() if not crowd or e.group == group)]
+
+    def _heir(self, bucket: Bucket, leaving: PeerId) -> PeerId | None:
+        """Who was seen last of those waiting whose IP group has less than its share of the bucket."""
+        counts = Counter(entry.group for peer, entry in bucket.entries.items() if peer != leaving)
+        for peer, entry in reversed(bucket.waiting.items()):
+            if entry.group is None or counts[entry.group] < self._share:
+                return peer
+        return None
 
     def _crowding(self, bucket: Bucket, newcomer: str | None) -> PeerId | None:
         """Who must make room for this newcomer: the youngest of a group that holds more than its share."""
@@ -216,7 +238,7 @@ class RoutingTable:
         group, held = counts.most_common(1)[0]
         if (
             group == newcomer
-            or held <= max(1, self.k // GROUP_SHARE)
+            or held <= self._share
             or (newcomer is not None and counts[newcomer] + 1 >= held)
         ):
             return None

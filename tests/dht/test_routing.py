@@ -84,6 +84,31 @@ def test_one_network_cannot_hold_a_contested_bucket_and_loses_nothing_in_an_unco
     assert len(table) == K
 
 
+def test_a_flood_of_waiting_peers_of_one_network_does_not_inherit_the_bucket() -> None:
+    table, peers, flood = RoutingTable(ME, K), in_bucket(0), "198.51.100.0/24"
+    honest = [next(peers) for _ in range(K)]
+    for number, peer in enumerate(honest):
+        table.add(peer, 0.0, f"203.0.{number}.0/24")
+    late = next(peers)
+    table.add(late, 1.0, "192.0.2.0/24")
+    for _ in range(10 * K):
+        assert table.add(next(peers), 2.0, flood) is Place.WAITING
+    table.failed(honest[0].id, 3.0)  # one place is that network's share of four
+    assert late.id not in table
+    table.failed(honest[1].id, 3.0)
+    assert late.id in table  # though all the others were seen after it, and were more than may wait
+    assert not {honest[0].id, honest[1].id} & {peer.id for peer in table}
+    for peer in honest[2:]:
+        table.failed(peer.id, 4.0)
+    assert {peer.id for peer in honest[2:]} <= {peer.id for peer in table}
+    for _ in range(MAX_FAILURES):
+        table.failed(honest[2].id, 5.0)
+    assert honest[2].id not in table  # the dead go all the same ...
+    newcomer = next(peers)
+    assert table.add(newcomer, 6.0, "192.0.3.0/24") is Place.TABLE  # ... and who comes displaces the crowd
+    assert len(table) == K
+
+
 def test_a_bucket_is_stale_until_a_walk_goes_through_it() -> None:
     table = RoutingTable(ME, K)
     for index in range(4):

@@ -12,7 +12,9 @@ import trio.testing
 
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import Kind, Message
+from modelnet_p2p.names import protocol
 from modelnet_p2p.node.overlay.driver import REFRESH_SECONDS
+from modelnet_p2p.node.transport.contract import Stream
 from modelnet_p2p.tuning import TEST
 
 OpenTown = Callable[[], AbstractAsyncContextManager[Any]]
@@ -92,3 +94,22 @@ async def test_where_peers_die_records_are_told_at_once_more_often(
             town.freeze(name)
         await trio.sleep(400)
         assert seen
+
+
+async def test_who_speaks_our_protocol_but_can_be_dialled_nowhere_is_in_no_table(
+    open_town: OpenTown, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with open_town() as town:
+        alice, bob = await town.peer("alice", tuning=QUIET), await town.peer("bob", tuning=QUIET)
+        async with town.world.open(town.key("mallory"), listen=False) as mallory:
+
+            async def answer(stream: Stream) -> None:
+                raise AssertionError("nobody asks a client")
+
+            mallory.handle(protocol("town", "kad"), answer)
+            await mallory.connect(alice.peer_id, alice.addrs)
+            await trio.sleep(1)
+            assert mallory.id in alice._overlay.network.connected()
+            assert mallory.id not in alice._overlay.table
+            await trio.sleep(400)
+            assert {contact.id for contact in bob._overlay.table} == {alice.peer_id}
