@@ -9,14 +9,25 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
+from modelnet_p2p.dht.density import Density
 from modelnet_p2p.dht.keyspace import is_provider_key, position
+from modelnet_p2p.dht.region import STORED_OF_SLOT
 from modelnet_p2p.dht.routing import RoutingTable
 from modelnet_p2p.dht.store import BadCursor, Full, OfferStore, contact_bytes
 from modelnet_p2p.errors import LocalError
 from modelnet_p2p.identity import PeerId
-from modelnet_p2p.kad import CACHED_CONTACTS, MAX_MESSAGE_BYTES, Contact, Kind, Message, Value
+from modelnet_p2p.kad import (
+    CACHED_CONTACTS,
+    MAX_MESSAGE_BYTES,
+    MAX_RECORDS_ADDED,
+    Contact,
+    Kind,
+    Message,
+    Value,
+)
 from modelnet_p2p.names import check_model_name, check_version
 from modelnet_p2p.records import BadRecord, Card, Refusal, Sealed, admit
 
@@ -25,6 +36,7 @@ MAX_ADDRS_TOLD = 8  # of one contact in a reply: 30 contacts of 8 addresses are 
 MAX_ADDR_TOLD_BYTES = 128  # the longest honest ones, relayed over DNS names, have about 100
 MESSAGE_OVERHEAD = 512  # kind, key, cursor, field tags of one reply
 VALUE_PREFIX = b"/modelnet/rec/"
+CROWD_LOOKED_AT = 4  # times as many as are named: a crowd fills no more than a bucket or two of a table
 
 
 @lru_cache(CACHED_CONTACTS)
@@ -66,6 +78,18 @@ def _may_write(sealed: Sealed, key: bytes) -> bool:
     return key == own and not isinstance(sealed.record, Card)
 
 
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    contact: Contact
+    distance: int
+    counts: bool = True
+
+
+def _placed(contacts: Sequence[Contact], key: bytes) -> list[_Placed]:
+    place = position(key)
+    return [_Placed(contact, position(contact.id) ^ place) for contact in contacts]
+
+
 class KadServer:
     """The answering side of `/modelnet/kad/1.0.0`."""
 
@@ -74,6 +98,7 @@ class KadServer:
         self.network = network
         self.table = table
         self.store = store
+        self.density = Density(me, table.k)  # whoever walks tells it what was found
         self.refused: Counter[Refusal] = Counter()
         self.full: Counter[Full] = Counter()  # sound records that found no room
 
@@ -94,7 +119,7 @@ class KadServer:
             case Kind.FIND_NODE:
                 return Message(Kind.FIND_NODE, key, closer=self._closer(key, sender), records=())
             case Kind.GET_PROVIDERS:
-                return self._get_providers(request, sender)
+                return self._get_providers(request, sender, now_us)
             case Kind.ADD_PROVIDER:
                 return self._add_provider(request, sender, sender_group, now_us)
             case Kind.GET_VALUE:
@@ -119,16 +144,29 @@ class KadServer:
         return not [reason for s in sealeds if (reason := self.store.add(key, s, told(contact))) is not None]
 
     def _closer(self, key: bytes, sender: PeerId) -> tuple[Contact, ...]:
-        """Half as many again as k: with a fifth of them newly dead, k would hide the last of the k alive."""
+        """Half as many again as k: with a fifth of them newly dead, k would hide the last of the k alive.
+
+        Of a crowd around the key no more than a publisher would store with.
+        """
         n = self.table.k + self.table.k // 2
-        return tuple(told(contact) for contact in self.table.closest(key, n, exclude=sender))
+        near, region = self.table.closest(key, n, exclude=sender), self.density.region
+        if region is not None:
+            line, crowded = region.line(_placed(near, key), STORED_OF_SLOT)
+            if crowded:
+                all_near = self.table.closest(key, CROWD_LOOKED_AT * n, exclude=sender)
+                line, _ = region.line(_placed(all_near, key), STORED_OF_SLOT)
+                near = [placed.contact for placed in line[:n]]
+        return tuple(told(contact) for contact in near)
 
     def _refuse(self, kind: Kind, key: bytes, reason: Refusal) -> Message:
         self.refused[reason] += 1
         return Message(kind, key, records=(), refused=reason.value)
 
-    def _get_providers(self, request: Message, sender: PeerId) -> Message:
-        """First page: closer peers too. Later pages: records alone, for the reader has the rest already."""
+    def _get_providers(self, request: Message, sender: PeerId, now_us: int) -> Message:
+        """First page: closer peers too. Later pages: records alone, for the reader has the rest already.
+
+        A key that is split says so with its records.
+        """
         kind, key = request.kind, request.key
         if not is_provider_key(key):
             return self._refuse(kind, key, Refusal.MALFORMED)
@@ -139,19 +177,23 @@ class KadServer:
         except BadCursor:
             return self._refuse(kind, key, Refusal.MALFORMED)
         records = tuple(sealed.envelope for sealed in page.sealeds)
-        return Message(kind, key, closer, page.contacts, records=records, cursor=page.cursor)
+        split = Full.KEY.value if self.store.is_split(key, now_us) else ""
+        return Message(kind, key, closer, page.contacts, records=records, cursor=page.cursor, refused=split)
 
     def _add_provider(self, request: Message, sender: PeerId, group: str | None, now_us: int) -> Message:
+        """Each record is judged alone; the reply names the reason of the first that was refused."""
         kind, key = request.kind, request.key
-        if not is_provider_key(key) or request.records is None or len(request.records) != 1:
+        if not is_provider_key(key) or not 1 <= len(request.records or ()) <= MAX_RECORDS_ADDED:
             return self._refuse(kind, key, Refusal.MALFORMED)
         addrs = next((c.addrs for c in request.providers if c.id == sender), ())
         contact = told(Contact(sender, addrs))
-        envelope = request.records[0]
-        if self.store.renew(key, envelope, contact):
-            return Message(kind, key, records=())
-        reason = self._keep(key, key, envelope, contact, group, now_us)
-        return Message(kind, key, records=(), refused="" if reason is None else reason.value)
+        refused = ""
+        for envelope in request.records or ():
+            if self.store.renew(key, envelope, contact):
+                continue
+            reason = self._keep(key, key, envelope, contact, group, now_us)
+            refused = refused or ("" if reason is None else reason.value)
+        return Message(kind, key, records=(), refused=refused)
 
     def _get_value(self, key: bytes, sender: PeerId) -> Message:
         closer = self._closer(key, sender)

@@ -29,7 +29,7 @@ ADDR_OVERHEAD = 4
 class Full(StrEnum):
     """Why there is no room; the strings are what field 66 of the reply says."""
 
-    KEY = "full_key"
+    KEY = "split"  # the publisher goes on to its shard of the key
     PROVIDER = "full_provider"
     GROUP = "full_group"
     TOTAL = "full"
@@ -41,7 +41,7 @@ class Bounds:
 
     per_key: int = 4096  # cards of one task: 64 pages, which a reader still reads through
     per_provider: int = 1024  # in a small world one peer holds all of another's: 64 models of 16 keys
-    per_provider_and_key: int = 64  # models that one peer publishes under one task
+    per_provider_and_key: int = 128  # models that one peer publishes under one task: a thirtieth of a key
     per_group_and_key: int = 256  # a sixteenth of a key: no single network can fill one
     per_group: int = 4096  # an eighth of everything
     total: int = 32_768  # 256 MiB at the very worst, some 40 MiB of ordinary cards
@@ -70,6 +70,7 @@ class Shelf:
     envelopes: dict[bytes, Identity] = field(default_factory=dict)
     groups: Counter[str] = field(default_factory=Counter)
     providers: Counter[PeerId] = field(default_factory=Counter)
+    split_until_us: int = 0  # as long as a record lives that had to go on to a shard
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +184,11 @@ class OfferStore:
             last = order[0].to_bytes(4) + order[1]
         return Page(tuple(sealeds), tuple(contacts.values()), b"")
 
+    def is_split(self, key: bytes, now_us: int) -> bool:
+        """Whether records of this key were sent on to its shards, and may live there still."""
+        shelf = self._shelves.get(key)
+        return shelf is not None and shelf.split_until_us > now_us
+
     def expire(self, now_us: int) -> int:
         """Drop what is over; how many there were."""
         dropped = 0
@@ -204,6 +210,7 @@ class OfferStore:
         if self._size >= bounds.total or (not shelf.held and len(self._shelves) >= bounds.keys):
             return Full.TOTAL
         if len(shelf.held) >= bounds.per_key:
+            shelf.split_until_us = max(shelf.split_until_us, sealed.expires_us)
             return Full.KEY
         if (
             self._providers[provider] >= bounds.per_provider

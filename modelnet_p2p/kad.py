@@ -29,6 +29,7 @@ MAX_ADDRS = 16  # taken of each peer
 MAX_ADDR_BYTES = 256
 MAX_KEY_BYTES = 512  # ours have 34 to about 140; stock nodes' /ipns and /pk keys fit too
 MAX_VALUE_BYTES = 64 * 1024
+MAX_RECORDS_ADDED = 64  # in one ADD_PROVIDER: each costs a seal or two to check, all together some 10 ms
 MAX_CURSOR_BYTES = 256
 MAX_REFUSED_BYTES = 64
 
@@ -76,7 +77,8 @@ class Value:
 class Message:
     """A request or a reply. `records` is None where the extension is absent, as from a stock peer,
     and empty where one of ours has none. `cursor` names the next page, empty: there is none.
-    `refused` in a reply to ADD_PROVIDER says why the record was not stored, empty: it was."""
+    `refused` in a reply to ADD_PROVIDER says why a record was not stored, empty: all were; in one to
+    GET_PROVIDERS "split" says that more lie in the key's shards."""
 
     kind: Kind
     key: bytes = b""

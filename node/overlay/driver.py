@@ -86,6 +86,7 @@ class Overlay:
         self.tuning = tuning
         self.name = name
         self.wall_us = wall_us
+        self.density = server.density
         self.patience = Patience(tuning.patience, tuning.request_timeout)
         self._newcomers: list[Callable[[PeerId], None]] = []
         self._came = trio.Event()  # somebody who was not in the table
@@ -105,6 +106,10 @@ class Overlay:
     def contact(self) -> Contact:
         """Where I am, as others are told."""
         return Contact(self.me, tuple(to_binary(split_p2p(addr)[1]) for addr in self.network.addrs))
+
+    def now(self) -> float:
+        """Monotonic seconds, as walks are told them."""
+        return trio.current_time()
 
     def seeds(self, key: bytes) -> list[Contact]:
         """The peers from which a walk to `key` starts."""
@@ -300,6 +305,7 @@ class Overlay:
         walk = FindClosest(target, self.seeds(target), me=self.me, tuning=self.tuning, patience=patience)
         await self.run(walk)
         self.table.on_walked(target, trio.current_time())
+        self.density.on_walked(target, [contact.id for contact in walk.closest])
 
     async def _meet(self, peer: PeerId) -> None:
         """Put a connected peer into the table if it says that it speaks our kad protocol."""

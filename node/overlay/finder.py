@@ -13,6 +13,7 @@ from itertools import islice
 
 import trio
 
+from modelnet_p2p.dht.shards import ShardReads
 from modelnet_p2p.errors import Code, LocalError, RemoteError
 from modelnet_p2p.events import Call
 from modelnet_p2p.identity import PeerId
@@ -58,11 +59,14 @@ class Finder:
         publisher: Publisher,
         client: CallClient,
         rank: Callable[[Sequence[Offer]], list[Offer]],
+        shuffle: Callable[[list[str]], None],
     ) -> None:
+        """`shuffle` orders the shards of a full key, by chance."""
         self._overlay = overlay
         self._publisher = publisher
         self._client = client
         self._rank = rank
+        self._shuffle = shuffle
         self._vitals: dict[PeerId, Vital] = {}
         self.watching: Watching | None = None  # who tells of deaths that others found
         self.refused: dict[str, int] = {}  # bad records met while reading, by reason
@@ -122,6 +126,19 @@ class Finder:
         ]
 
     async def _collect(self, key: bytes, limit: int | None) -> Reading:
+        """What lies under this key, and under its shards where it is split."""
+        found = await self._collect_at(key, limit)
+        if found.split:
+            shards = ShardReads(key, limit, self._shuffle)
+            while (at := shards.next(len(found.records))) is not None:
+                shard = await self._collect_at(at, limit)
+                shards.on_read(split=shard.split)
+                found.take(shard)
+        for reason, count in found.refused.items():
+            self.refused[reason.value] = self.refused.get(reason.value, 0) + count
+        return found
+
+    async def _collect_at(self, key: bytes, limit: int | None) -> Reading:
         overlay = self._overlay
         walk = Reading(key, overlay, limit)
         held = overlay.server.store.page(key, b"", PAGE_BYTES)
@@ -130,8 +147,6 @@ class Finder:
         await overlay.run(walk)
         if self.watching is not None:
             await self.watching.learn(key, walk.ours, (sealed.identity.provider for sealed in walk.records))
-        for reason, count in walk.refused.items():
-            self.refused[reason.value] = self.refused.get(reason.value, 0) + count
         return walk
 
     async def _addresses(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 
 import trio
 
 from modelnet_p2p.dht.lookup import Wait
 from modelnet_p2p.dht.republish import Due, Renew, Republisher
-from modelnet_p2p.dht.walks import Store, Stored
+from modelnet_p2p.dht.shards import Spill
+from modelnet_p2p.dht.storing import Store, Stored
 from modelnet_p2p.errors import Code, LocalError, RemoteError
 from modelnet_p2p.identity import KeyPair, PeerId
 from modelnet_p2p.node.overlay.driver import Overlay
@@ -48,6 +50,7 @@ class Publisher:
         self._take_seq = take_seq
         self._offers: dict[Identity, Sealed] = {}  # what is kept stored
         self._records: dict[Identity, Mapping[bytes, Sealed]] = {}
+        self._spills: dict[bytes, Spill] = {}  # of the keys that were full
         self._calendar = Republisher(overlay.tuning.republish)
         self._changed = trio.Event()
         overlay.on_newcomer(self._on_newcomer)
@@ -57,8 +60,9 @@ class Publisher:
         return [records[key] for records in self._records.values() if key in records]
 
     def keys(self) -> set[bytes]:
-        """The keys under which offers of mine are kept stored."""
-        return {key for identity in self._offers for key in self._records.get(identity, ())}
+        """The keys under which offers of mine are kept stored, shards where a key was full."""
+        keys = {key for identity in self._offers for key in self._records.get(identity, ())}
+        return {self._spills[key].at if key in self._spills else key for key in keys}
 
     def seq(self, identity: Identity) -> int | None:
         """The sequence number under which this offer of mine is known now."""
@@ -190,18 +194,34 @@ class Publisher:
         reports[key] = await self._store(key, (sealed,))
 
     async def _store(self, key: bytes, sealeds: Iterable[Sealed]) -> Stored:
+        """Under the key, or under its shard where it is full."""
+        overlay, sealeds = self._overlay, list(sealeds)
+        known = self._spills.get(key)  # of two stores of one key at the same time each has its own
+        spill = copy(known) if known else Spill(key, overlay.me, overlay.tuning.record_lifetime)
+        at: bytes | None = spill.start(trio.current_time())
+        while at is not None:
+            report = await self._store_at(at, sealeds)
+            at = spill.after(report)
+        if spill.depth:
+            self._spills[key] = spill
+        else:
+            self._spills.pop(key, None)
+        return replace(report, key=key)
+
+    async def _store_at(self, key: bytes, sealeds: Sequence[Sealed]) -> Stored:
         overlay = self._overlay
         contact = overlay.contact()
         walk = Store(
             key,
-            list(sealeds),
+            sealeds,
             contact,
             overlay.seeds(key),
             tuning=overlay.tuning,
             patience=overlay.patience.seconds,
+            region=overlay.density.region,
         )
         await overlay.run(walk)
-        overlay.server.keep_own(key, list(sealeds), contact)
+        overlay.server.keep_own(key, sealeds, contact)
         return walk.report
 
     async def _store_due(self, key: bytes, sealeds: tuple[Sealed, ...]) -> None:

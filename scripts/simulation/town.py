@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 from modelnet_p2p.dht.keyspace import BITS, position
 from modelnet_p2p.dht.lookup import Wait
 from modelnet_p2p.dht.republish import Due, Renew, Republisher
 from modelnet_p2p.dht.server import KadServer
+from modelnet_p2p.dht.shards import Spill
 from modelnet_p2p.dht.simulator import Node, Run, Simulator
-from modelnet_p2p.dht.walks import Store
+from modelnet_p2p.dht.storing import Store
 from modelnet_p2p.identity import KeyPair, PeerId
 from modelnet_p2p.names import Keys, provider_key
 from modelnet_p2p.records import Manifest, OfferRecord, Sealed, seal_manifest, seal_offer
@@ -100,6 +101,7 @@ class Town:
         self._churn = (0.0, 0)  # share in a minute, and which change of it this is
         self._calendars: dict[PeerId, Republisher] = {}
         self._polled: dict[PeerId, float] = {}
+        self._spills: dict[tuple[PeerId, bytes], Spill] = {}
         self._held: dict[PeerId, list[Publication]] = {}
         self._keys = Keys(sim.network)
         self._tables = Random(rng.randbytes(8))  # of its own: when a table is drawn changes nothing else
@@ -156,6 +158,7 @@ class Town:
         pair = KeyPair(self.rng.randbytes(32)) if publishes else None
         addr = address(len(self.sim.nodes))
         node = self.sim.add(pair.id if pair else None, group_of(addr), addr)
+        node.store.bounds = replace(node.store.bounds, per_key=self.world.per_key)
         self.honest.append(node)
         if pair is not None:
             model = "sim/hot" if self.world.hot else f"sim/m{len(self.publications)}"
@@ -227,19 +230,29 @@ class Town:
                     return
 
     def _store(self, node: Node, key: bytes, sealeds: tuple[Sealed, ...]) -> None:
+        """Under the key, or under a shard of it where it is full."""
+        spill = self._spills.setdefault((node.id, key), Spill(key, node.id, self.sim.tuning.record_lifetime))
+        self._store_at(node, spill, spill.start(self.sim.now), sealeds)
+
+    def _store_at(self, node: Node, spill: Spill, at: bytes, sealeds: tuple[Sealed, ...]) -> None:
+        seeds, key = self.sim.seeds(node, at), spill.key
         walk = Store(
-            key,
+            at,
             sealeds,
             node.contact,
-            self.sim.seeds(node, key),
+            seeds,
             tuning=self.sim.tuning,
             patience=node.patience.seconds,
+            region=node.region,
         )
 
         def stored(_: Run) -> None:
             report = walk.report
             if isinstance(node.server, KadServer):
-                node.server.keep_own(key, sealeds, node.contact)
+                node.server.keep_own(at, sealeds, node.contact)
+            if (shard := spill.after(report)) is not None:
+                self._store_at(node, spill, shard, sealeds)
+                return
             calendar = self._calendars.get(node.id)
             if calendar is not None:
                 calendar.on_stored(key, self.sim.now, promised=report.promised, alone=report.alone)

@@ -121,7 +121,13 @@ def vectors() -> dict[str, dict[str, object]]:
             "small": small.envelope.hex(),
             "full": full.envelope.hex(),
         },
-        "card": {"seed": BOB.seed.hex(), "cards": [card.envelope.hex() for card in cards_of(full, BOB)]},
+        "card": {
+            "seed": BOB.seed.hex(),
+            "cards": [
+                card_of(full, BOB, tag, summed_up=False).envelope.hex() for tag in ("", "fast", "small")
+            ],
+            "summed_up": [card.envelope.hex() for card in cards_of(full, BOB)],
+        },
         "tombstone": {"seed": BOB.seed.hex(), "envelope": withdrawn.envelope.hex()},
         "kad": {name: frame(message).hex() for name, message in messages.items()},
     }
@@ -143,14 +149,15 @@ def test_another_language_writes_the_same_bytes(javascript: dict[str, str]) -> N
     offer = seal_offer(SMALL, BOB)
     assert javascript["manifest"] == SMALL.manifest_envelope.hex()
     assert javascript["offer"] == offer.envelope.hex()
-    assert javascript["card"] == card_of(offer, BOB, "fast").envelope.hex()
+    assert javascript["card"] == card_of(offer, BOB, "fast", summed_up=False).envelope.hex()
+    assert javascript["card_summed_up"] == card_of(offer, BOB, "fast").envelope.hex()
     tombstone = seal_tombstone(tombstone_of(offer, seq=offer.seq + 1, now_us=NOW_US), BOB)
     assert javascript["tombstone"] == tombstone.envelope.hex()
 
 
 def test_what_another_language_wrote_is_admitted(javascript: dict[str, str]) -> None:
     assert open_manifest(bytes.fromhex(javascript["manifest"])) == MANIFEST
-    for name in ("offer", "card", "tombstone"):
+    for name in ("offer", "card", "card_summed_up", "tombstone"):
         admitted = admit(bytes.fromhex(javascript[name]), network="public", now_us=NOW_US)
         assert admitted.record.provider == BOB.id
     (message,) = Framer().feed(bytes.fromhex(javascript["add_provider"]))

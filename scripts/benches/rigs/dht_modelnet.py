@@ -1,8 +1,8 @@
-"""Our DHT, by the product's own objects: peers of `Peer.open`, their publishers' stores, their finders' walks.
+"""Our DHT, by the product's own objects: `Peer.open`'s peers, their publishers' stores, their finders' walks.
 
-A store signs one record (a card where it is short, an offer where it is long) and runs the walk that stores it
-under one key, as `publish` does for each of its keys. A get is one walk to one key, every signature checked; who of
-the providers is dead, and a ping, are what `find` adds.
+A store signs one record (a card where it is short, an offer where it is long) and runs the walk that stores
+it under one key, as `publish` does for each of its keys. A get is one walk to one key, every signature
+checked; asking who of the providers is dead, and a ping, are what `find` adds.
 """
 
 from __future__ import annotations

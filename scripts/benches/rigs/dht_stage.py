@@ -67,8 +67,7 @@ async def perform(order: Line, peer: DhtPeer, together: Together) -> Line:
         case {"do": "store", "name": str(name), "bytes": int(size)}:
             return await timed_store(peer.storing(name, size))
         case {"do": "store_many", "name": str(name)}:
-            return await timed_store(peer.storing_many(name, FLIGHT = 32  # stores, or gets, of one peer at the same time
-MANY, MANY_BYTES))
+            return await timed_store(peer.storing_many(name, MANY, MANY_BYTES))
         case {"do": "get", "name": str(name), "owner": str(owner)}:
             return await timed_get(peer.getting(name, owner))
         case {
