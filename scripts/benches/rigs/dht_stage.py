@@ -70,24 +70,12 @@ async def perform(order: Line, peer: DhtPeer, together: Together) -> Line:
             return await timed_store(peer.storing_many(name, MANY, MANY_BYTES))
         case {"do": "get", "name": str(name), "owner": str(owner)}:
             return await timed_get(peer.getting(name, owner))
-        case {
-            "do": "stores",
-            "name": str(name),
-            "bytes": int(size),
-            "count": int(count),
-            "flight": int(flight),
-        }:
+        case {"do": "stores", "name": str(name), "bytes": int(size), "count": int(count)}:
             stores = [peer.storing(numbered(name, at), size) for at in range(count)]
-            return await rate(stores, flight, together)
-        case {
-            "do": "gets",
-            "name": str(name),
-            "owner": str(owner),
-            "count": int(count),
-            "flight": int(flight),
-        }:
+            return await rate(stores, together)
+        case {"do": "gets", "name": str(name), "owner": str(owner), "count": int(count)}:
             gets = [peer.getting(numbered(name, at), owner) for at in range(count)]
-            return await rate(gets, flight, together)
+            return await rate(gets, together)
     raise SystemExit(f"a DHT's rig was asked for {order}")
 
 
