@@ -11,7 +11,7 @@ store over a region too; the slots are ours, for they spare the reader the walk 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -52,6 +52,16 @@ class Region:
 
     def slot(self, distance: int) -> int:
         return distance * self.slots // self.radius
+
+    def holds_crowd(self, distances: Sequence[int]) -> bool:
+        """Whether a slot is full of a crowd, of peers that lie so far away, nearest first."""
+        width = self.radius // self.slots
+        for first, last in zip(distances, distances[CROWD_OF_SLOT - 1 :], strict=False):
+            if last >= self.radius:
+                return False
+            if last - first < width and self.slot(first) == self.slot(last):
+                return True
+        return False
 
     def line(self, nearest_first: Iterable[AnyPlaced], of_slot: int) -> tuple[list[AnyPlaced], bool]:
         """In which order to ask, and whether there is a crowd.

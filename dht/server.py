@@ -85,11 +85,6 @@ class _Placed:
     counts: bool = True
 
 
-def _placed(contacts: Sequence[Contact], key: bytes) -> list[_Placed]:
-    place = position(key)
-    return [_Placed(contact, position(contact.id) ^ place) for contact in contacts]
-
-
 class KadServer:
     """The answering side of `/modelnet/kad/1.0.0`."""
 
@@ -151,10 +146,10 @@ class KadServer:
         n = self.table.k + self.table.k // 2
         near, region = self.table.closest(key, n, exclude=sender), self.density.region
         if region is not None:
-            line, crowded = region.line(_placed(near, key), STORED_OF_SLOT)
-            if crowded:
-                all_near = self.table.closest(key, CROWD_LOOKED_AT * n, exclude=sender)
-                line, _ = region.line(_placed(all_near, key), STORED_OF_SLOT)
+            place = position(key)
+            if region.holds_crowd([position(contact.id) ^ place for contact in near]):
+                near = self.table.closest(key, CROWD_LOOKED_AT * n, exclude=sender)
+                line, _ = region.line([_Placed(c, position(c.id) ^ place) for c in near], STORED_OF_SLOT)
                 near = [placed.contact for placed in line[:n]]
         return tuple(told(contact) for contact in near)
 

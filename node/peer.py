@@ -469,7 +469,7 @@ class Peer:
         }
 
     def _network_size(self) -> int | None:
-        """About how many peers there are, me among them, as their density tells; None while nobody is known."""
+        """About how many peers there are, me among them; None while nobody else is known."""
         others = self._overlay.density.peers
         return None if others is None else round(others) + 1
 
