@@ -78,6 +78,13 @@ class Swarm:
     def address(self) -> str:
         return str(self._processes[0].ready["addrs"][0])
 
+    @property
+    def processes(self) -> int:
+        return len(self._processes)
+
+    def pids(self) -> set[int]:
+        return {pid for process in self._processes for pid in process.pids()}
+
     def __len__(self) -> int:
         return len(self._places)
 
@@ -114,7 +121,8 @@ def open_swarm(via: str, peers: int = PEERS) -> Iterator[Swarm]:
     each = peers // PROCESSES[via]
     try:
         for number in range(PROCESSES[via]):
-            known = ["--known", processes[0].ready["addrs"][0]] if processes else []
+            doors = processes[0].ready["addrs"] if processes else []
+            known = [word for door in doors for word in ("--known", door)]
             processes.append(spawn(via, RIGS[via], ["--peers", str(each), "--network", network, *known]))
             if not number:
                 processes[0].ready = processes[0].read_line(START_TIMEOUT)

@@ -8,7 +8,7 @@ from time import perf_counter
 import trio
 from rich.console import Console
 
-from benches import dht
+from benches import dht, finding
 from benches.figure import Figure
 from benches.host import ECHO_TASK
 from benches.swarm import PEERS, Swarm, open_swarm
@@ -22,6 +22,7 @@ def measure(quick: bool, against: Sequence[str], console: Console) -> Iterator[F
     with open_swarm(quick) as swarm:
         yield trio.run(join, swarm)
         yield trio.run(find_task, swarm)
+    yield from finding.measure(quick, console)
     yield from dht.measure(quick, against, console)
 
 

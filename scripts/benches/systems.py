@@ -67,13 +67,17 @@ class Running:
 
     def order(self, **order: object) -> Line:
         """What the rig answers; it must be awake. Raises Failed."""
+        self.ask(**order)
+        return self.read_line(ORDER_TIMEOUT)
+
+    def ask(self, **order: object) -> None:
+        """Only tells it; the answer is the next line. Raises Failed."""
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(json.dumps(order).encode() + b"\n")
             self.process.stdin.flush()
         except BrokenPipeError:
             raise self.failed(f"could not be asked for {order}") from None
-        return self.read_line(ORDER_TIMEOUT)
 
     def read_line(self, patience: float) -> Line:
         out = self.process.stdout

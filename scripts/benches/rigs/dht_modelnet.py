@@ -8,8 +8,8 @@ checked; asking who of the providers is dead, and a ping, are what `find` adds.
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
 from dataclasses import replace
 
 import trio
@@ -35,6 +35,9 @@ LIFETIME_US = 3600 * 1_000_000
 LONG = (
     "l"  # names that begin so are those of long records, and lie under a model's key, others under a task's
 )
+JOINING = 4  # peers of one process that join at the same time
+MET = 2  # peers that a newcomer is told of
+DOORS = 8  # peers of a process whose addresses are told to others
 PAGE_BYTES = 1 << 20  # of what a reader holds itself
 MOST = 16  # limits, or prices, or specs in both directions, that one offer may have
 MAX_LABEL_BYTES, MAX_SPEC_BYTES = 32, 48  # of the name of a limit, of a spec
@@ -128,20 +131,44 @@ def _specs(way: str) -> tuple[Spec, ...]:
 
 
 async def serve(wanted: dht_stage.Options) -> None:
-    """Until stdin ends; all peers of this process but the first join at the same time."""
-    async with AsyncExitStack() as stack:
-        opened: list[Peer] = []
+    """Until stdin ends."""
+    opened: list[Peer] = []
+    rng = random.Random()
+    async with trio.open_nursery() as nursery:
+        places = trio.CapacityLimiter(JOINING)
 
-        async def open_one(known: Sequence[str]) -> None:
-            opened.append(await stack.enter_async_context(Peer.open(bootstrap=known, network=wanted.network)))
+        async def join() -> None:
+            async with places:
+                known = addresses(opened) or rng.sample(wanted.known, min(MET, len(wanted.known)))
+                opened.append(await nursery.start(live, wanted, known))
 
-        for _ in range(wanted.peers):
-            await open_one(wanted.known or [peer.addrs[0] for peer in opened[:1]])
+        await join()  # whom the others meet
+        async with trio.open_nursery() as joining:
+            for _ in range(wanted.peers - 1):
+                joining.start_soon(join)
         peers = [ModelnetPeer(peer) for peer in opened]
-        stage.tell({"addrs": [opened[0].addrs[0]], "owners": [peer.id for peer in opened]})
+        doors = [peer.addrs[0] for peer in opened[:DOORS]]
+        stage.tell({"addrs": doors, "owners": [peer.id for peer in opened]})
         while line := await order():
             wish = json.loads(line)
             stage.tell(await dht_stage.perform(wish, peers[wish["peer"]], together))
+        nursery.cancel_scope.cancel()
+
+
+async def live(
+    wanted: dht_stage.Options,
+    known: Sequence[str],
+    task_status: trio.TaskStatus[Peer] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """One peer, in a task of its own, until that is cancelled."""
+    async with Peer.open(bootstrap=known, network=wanted.network) as peer:
+        task_status.started(peer)
+        await trio.sleep_forever()
+
+
+def addresses(opened: Sequence[Peer]) -> list[str]:
+    """Of whom a newcomer meets: those who came last, so that nobody has to know everybody."""
+    return [peer.addrs[0] for peer in opened[-MET:]]
 
 
 def main() -> None:
