@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from modelnet_p2p.dht.keyspace import position
 from modelnet_p2p.dht.lookup import DONE, MAX_ADDRS, Ask, Done, Lookup, Wait, merged
+from modelnet_p2p.dht.revocations import Revocations, revoked_by
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import Contact, Kind, Message
 from modelnet_p2p.records import BadRecord, Identity, Refusal, Sealed, admit, newest
@@ -22,6 +23,7 @@ MAX_RECORDS_PER_REPLY = 512  # 64 KiB hold no more; each may cost two signature 
 MAX_PAGES = 128  # of one holder's answer: more than any holder of ours keeps under one key
 MAX_BAD = 1024  # refused records that are recognised when another holder sends them too
 MAX_MERGED = 8192  # records, and providers, of one read: 32 MiB at the very worst
+MAX_PROOFS = 8  # taken of the answers to one store: the provider's key, the owners', and room for nonsense
 TELLERS = 2  # different peers that must name a peer's addresses before FindPeer is content
 
 
@@ -174,6 +176,7 @@ class Collect(Walk):
         now_us: int,
         limit: int | None = None,
         patience: float | None = None,
+        revocations: Revocations | None = None,
     ) -> None:
         request = Message(Kind.GET_PROVIDERS, key)
         super().__init__(key, request, seeds, me=me, tuning=tuning, patience=patience, reading=True)
@@ -181,6 +184,8 @@ class Collect(Walk):
         self.limit = limit
         self.refused: Counter[Refusal] = Counter()
         self.providers: dict[PeerId, Contact] = {}  # also those that only stock peers know of
+        self.proofs: dict[PeerId, Sealed] = {}  # keys that were revoked, as the holders tell
+        self._revocations = revocations or Revocations()
         self._now, self._now_us = now, now_us
         self._merged: dict[Identity, Sealed] = {}
         self._admitted: set[bytes] = set()
@@ -191,8 +196,19 @@ class Collect(Walk):
 
     @property
     def records(self) -> tuple[Sealed, ...]:
-        """The newest version of each record, without the withdrawn ones."""
-        return tuple(sealed for sealed in self._merged.values() if not sealed.is_tombstone)
+        """The newest version of each record, without the withdrawn ones and those of revoked keys."""
+        return tuple(sealed for sealed in self._live() if self.proof_against(sealed) is None)
+
+    @property
+    def condemned(self) -> tuple[Sealed, ...]:
+        """Those that were left out because a key was revoked."""
+        return tuple(sealed for sealed in self._live() if self.proof_against(sealed) is not None)
+
+    def proof_against(self, sealed: Sealed) -> Sealed | None:
+        """What is known against the keys that sealed it, before this walk or by it."""
+        record = sealed.record
+        told = self.proofs.get(record.provider) or self.proofs.get(record.owner)
+        return told or self._revocations.condemning(record)
 
     def contact(self, provider: PeerId) -> Contact:
         """Where this provider is said to be; without addresses if nobody said."""
@@ -248,8 +264,12 @@ class Collect(Walk):
             self._next.append((contact, reply.cursor))
         return holds
 
+    def _live(self) -> Iterable[Sealed]:
+        return (sealed for sealed in self._merged.values() if not sealed.is_tombstone)
+
     def _merge(self, sealed: Sealed) -> None:
         self._admitted.add(sealed.envelope)
+        self.proofs.update(revoked_by([sealed]))
         self._merged[sealed.identity] = newest(self._merged.get(sealed.identity), sealed)
 
     def _remember_bad(self, envelope: bytes) -> None:
@@ -310,6 +330,7 @@ class Store(Walk):
         self._acknowledged: Counter[PeerId] = Counter()
         self._holders: dict[PeerId, Contact] | None = None  # once the walk is over
         self._refused: Counter[str] = Counter()
+        self.proofs: list[bytes] = []  # that a key was revoked, as holders say that refuse my records
 
     def poll(self, now: float) -> Send | Wait | Done:
         if self._holders is None:
@@ -344,6 +365,8 @@ class Store(Walk):
             self._refused["unacknowledged"] += 1
         elif reply.refused:
             self._refused[reply.refused] += 1
+            if reply.refused == Refusal.REVOKED and len(self.proofs) < MAX_PROOFS:
+                self.proofs.extend(proof for proof in reply.records[:1] if proof not in self.proofs)
         else:
             self._acknowledged[peer] += 1
         if self._sent[peer] < len(self._envelopes):

@@ -153,6 +153,9 @@ class Keys:
     def tag(self, tag: str) -> str:
         return f"{self._prefix}tag/{tag}"
 
+    def owner(self, owner: PeerId) -> str:
+        return f"{self._prefix}owner/{owner}"
+
     def peer(self, peer: PeerId) -> str:
         return f"{self._prefix}peer/{peer}"
 
