@@ -35,6 +35,7 @@ class Reading(Collect):
             now_us=overlay.wall_us(),
             limit=limit,
             patience=overlay.patience.seconds,
+            revocations=overlay.server.revocations,
         )
         self._me = overlay.me
         self._told: Counter[PeerId] = Counter()  # records that each holder has told so far
