@@ -40,6 +40,10 @@ _K = TypeVar("_K")
 _V = TypeVar("_V")
 
 
+class KeyIsOver(NotFound):
+    """Nobody offers it, because a key was revoked: no other peer need be asked to know that."""
+
+
 class Revoking:
     """One peer's."""
 
@@ -81,7 +85,7 @@ class Revoking:
         proof = self.of(key)
         return None if proof is None else fate_of(proof)
 
-    def error(self, query: Query, what: str) -> NotFound | None:
+    def error(self, query: Query, what: str) -> KeyIsOver | None:
         """Why nobody offers `what`, if that is because of a revoked key."""
         for key in (query.owner, self._owners.meant(query), query.provider):
             proof = self.of(key) if key is not None else None
@@ -226,7 +230,7 @@ def told_of(sealed: Sealed) -> str:
     return f"on {day}: {record.reason}" if record.reason else f"on {day}"
 
 
-def _its_key_is_over(query: Query, what: str, proof: Sealed) -> NotFound:
+def _its_key_is_over(query: Query, what: str, proof: Sealed) -> KeyIsOver:
     """For a model of an owner, or at a provider, that was meant."""
     record = proof.record
     assert isinstance(record, Revocation)
@@ -240,14 +244,14 @@ def _its_key_is_over(query: Query, what: str, proof: Sealed) -> NotFound:
             f"the revocation names {record.successor} as its successor, which a thief of the key could, too;"
             f" if you know it to be so: modelnet-peer owner trust {name} {record.successor}"
         )
-    return NotFound(words, hint=hint)
+    return KeyIsOver(words, hint=hint)
 
 
-def _a_key_is_over(what: str, proofs: Sequence[Sealed]) -> NotFound:
+def _a_key_is_over(what: str, proofs: Sequence[Sealed]) -> KeyIsOver:
     """For a name of which nobody is remembered: that such a key was its owner's is not proven."""
     told = "; ".join(f"{proof.record.provider} {told_of(proof)}" for proof in proofs)
     keys = "a key was" if len(proofs) == 1 else "keys were"
-    return NotFound(
+    return KeyIsOver(
         f"nobody offers {what!r}; under this name {keys} revoked: {told}",
         hint="ask the model's owner for the key that is used now, and name it: modelnet-peer owner trust",
     )

@@ -19,6 +19,7 @@ from modelnet_p2p.errors import Code, LocalError, NotFound
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.node.control.wire import ITEM, NOTICE
 from modelnet_p2p.node.owners import forget, trust
+from modelnet_p2p.node.revoking import KeyIsOver
 
 if TYPE_CHECKING:
     from modelnet_p2p.node.calls.router import Outcome
@@ -120,9 +121,9 @@ async def _find(peer: Peer, request: Request, emit: Emit) -> Value:
     explained = None if isinstance(found, list) else found
     offers = found if isinstance(found, list) else found.offers
     if not offers:
-        await _check_company(peer)
         if (error := await peer.why_none(**_question(request))) is not None:
             raise error
+        await _check_company(peer)
     for offer in offers:
         why = {"why": explained.why(offer)} if explained else {}
         await emit(ITEM, {**offer.to_map(), **why})
@@ -157,7 +158,7 @@ async def _invoke(peer: Peer, request: Request, emit: Emit) -> Value:
             on_item=on_item,
         )
     except NotFound as error:
-        if error.code is Code.NOT_FOUND:
+        if error.code is Code.NOT_FOUND and not isinstance(error, KeyIsOver):
             await _check_company(peer)
         raise
     return outcome_to_map(outcome)
