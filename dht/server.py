@@ -88,7 +88,7 @@ class KadServer:
         self.network = network
         self.table = table
         self.store = store
-        self.revocations = revocations or Revocations()
+        self.revocations = Revocations() if revocations is None else revocations
         self.refused: Counter[Refusal] = Counter()
         self.full: Counter[Full] = Counter()  # sound records that found no room
 

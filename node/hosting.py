@@ -90,7 +90,7 @@ class Hosting:
                 raise LocalError(Code.IN_USE, f"{name} was published again, or withdrawn, meanwhile")
             try:  # nobody is told, and nothing kept, of what cannot be told and kept
                 draft = self._draft(served, seq)
-                self._revoking.check(draft.owner, "the key of its owner")
+                self._check_keys(draft.owner)
                 self._publisher.check(draft)
                 before = self._identities.get(name)
                 replaced = before is not None and before != draft.identity
@@ -122,8 +122,14 @@ class Hosting:
             except RemoteError as error:
                 trouble = error
         if trouble is not None:
+            self._check_keys(draft.owner)  # the holders may have proven why
             raise trouble
         return published
+
+    def _check_keys(self, owner: PeerId) -> None:
+        """Raises LocalError (forbidden) if nobody would take what these keys seal."""
+        self._revoking.check(self._key.id, "this peer's own key")
+        self._revoking.check(owner, "the key of its owner")
 
     async def _bury(self, tombstone: Sealed) -> None:
         try:

@@ -21,6 +21,8 @@ from modelnet_p2p.node.cli.examples import examples
 from modelnet_p2p.node.cli.output import one_line
 
 if TYPE_CHECKING:
+    from modelnet_p2p.identity import PeerId
+    from modelnet_p2p.node.disk.home import Home
     from modelnet_p2p.node.owners import Owners
 
 Value = Any  # a value of the wire
@@ -53,11 +55,7 @@ def list_command(session: Session) -> None:
     lines: list[dict[str, Any]] = []
 
     def from_files(owners: Owners) -> None:
-        from modelnet_p2p.node.disk.revocations import RevocationFiles
-        from modelnet_p2p.node.revoking import fate_of
-
-        kept = RevocationFiles(session.settings.home.revocations_path).load()
-        fates = {one.sealed.record.provider: fate_of(one.sealed) for one in kept}
+        fates = _fates(session.settings.home)
         for known in owners.all():
             over = {"revoked": fates[known.owner]} if known.owner in fates else {}
             lines.append({**known.to_map(), **over})
@@ -180,6 +178,12 @@ def sign_command(
     check_safe(source)
     settings, output = session.settings, session.output
     key = load_key(Path(key_file)) if key_file else settings.home.load_or_make_key()
+    if key.id in _fates(settings.home):
+        raise LocalError(
+            Code.FORBIDDEN,
+            f"the key of {key.id} was revoked: nobody who has heard of it takes what it seals",
+            hint="modelnet-peer owner key FILE makes another one",
+        )
     params = {"source": source, "model": model, "task": task, "tags": [], "module": module, **publisher()}
     with output.progress(f"loading {source}"):
         limit = settings.timeout if settings.timeout_asked else None
@@ -273,6 +277,15 @@ def revoke_command(
             ("told", told),
         ]
     )
+
+
+def _fates(home: Home) -> dict[PeerId, dict[str, Any]]:
+    """The ends of the keys that this home remembers."""
+    from modelnet_p2p.node.disk.revocations import RevocationFiles
+    from modelnet_p2p.node.revoking import fate_of
+
+    kept = RevocationFiles(home.revocations_path).load()
+    return {one.sealed.record.provider: fate_of(one.sealed) for one in kept}
 
 
 def _fate(fate: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 
+from modelnet_p2p.dht.revocations import MAX_REMEMBERED
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.node.disk.files import (
@@ -30,7 +31,7 @@ from modelnet_p2p.node.disk.files import (
 )
 from modelnet_p2p.records import BadRecord, Sealed, open_revocation
 
-MAX_FILES = 4096  # as many as are remembered
+MAX_FILES = MAX_REMEMBERED  # more were left by several processes at once
 MAX_KEYS = 256  # under which one revocation is told again: the owner of fifty models has some
 MAX_FILE_BYTES = 64 << 10  # those keys take a third of it
 LEFTOVER_SECONDS = 60.0  # a file is written in milliseconds: after this long its writer was killed

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from modelnet_p2p.identity import KeyPair
-from modelnet_p2p.node.disk.home import Home
+from modelnet_p2p.node.disk.files import write_durably
+from modelnet_p2p.node.disk.home import Home, encode_key
 from modelnet_p2p.node.disk.revocations import Kept, RevocationFiles
 from modelnet_p2p.node.manifests import seal_end
 from modelnet_p2p.node.owners import Owners
@@ -207,6 +208,10 @@ def test_the_list_marks_revoked_owners_where_no_peer_runs(cli: Cli, home: Home) 
     cli("owner", "trust", "acme/shout", str(key.id))
     sealed = open_revocation(seal_end(key, "lost", None, 1_700_000_000_000_000))
     RevocationFiles(home.revocations_path).save(Kept(sealed, None))
+    path = home.path / "alice.key"
+    write_durably(path, encode_key(key))
+    ran = cli("owner", "sign", "m:f", "--key", str(path), "--out", str(home.path / "x.manifest"), "--json")
+    assert (ran.status, error_of(ran)["code"]) == (6, "forbidden")
     [line] = lines(cli("owner", "list", "--json").out)
     assert line["revoked"] == {
         "revoked": str(key.id), "issued_unix": 1_700_000_000, "reason": "lost", "successor": None,
