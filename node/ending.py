@@ -117,7 +117,11 @@ class Ending:
                 f"warning: {name} is withdrawn: the key {key}, which sealed it, was revoked {told_of(sealed)}"
             )
         if keys:
-            await self._tell(sealed, self._revoking.tell(sealed, keys))
+            try:
+                keys = list(self._revoking.tell(sealed, keys))
+            except LocalError as error:
+                log.error("after a restart the end of %s is not told again: %s", key.short, error.message)
+            await self._tell(sealed, keys)
 
     async def _tell(self, sealed: Sealed, keys: Sequence[bytes]) -> None:
         try:

@@ -21,7 +21,8 @@ from modelnet_p2p.dht.server import KadServer
 from modelnet_p2p.dht.walks import Collect
 from modelnet_p2p.errors import Code, LocalError, NotFound
 from modelnet_p2p.identity import PeerId
-from modelnet_p2p.node.disk.revocations import Kept, RevocationFiles
+from modelnet_p2p.node.disk.files import DISK, Disk
+from modelnet_p2p.node.disk.revocations import MAX_KEYS, Kept, RevocationFiles
 from modelnet_p2p.node.notices import Notices
 from modelnet_p2p.node.owners import Owners
 from modelnet_p2p.query import Query
@@ -103,11 +104,11 @@ class Revoking:
         self._listeners.append(listener)
 
     def remember(self, sealed: Sealed, account: str | None) -> bool:
-        """Whether it is remembered from now on; what is PINNED is on disk, too."""
+        """Whether it is remembered from now on; what is PINNED is on disk, too, if that takes anything."""
         remembered = self._server.revoke(sealed, account)
         self.look()
-        if account is PINNED and self._files is not None and sealed.record.provider in self._unwritten:
-            self._write(sealed.record.provider)
+        if account is PINNED and sealed.record.provider in self._unwritten:
+            self._write_or_warn(sealed.record.provider)
         return remembered
 
     def look(self) -> None:
@@ -152,20 +153,22 @@ class Revoking:
                 self.remember(sealed, PINNED)
 
     def tell(self, sealed: Sealed, keys: Sequence[bytes]) -> tuple[bytes, ...]:
-        """Keep, on disk before it returns, that this peer tells it under these keys too; all of them."""
+        """Keep, on disk before it returns, that this peer tells it under these keys too; all of them.
+
+        Raises LocalError (bad-state) where the disk takes nothing; it is remembered all the same.
+        """
         key = sealed.record.provider
-        known = self._told.get(key, ())
-        self._told[key] = tuple(dict.fromkeys((*known, *keys)))
-        self.remember(sealed, PINNED)
-        if self._told[key] != known:
-            self._write(key)
+        self._told[key] = tuple(dict.fromkeys((*self._told.get(key, ()), *keys)))[:MAX_KEYS]
+        self._server.revoke(sealed, PINNED)
+        self.look()
+        self._write(key)
         return self._told[key]
 
     # --- the disk ---
 
-    def keep_under(self, directory: Path) -> list[Kept]:
+    def keep_under(self, directory: Path, *, disk: Disk = DISK) -> list[Kept]:
         """From now on remember there, and what is remembered there; raises LocalError (bad-state)."""
-        files = RevocationFiles(directory)
+        files = RevocationFiles(directory, disk=disk)
         kept = files.load()
         for one in kept:
             self._server.revoke(one.sealed, one.account)

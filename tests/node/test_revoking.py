@@ -326,3 +326,28 @@ async def test_what_strangers_told_is_written_one_after_the_other_and_the_last_o
         written = len(list(tmp_path.glob("*.json")))
         assert 0 < written < 5
     assert len(RevocationFiles(tmp_path).load()) == 5
+
+
+class FullDisk(Disk):
+    def write(self, descriptor: int, data: memoryview) -> int:
+        raise OSError(28, "No space left on device")
+
+
+async def test_a_full_disk_keeps_nobody_from_hearing_and_who_revokes_is_told(
+    open_town: OpenTown, shop: Path, tmp_path: Path
+) -> None:
+    async with open_town() as town:
+        alice, bob = await town.peer("alice"), await town.peer("bob")
+        carol = await town.peer("carol", listen=False)
+        for peer in (bob, carol):
+            peer.revoking.keep_under(tmp_path / peer.id, disk=FullDisk())
+        await serve(bob, shop)
+        assert await carol.invoke("acme/loud", "hello") == "HELLO"
+        with pytest.raises(LocalError, match="No space left"):
+            await bob.revoke(end_of(THIEF))
+        await alice.revoke(end_of(ACME))
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert (await bob.status())["models"] == []
+        with pytest.raises(NotFound, match="the key of its owner"):
+            await carol.invoke("acme/loud", "hello", timeout=20)
+    assert list(tmp_path.glob("12D3*/*")) == []  # and no half of a file either
