@@ -22,6 +22,7 @@ from modelnet_p2p.tuning import Tuning
 
 ROOM = MAX_MESSAGE_BYTES - 8192  # for records: the rest is more than key and addresses take
 TAG_BYTES = 4  # around a record
+MAX_PROOFS = 8  # taken of the answers to one store: the provider's key, the owners', and room for nonsense
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,7 @@ class Store(Walk):
         self._holders: dict[PeerId, Contact] | None = None  # once the walk is over
         self._counted: tuple[PeerId, ...] = ()  # those of them that make the promise
         self._refused: Counter[str] = Counter()
+        self.proofs: list[bytes] = []  # that a key was revoked, as holders say that refuse my records
 
     def poll(self, now: float) -> Send | Wait | Done:
         if self._holders is None:
@@ -111,6 +113,8 @@ class Store(Walk):
             self._refused["unacknowledged"] += 1
         elif reply.refused:
             self._refused[reply.refused] += 1
+            new = [proof for proof in reply.records if proof not in self.proofs]
+            self.proofs = (self.proofs + new)[:MAX_PROOFS]
         else:
             self._acknowledged[peer] += 1
         if self._sent[peer] < len(self._messages):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from modelnet_p2p.dht.keyspace import position
 from modelnet_p2p.dht.lookup import DONE, MAX_ADDRS, Ask, Done, Lookup, Wait, merged
 from modelnet_p2p.dht.region import Region
+from modelnet_p2p.dht.revocations import Revocations, revoked_by
 from modelnet_p2p.dht.store import Full
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import Contact, Kind, Message
@@ -179,6 +180,7 @@ class Collect(Walk):
         limit: int | None = None,
         patience: float | None = None,
         region: Region | None = None,
+        revocations: Revocations | None = None,
     ) -> None:
         request = Message(Kind.GET_PROVIDERS, key)
         super().__init__(
@@ -188,6 +190,8 @@ class Collect(Walk):
         self.limit = limit
         self.refused: Counter[Refusal] = Counter()
         self.providers: dict[PeerId, Contact] = {}  # also those that only stock peers know of
+        self.proofs: dict[PeerId, Sealed] = {}  # keys that were revoked, as the holders tell
+        self._revocations = Revocations() if revocations is None else revocations
         self._now, self._now_us = now, now_us
         self._merged: dict[Identity, Sealed] = {}
         self._admitted: set[bytes] = set()
@@ -205,8 +209,21 @@ class Collect(Walk):
 
     @property
     def records(self) -> tuple[Sealed, ...]:
-        """The newest version of each record, without the withdrawn ones."""
-        return tuple(sealed for sealed in self._merged.values() if not sealed.is_tombstone)
+        """The newest version of each record, without the withdrawn ones and those of revoked keys."""
+        if not self.proofs and not self._revocations:  # as in nearly all walks, which ask this all the time
+            return tuple(self._live())
+        return tuple(sealed for sealed in self._live() if self.proof_against(sealed) is None)
+
+    @property
+    def condemned(self) -> tuple[Sealed, ...]:
+        """Those that were left out because a key was revoked."""
+        return tuple(sealed for sealed in self._live() if self.proof_against(sealed) is not None)
+
+    def proof_against(self, sealed: Sealed) -> Sealed | None:
+        """What is known against the keys that sealed it, before this walk or by it."""
+        record = sealed.record
+        told = self.proofs.get(record.provider) or self.proofs.get(record.owner)
+        return told or self._revocations.condemning(record)
 
     def contact(self, provider: PeerId) -> Contact:
         """Where this provider is said to be; without addresses if nobody said."""
@@ -266,8 +283,12 @@ class Collect(Walk):
             self._next.append((contact, reply.cursor))
         return holds
 
+    def _live(self) -> Iterable[Sealed]:
+        return (sealed for sealed in self._merged.values() if not sealed.is_tombstone)
+
     def _merge(self, sealed: Sealed) -> None:
         self._admitted.add(sealed.envelope)
+        self.proofs.update(revoked_by([sealed]))
         self._merged[sealed.identity] = newest(self._merged.get(sealed.identity), sealed)
 
     def _remember_bad(self, envelope: bytes) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import trio
 
-from modelnet_p2p.errors import Code, RemoteError
+from modelnet_p2p.errors import Code, NotFound, RemoteError
 from modelnet_p2p.events import Call, Item, Result
 from modelnet_p2p.node.calls.client import DEADLINE_GRACE, CallClient, Ongoing, told_us
 from modelnet_p2p.node.calls.compacting import compacted
@@ -22,6 +22,7 @@ from modelnet_p2p.node.serving.policy.ranking import Experience, draw, rank
 from modelnet_p2p.offers import Offer
 from modelnet_p2p.payload import Value
 from modelnet_p2p.query import Query
+from modelnet_p2p.records import OfferRecord
 
 FOUND_SECONDS = 2.0  # how long a search is good for calls: as long as a sign of life is believed
 MAX_FOUND = 256  # searches remembered
@@ -142,6 +143,7 @@ class Memory:
 
 
 Search = Callable[[Query], Awaitable[Sequence[Offer]]]
+Why = Callable[[Query, str], Awaitable[NotFound | None]]  # nobody offers it
 OnItem = Callable[[Value], Awaitable[None]]
 
 
@@ -149,13 +151,22 @@ class Router:
     """Chooses providers for calls and remembers how they did."""
 
     def __init__(
-        self, client: CallClient, search: Search, memory: Memory, owners: Owners, rng: random.Random
+        self,
+        client: CallClient,
+        search: Search,
+        memory: Memory,
+        owners: Owners,
+        rng: random.Random,
+        why: Why | None = None,
+        condemned: Callable[[OfferRecord], bool] = lambda record: False,
     ) -> None:
         self._client = client
         self._search = search
         self._memory = memory
         self._owners = owners
         self._rng = rng
+        self._why = why
+        self._condemned = condemned  # whether a key that sealed it was revoked
         self._found: dict[Query, tuple[float, Sequence[Offer]]] = {}
 
     @asynccontextmanager
@@ -255,6 +266,8 @@ class Router:
             return None
         if owner is not None and offers[0].record.owner != owner:
             return None
+        if any(self._condemned(offer.record) for offer in offers):
+            return None
         return self._memory.draw(offers)
 
     async def find(self, target: Target, until: float) -> Sequence[Offer]:
@@ -269,16 +282,25 @@ class Router:
             else:
                 offers = await self._search(replace(target.query, owner=owner))
                 if not offers:
+                    await self._explain(target)
                     others = await self._search(target.query)
                     offers = [offer for offer in others if offer.record.owner == owner]  # it came meanwhile
                     if others and not offers:
                         raise other_owners(target, owner, others)
+            if not offers:
+                await self._explain(target)
             if len(self._found) >= MAX_FOUND:
                 self._found.clear()
             if offers:
                 self._found[target.query] = trio.current_time(), offers
             return self._memory.draw(offers)
         raise search_too_long(target)
+
+    async def _explain(self, target: Target) -> None:
+        """Raises NotFound with the reason why nobody offers it, where there is one to tell."""
+        error = await self._why(target.query, target.text) if self._why is not None else None
+        if error is not None:
+            raise error
 
     def note(self, target: Target, offer: Offer, error: RemoteError) -> None:
         """What went wrong with a call of this offer, to be remembered."""

@@ -89,7 +89,9 @@ class Overlay:
         self.name = name
         self.wall_us = wall_us
         self.density = server.density
+        self.revocations = server.revocations
         self.patience = Patience(tuning.patience, tuning.request_timeout)
+        self.on_answered: Callable[[], None] = lambda: None  # after each request that was served; quick
         self._newcomers: list[Callable[[PeerId], None]] = []
         self._came = trio.Event()  # somebody who was not in the table
         self._protocol = protocol(name, "kad")
@@ -275,6 +277,7 @@ class Overlay:
                     await trio.sleep(delay)
                 now = trio.current_time()
                 reply = self.server.handle(request, stream.peer, group, now, self.wall_us())
+                self.on_answered()
         if reply is None:
             return
         data = frame(reply)

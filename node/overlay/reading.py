@@ -12,6 +12,7 @@ from typing import Protocol
 
 from modelnet_p2p.dht.density import Density
 from modelnet_p2p.dht.lookup import Patience
+from modelnet_p2p.dht.revocations import Revocations
 from modelnet_p2p.dht.shards import ShardReads
 from modelnet_p2p.dht.walks import MAX_MERGED, Collect
 from modelnet_p2p.identity import PeerId
@@ -42,6 +43,9 @@ class Standpoint(Protocol):
     @property
     def density(self) -> Density: ...
 
+    @property
+    def revocations(self) -> Revocations: ...
+
     def seeds(self, key: bytes) -> list[Contact]: ...
 
     def now(self) -> float: ...
@@ -65,6 +69,7 @@ class Reading(Collect):
             limit=limit,
             patience=overlay.patience.seconds,
             region=overlay.density.region,
+            revocations=overlay.revocations,
         )
         self._me = overlay.me
         self._told: Counter[PeerId] = Counter()  # records that each holder has told so far

@@ -1,8 +1,8 @@
 """A thousand peers of ours with real sockets, in four processes: does every store and every get succeed?
 
 The peers are those of `dht`, with the limits that they have anywhere: 256 connections each, the preset `lan`.
-Their times stand beside what hivemind published for 1,024 peers on one machine of its own, which no run here can
-repeat: 64 of its peers take as much memory as all of these.
+Their times stand beside what hivemind published for 1,024 peers on one machine of its own, which no run here
+can repeat: 64 of its peers take as much memory as all of these.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import trio
 
@@ -158,7 +159,7 @@ async def serve(wanted: dht_stage.Options) -> None:
 async def live(
     wanted: dht_stage.Options,
     known: Sequence[str],
-    task_status: trio.TaskStatus[Peer] = trio.TASK_STATUS_IGNORED,
+    task_status: Any = trio.TASK_STATUS_IGNORED,  # Any: trio does not export its type
 ) -> None:
     """One peer, in a task of its own, until that is cancelled."""
     async with Peer.open(bootstrap=known, network=wanted.network) as peer:
