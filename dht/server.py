@@ -35,6 +35,7 @@ MAX_KEY_BYTES = 256  # the longest value key of ours is 52 + 20 + 80 + 1 + 32 by
 MAX_ADDRS_TOLD = 8  # of one contact in a reply: 30 contacts of 8 addresses are 12 KiB, 33 at the very worst
 MAX_ADDR_TOLD_BYTES = 128  # the longest honest ones, relayed over DNS names, have about 100
 MESSAGE_OVERHEAD = 512  # kind, key, cursor, field tags of one reply
+SEALS = 2  # of one record at most: an offer's own, and its owner's on the manifest within
 VALUE_PREFIX = b"/modelnet/rec/"
 CROWD_LOOKED_AT = 4  # times as many as are named: a crowd fills no more than a bucket or two of a table
 
@@ -122,6 +123,15 @@ class KadServer:
             case Kind.PUT_VALUE:
                 return self._put_value(request, sender, sender_group, now_us)
         return None
+
+    def checks(self, request: Message, sender: PeerId) -> int:
+        """The signatures that this request would have me check, at most; none for what lies here already."""
+        key, envelopes = request.key, tuple[bytes, ...]()
+        if request.kind is Kind.ADD_PROVIDER:
+            envelopes = request.records or ()
+        elif request.kind is Kind.PUT_VALUE and request.value is not None:
+            envelopes = (request.value.value,)
+        return SEALS * sum(not self.store.renew(key, envelope, Contact(sender)) for envelope in envelopes)
 
     def is_close(self, key: bytes) -> bool:
         """Whether I am among the k closest to `key` of all the peers that I know."""

@@ -62,13 +62,15 @@ class ShardReads:
         self._shuffle = shuffle
         self._prefixes: list[str] = []
         self._current = ""
+        self._handed: dict[bytes, str] = {}  # prefixes of shards that are being read
         self.reads = 0
         self.on_read(split=True)
 
-    def on_read(self, *, split: bool) -> None:
-        """What was read last is split, or is not."""
-        if split and len(self._current) < MAX_SHARD_DEPTH:
-            children = [self._current + digit for digit in DIGITS]
+    def on_read(self, *, split: bool, at: bytes | None = None) -> None:
+        """What was read there (without it: last) is split, or is not."""
+        prefix = self._current if at is None else self._handed.pop(at)
+        if split and len(prefix) < MAX_SHARD_DEPTH:
+            children = [prefix + digit for digit in DIGITS]
             self._shuffle(children)
             self._prefixes += children
 
@@ -82,4 +84,6 @@ class ShardReads:
             return None
         self._current = self._prefixes.pop(0)
         self.reads += 1
-        return shard_key(self._key, self._current)
+        at = shard_key(self._key, self._current)
+        self._handed[at] = self._current
+        return at

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from modelnet_p2p.dht.checking import Check
 from modelnet_p2p.dht.keyspace import position
 from modelnet_p2p.dht.lookup import Done, Patience, Wait
 from modelnet_p2p.dht.region import Region
@@ -27,7 +28,7 @@ from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import Contact, Message
 from modelnet_p2p.tuning import WAN, Tuning
 
-AnyWalk = Walk | FindClosest | FindPeer | Collect | Store
+AnyWalk = Walk | FindClosest | FindPeer | Collect | Store | Check
 
 # What a message has around its key, contacts and records: the protobuf's own tags and length (6), Noise's
 # frame (18), the muxer's (12), TCP and IP (40).
@@ -255,7 +256,8 @@ class Simulator:
                     return
                 case Done():
                     run.ended = self.now
-                    run.node.table.on_walked(run.walk.target, self.now)
+                    if isinstance(run.walk, Walk):
+                        run.node.table.on_walked(run.walk.target, self.now)
                     if isinstance(run.walk, FindClosest):
                         run.node.on_walked(run.walk.target, run.walk.closest)
                     if run.then is not None:

@@ -142,7 +142,7 @@ class OfferStore:
             shelf.envelopes[sealed.envelope] = sealed.identity
             old.sealed = sealed
             old.move(contact)
-        elif (full := self._no_room(shelf, sealed, group)) is not None:
+        elif (full := self._no_room(key, shelf, sealed, group)) is not None:
             return full
         else:
             self._put(key, shelf, Held(sealed, contact, group, self._order(shelf, sealed, group)))
@@ -205,13 +205,10 @@ class OfferStore:
         """Everything held, with its key."""
         return ((key, held.sealed) for key, shelf in self._shelves.items() for held in shelf.held.values())
 
-    def _no_room(self, shelf: Shelf, sealed: Sealed, group: str | None) -> Full | None:
+    def _no_room(self, key: bytes, shelf: Shelf, sealed: Sealed, group: str | None) -> Full | None:
         bounds, provider = self.bounds, sealed.identity.provider
         if self._size >= bounds.total or (not shelf.held and len(self._shelves) >= bounds.keys):
             return Full.TOTAL
-        if len(shelf.held) >= bounds.per_key:
-            shelf.split_until_us = max(shelf.split_until_us, sealed.expires_us)
-            return Full.KEY
         if (
             self._providers[provider] >= bounds.per_provider
             or shelf.providers[provider] >= bounds.per_provider_and_key
@@ -221,7 +218,24 @@ class OfferStore:
             self._groups[group] >= bounds.per_group or shelf.groups[group] >= bounds.per_group_and_key
         ):
             return Full.GROUP
+        if len(shelf.held) >= bounds.per_key and not self._yielded(key, shelf, sealed, group):
+            return Full.KEY
         return None
+
+    def _yielded(self, key: bytes, shelf: Shelf, newcomer: Sealed, group: str | None) -> bool:
+        """Whether a full key made room: the last turn there yields to an earlier one.
+
+        So sixteen networks that fill a key keep no other network's first record out of it. Whoever has to go,
+        the newcomer or the last, is sent on to a shard.
+        """
+        last, identity = shelf.order[-1]
+        held = shelf.held[identity]
+        yields = self._order(shelf, newcomer, group)[0] < last[0]
+        gone = held.sealed if yields else newcomer
+        shelf.split_until_us = max(shelf.split_until_us, gone.expires_us)
+        if yields:
+            self._drop(key, shelf, identity, held)
+        return yields
 
     def _order(self, shelf: Shelf, sealed: Sealed, group: str | None) -> tuple[int, bytes]:
         """Its turn in its group (a provider of no known group is one of its own), and a tie-break."""

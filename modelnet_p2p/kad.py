@@ -1,9 +1,9 @@
-"""The kad message: libp2p's, with three extension fields that stock nodes skip.
+"""The kad message: libp2p's, with four extension fields that stock nodes skip.
 
-Field 64 carries sealed records, 65 the cursor of the next page, 66 why a record was refused. Each
-reply of ours has field 64, even empty, which marks a peer as ours. Stock peers' habits are met with
-patience (too many addresses, ids of other key types, a `/p2p` behind an address), broken bytes with
-`BadMessage`.
+Field 64 carries sealed records, 65 the cursor of the next page, 66 why something was refused, 67 when to
+ask again. Each request and reply of ours has field 64, even empty, which marks a peer as ours. Stock peers'
+habits are met with patience (too many addresses, ids of other key types, a `/p2p` behind an address), broken
+bytes with `BadMessage`.
 
 Source: https://github.com/libp2p/specs/blob/master/kad-dht/README.md#rpc-messages
 """
@@ -32,6 +32,7 @@ MAX_VALUE_BYTES = 64 * 1024
 MAX_RECORDS_ADDED = 64  # in one ADD_PROVIDER: each costs a seal or two to check, all together some 10 ms
 MAX_CURSOR_BYTES = 256
 MAX_REFUSED_BYTES = 64
+SLOW_DOWN = "slow-down"  # in `refused`: you ask too fast; `retry_ms` says when to ask this again
 
 CACHED_CONTACTS = 2048  # in either direction: replies repeat the same few hundred peers, 30 in each
 CACHED_BYTES = 512  # of one that is remembered: two megabytes are all that strangers can make us keep
@@ -77,7 +78,8 @@ class Value:
 class Message:
     """A request or a reply. `records` is None where the extension is absent, as from a stock peer,
     and empty where one of ours has none. `cursor` names the next page, empty: there is none.
-    `refused` in a reply to ADD_PROVIDER says why a record was not stored, empty: all were; in one to
+    `refused` in a reply says why a record was not stored, or that the sender asks too fast (SLOW_DOWN, with
+    the milliseconds until the same may be asked again in `retry_ms`); empty: all is well. In a reply to
     GET_PROVIDERS "split" says that more lie in the key's shards."""
 
     kind: Kind
@@ -88,6 +90,7 @@ class Message:
     records: tuple[bytes, ...] | None = None
     cursor: bytes = b""
     refused: str = ""
+    retry_ms: int = 0
 
 
 def encode(message: Message) -> bytes:
@@ -95,7 +98,7 @@ def encode(message: Message) -> bytes:
     head = KadMessage(type=message.kind.value, key=message.key)
     if message.value is not None:
         head.record.CopyFrom(KadRecord(key=message.value.key, value=message.value.value))
-    tail = KadMessage(cursor=message.cursor, refused=message.refused)
+    tail = KadMessage(cursor=message.cursor, refused=message.refused, retry_ms=message.retry_ms)
     if message.records is not None:
         tail.records.extend(message.records or (b"",))
     data = b"".join(
@@ -141,6 +144,7 @@ def decode(data: bytes) -> Message:
         tuple(record for record in wire.records if record) if wire.records else None,
         wire.cursor,
         wire.refused,
+        wire.retry_ms,
     )
 
 

@@ -22,7 +22,7 @@ MAX_ROUNDS = 4  # of such reads, where most of what is read may not be meant
 FIRST_MODELS = 8  # read first where the first offers are wanted soon
 MAX_PROVIDERS_READ = 512  # of one such model: 64 times as many are 128 MiB at the very worst
 FIRST_SIFTED = 512  # records of a key that a search sifts at first: mostly enough, and some seven pages
-MAX_SIFTED = 16_384  # ... and where too few of them were meant: 8 MiB of cards, whose seals take 2 s to check
+MAX_SIFTED = 16_384  # ... of all keys, where too few were meant: 20 MiB of cards, whose seals take 2 s
 OFFERS_A_WALK = 32  # more offers of one model than this for each that is wanted cost more than a walk each
 
 Read = Callable[[Sequence[bytes], int], Awaitable[list[Reading]]]  # walks to these keys, at once
@@ -112,11 +112,12 @@ class Batches:
         self._at_once = MAX_MODELS_READ
         self._reads_left -= len(now)
         walks = await self._walk(now, MAX_PROVIDERS_READ)
-        return self._batch(_behind(self._cards, walks), walks)
+        return self._batch(self._behind(walks), walks)
 
     async def _look(self) -> Batch:
         """What the keys themselves hold: at first some of it, then all, where that was not enough."""
-        limit = self._looks.pop(0)
+        share = MAX_SIFTED // len(self._indexes)
+        limit = min(self._looks.pop(0), max(self._most, FIRST_SIFTED, share))
         walks = await self._walk([self._query.key(index) for index in self._indexes], limit)
         pairs = list(zip(self._indexes, walks, strict=True))
         self._indexes = tuple(index for index, walk in pairs if len(walk.records) >= limit)
@@ -133,17 +134,31 @@ class Batches:
         return batch
 
     def _behind_which(self, cards: Sequence[Sealed]) -> list[bytes]:
-        """The keys where the offers of `self._cards` are read: their models', or their providers' where a
-        model has many more `cards` than are wanted."""
+        """The keys where the offers of `self._cards` are read: their models', or their providers' where few
+        of a model's many `cards` are left."""
         keys = Keys(self._query.network)
         crowd = Counter(card.identity.name for card in cards)
         wanted = Counter(card.identity.name for card in self._cards)
         names: dict[str, None] = {}
         for card in self._cards:
             name = card.identity.name
-            crowded = crowd[name] > min(OFFERS_A_WALK * wanted[name], MAX_PROVIDERS_READ)
+            crowded = self._query.sifts and crowd[name] > OFFERS_A_WALK * wanted[name]
             names[keys.peer(card.identity.provider) if crowded else keys.model(name)] = None
         return [provider_key(name) for name in names]
+
+    def _behind(self, walks: Sequence[Reading]) -> list[Sealed]:
+        """The offers that the cards stand for, the very bytes or a newer version; then those that lie beside
+        them and whose cards were not read."""
+        read = {sealed.identity: sealed for walk in walks for sealed in walk.records}
+        found = []
+        for card in self._cards:
+            offer = read.get(card.identity)
+            if offer is None or not isinstance(offer.record, OfferRecord):
+                continue
+            assert isinstance(card.record, Card)
+            if offer.sha256 == card.record.offer_sha256 or offer.seq > card.seq:
+                found.append(offer)
+        return found + [offer for identity, offer in read.items() if identity not in self._sifted]
 
     def _doubt(self, card: Sealed) -> tuple[bool, bool]:
         """Whose offers are surely meant are read first, those that say nothing of it last."""
@@ -157,16 +172,3 @@ class Batches:
 
     def _batch(self, sealeds: Sequence[Sealed], walks: Sequence[Reading]) -> Batch:
         return Batch(self._tally.sift(self._query, sealeds, self._seen)[: self._most], walks)
-
-
-def _behind(cards: Sequence[Sealed], walks: Sequence[Reading]) -> list[Sealed]:
-    """The offers that the cards stand for: the very bytes, or a newer version."""
-    read = {sealed.identity: sealed for walk in walks for sealed in walk.records}
-    found = []
-    for card in cards:
-        offer = read.get(card.identity)
-        if not isinstance(card.record, Card) or offer is None or not isinstance(offer.record, OfferRecord):
-            continue
-        if offer.sha256 == card.record.offer_sha256 or offer.seq > card.seq:
-            found.append(offer)
-    return found

@@ -3,7 +3,8 @@
 The kad protocol has no request ids; order is the only thing that ties a reply to its request. So a
 request that is given up poisons the stream: it is reset, and the others that wait on it are asked once
 more on a fresh one, as are those whose stream died of its own. Some stock nodes reset a kad stream that
-was idle for ten seconds; that counts as nobody's failure.
+was idle for ten seconds; that counts as nobody's failure. Every request is marked as one of ours, so a peer
+of ours that is asked too fast says so, and is asked again as fast as it likes.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 
 import trio
 
+from modelnet_p2p.dht.pacing import Pacing
 from modelnet_p2p.errors import Code, RemoteError
 from modelnet_p2p.identity import PeerId
-from modelnet_p2p.kad import BadMessage, Framer, Message, frame
+from modelnet_p2p.kad import SLOW_DOWN, BadMessage, Framer, Message, frame
 from modelnet_p2p.node.transport.contract import ConnectionLost, Network, Stream, StreamReset
 
 MAX_IN_FLIGHT = 8  # what a peer will read ahead for us; js allows 32 streams, go one request at a time
@@ -50,25 +53,42 @@ class _Slot:
 class KadChannel:
     """Requests to `peer`; several tasks may call `request` at the same time."""
 
-    def __init__(self, network: Network, peer: PeerId, protocol: str, nursery: trio.Nursery) -> None:
+    def __init__(
+        self, network: Network, peer: PeerId, protocol: str, pacing: Pacing, nursery: trio.Nursery
+    ) -> None:
         self._network = network
         self._peer = peer
         self._protocol = protocol
+        self._pacing = pacing
         self._nursery = nursery
         self._stream: Stream | None = None
         self._waiting: deque[_Slot] = deque()
         self._window = trio.CapacityLimiter(MAX_IN_FLIGHT)
+        self._served_at = float("-inf")  # when the peer last answered what it was asked
         self._sending = trio.Lock()  # keeps the order of slots that of the frames
         self._overdue = trio.CancelScope()  # ends the reader when the oldest request is
 
     async def request(self, message: Message, timeout: float) -> Message:
-        """Send and await the reply; raises RemoteError (deadline, unreachable) within `timeout` seconds."""
+        """Send and await the reply, as often as the peer says that it is asked too fast.
+
+        Raises RemoteError within `timeout` seconds: busy where the peer serves others of our requests and has
+        not come to this one, else deadline or unreachable.
+        """
+        began = trio.current_time()
+        message = _marked(message)
+        waited = True
         with trio.move_on_after(timeout):
             async with self._window:
-                return await self._attempt(message)
-        raise RemoteError(
-            Code.DEADLINE, f"no DHT answer within {timeout:g} s", peer=self._peer.text, retryable=True
-        )
+                waited = False
+                return await self._paced(message)
+        serves = self._served_at >= began
+        code, what = Code.DEADLINE, f"no DHT answer within {timeout:g} s"
+        if self._pacing.complained(self._peer, began):
+            code = Code.BUSY if serves else Code.DEADLINE  # who only complains is no better than the silent
+            what = f"{self._peer.short} asks us to slow down" + ("" if serves else f": {what}")
+        elif waited and serves:
+            code, what = Code.BUSY, f"{self._peer.short} has {MAX_IN_FLIGHT} requests of ours to answer first"
+        raise RemoteError(code, what, peer=self._peer.text, retryable=True)
 
     def post(self, message: Message, timeout: float, settled: Settled) -> bool:
         """The same without waiting, if it can go out now on the stream that is open; False: it cannot.
@@ -78,23 +98,26 @@ class KadChannel:
         all the rest of it.
         """
         stream = self._stream
-        if stream is None or self._sending.locked():
+        if stream is None or self._sending.locked() or self._peer in self._pacing:
             return False
+        began = trio.current_time()
 
         def settle(slot: _Slot) -> None:
             self._window.release_on_behalf_of(slot)
             outcome = slot.reply if slot.error is None else slot.error
             assert outcome is not None
+            if isinstance(outcome, Message):
+                outcome = self._heard(outcome, began) or StreamReset(self._peer, self._protocol)
             settled(outcome)
 
-        slot = _Slot(message, settle, trio.current_time() + timeout)
+        slot = _Slot(_marked(message), settle, began + timeout)
         sent = False
         try:
             self._window.acquire_on_behalf_of_nowait(slot)
         except trio.WouldBlock:
             return False
         try:
-            sent = stream.send_now(frame(message))
+            sent = stream.send_now(frame(slot.request))
         except (RemoteError, trio.ClosedResourceError):
             return False  # its reader is about to say so
         finally:
@@ -119,6 +142,25 @@ class KadChannel:
                         pass
             return
         raise RemoteError(Code.DEADLINE, "the message could not be sent in time", peer=self._peer.text)
+
+    async def _paced(self, message: Message) -> Message:
+        while True:
+            while (delay := self._pacing.turn(self._peer, trio.current_time())) > 0:
+                await trio.sleep(delay)
+            sent = trio.current_time()
+            reply = self._heard(await self._attempt(message), sent)
+            if reply is not None:
+                return reply
+
+    def _heard(self, reply: Message, sent: float) -> Message | None:
+        """The reply to what was sent then; None where it is that we ask too fast."""
+        now = trio.current_time()
+        if reply.refused == SLOW_DOWN:
+            self._pacing.slow_down(self._peer, sent, reply.retry_ms / 1000, now)
+            return None
+        self._pacing.answered(self._peer)
+        self._served_at = now
+        return reply
 
     async def _attempt(self, message: Message) -> Message:
         done = trio.Event()
@@ -229,3 +271,8 @@ class KadChannel:
             case ConnectionLost():
                 return ConnectionLost(self._peer)
         return RemoteError(error.code, error.message, retryable=error.retryable, peer=error.peer)
+
+
+def _marked(message: Message) -> Message:
+    """As one of ours, which understands that it is asked to slow down."""
+    return message if message.records is not None else replace(message, records=())

@@ -18,14 +18,16 @@ from typing import Protocol
 
 import trio
 
-from modelnet_p2p.dht.limits import Throttle
+from modelnet_p2p.dht.checking import Check
+from modelnet_p2p.dht.limits import Limits, SlowDown, Throttle
 from modelnet_p2p.dht.lookup import Done, Patience, Wait
+from modelnet_p2p.dht.pacing import Pacing
 from modelnet_p2p.dht.routing import RoutingTable
 from modelnet_p2p.dht.server import KadServer
 from modelnet_p2p.dht.walks import FindClosest, FindPeer, Send
 from modelnet_p2p.errors import Code, LocalError, ModelnetError, RemoteError
 from modelnet_p2p.identity import PeerId
-from modelnet_p2p.kad import MAX_MESSAGE_BYTES, BadMessage, Contact, Framer, Message, frame
+from modelnet_p2p.kad import MAX_MESSAGE_BYTES, SLOW_DOWN, BadMessage, Contact, Framer, Message, frame
 from modelnet_p2p.names import protocol
 from modelnet_p2p.node.overlay.channel import KadChannel
 from modelnet_p2p.node.transport.addresses import split_p2p, to_binary, to_text
@@ -38,7 +40,7 @@ MAX_EVENTS = (
     1024  # connections that came or went and were not looked at yet; more are dropped and found later
 )
 SETTLE_SECONDS = 1.0  # from a newcomer to looking around again: others come right behind it
-EXPIRE_SECONDS = 30.0  # between two looks for records that are over
+REFRESH_SECONDS = 30.0  # between two looks at the table, and for records that are over
 MAX_STREAMS_PER_PEER = 32  # kad streams that one peer may keep open here; ours keep one, js up to 32
 MAX_STREAMS = 1024  # of all peers together; with what arrives on them less than 256 MiB
 REQUEST_BYTES = 4096  # read at once: of the smallest requests a thousand, decoded before the first is served
@@ -51,7 +53,7 @@ Answers = trio.MemorySendChannel[Answer]
 
 
 class Machine(Protocol):
-    """What `run` drives: any walk of `dht/walks.py`."""
+    """What `run` drives: any walk of `dht/walks.py`, or a check of `dht/checking.py`."""
 
     def poll(self, now: float) -> Send | Wait | Done: ...
     def on_reply(self, peer: PeerId, reply: Message, now: float) -> None: ...
@@ -93,7 +95,11 @@ class Overlay:
         self._protocol = protocol(name, "kad")
         self._nursery = nursery
         self._channels: dict[PeerId, KadChannel] = {}
-        self._throttle = Throttle(tuning.requests_per_second, tuning.requests_burst)
+        self._pacing = Pacing()
+        self._limits = Limits(
+            Throttle(tuning.requests_per_second, tuning.requests_burst),
+            Throttle(tuning.checks_per_second, tuning.checks_burst),
+        )
         self._inbound: Counter[PeerId] = Counter()  # kad streams that are answered
         self._arrivals, self._arrived = trio.open_memory_channel[PeerId](MAX_EVENTS)
 
@@ -171,12 +177,13 @@ class Overlay:
 
     def _on_answer(self, peer: PeerId, started: float) -> None:
         now = trio.current_time()
-        self.patience.on_round_trip(now - started)
+        if peer not in self._pacing:  # else it is we who wait
+            self.patience.on_round_trip(now - started)
         self.table.answered(peer, now)
 
     def _on_no_answer(self, peer: PeerId, error: RemoteError) -> None:
         log.debug("%s did not answer a DHT request: %s", peer.short, error.message)
-        if error.code is not Code.BUSY:  # it is we who have too much open
+        if error.code is not Code.BUSY:  # it is we who have too much open, or ask too much of it
             self.table.failed(peer, trio.current_time())
 
     async def _ask(self, contact: Contact, message: Message, expects_reply: bool, answers: Answers) -> None:
@@ -202,7 +209,7 @@ class Overlay:
     def _channel(self, peer: PeerId) -> KadChannel:
         channel = self._channels.get(peer)
         if channel is None:
-            channel = KadChannel(self.network, peer, self._protocol, self._nursery)
+            channel = KadChannel(self.network, peer, self._protocol, self._pacing, self._nursery)
             if peer in self.network.connected():  # who left meanwhile is forgotten already
                 self._channels[peer] = channel
         return channel
@@ -254,11 +261,21 @@ class Overlay:
             raise trio.TooSlowError
 
     async def _serve(self, request: Message, stream: Stream, group: str | None) -> None:
-        now = trio.current_time()
-        if (delay := self._throttle.delay(stream.peer, now)) > 0:
-            await trio.sleep(delay)
-            now = trio.current_time()
-        reply = self.server.handle(request, stream.peer, group, now, self.wall_us())
+        reply: Message | None
+        match self._limits.on_request(
+            stream.peer,
+            trio.current_time(),
+            checks=self.server.checks(request, stream.peer),
+            ours=request.records is not None,
+        ):
+            case SlowDown(retry_ms):
+                kind, key = request.kind, request.key
+                reply = Message(kind, key, records=(), refused=SLOW_DOWN, retry_ms=retry_ms)
+            case delay:
+                if delay > 0:
+                    await trio.sleep(delay)
+                now = trio.current_time()
+                reply = self.server.handle(request, stream.peer, group, now, self.wall_us())
         if reply is None:
             return
         data = frame(reply)
@@ -364,12 +381,14 @@ class Overlay:
                 await self.look_around()
 
     async def refresh(self) -> None:
-        """Look up what the table has no news of, and forget what is over."""
+        """Ask the silent, look up what the table has no news of, and forget what is over."""
         while True:
-            await trio.sleep(min(EXPIRE_SECONDS, self.tuning.table_refresh))
+            await trio.sleep(min(REFRESH_SECONDS, self.tuning.table_refresh))
             self.server.store.expire(self.wall_us())
             if len(self.table) == 0:
                 continue
+            doubtful = self.table.doubtful(trio.current_time(), self.tuning.table_refresh)
+            await self.run(Check(doubtful, self.tuning.alpha))
             for index in self.table.stale(trio.current_time(), self.tuning.table_refresh):
                 await self._look_up(self.table.refresh_key(index, os.urandom(32)))
 

@@ -7,13 +7,12 @@ same time: one round trip tells who is there, how far away, and how loaded.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
 import trio
 
-from modelnet_p2p.dht.shards import ShardReads
 from modelnet_p2p.errors import Code, LocalError, RemoteError
 from modelnet_p2p.events import Call
 from modelnet_p2p.identity import PeerId
@@ -22,7 +21,7 @@ from modelnet_p2p.node.calls.server import PING
 from modelnet_p2p.node.overlay.batches import FIRST_MODELS, MAX_MODELS_READ, READ_AHEAD, Batch, Batches, Tally
 from modelnet_p2p.node.overlay.driver import Overlay, texts
 from modelnet_p2p.node.overlay.publisher import Publisher
-from modelnet_p2p.node.overlay.reading import MAX_ADDRS, Reading
+from modelnet_p2p.node.overlay.reading import MAX_ADDRS, Reading, read_on
 from modelnet_p2p.node.overlay.watching import Watching
 from modelnet_p2p.offers import Offer, State
 from modelnet_p2p.query import Query
@@ -107,10 +106,18 @@ class Finder:
 
     async def read(self, keys: Sequence[bytes], limit: int) -> list[Reading]:
         """Walks to all of these at once, in their order."""
+        return await self._all_at_once(keys, limit, self._collect)
+
+    async def _all_at_once(
+        self,
+        keys: Sequence[bytes],
+        limit: int | None,
+        collect: Callable[[bytes, int | None], Awaitable[Reading]],
+    ) -> list[Reading]:
         walks: dict[bytes, Reading] = {}
 
         async def read(key: bytes) -> None:
-            walks[key] = await self._collect(key, limit)
+            walks[key] = await collect(key, limit)
 
         async with trio.open_nursery() as nursery:
             for key in keys:
@@ -127,18 +134,16 @@ class Finder:
 
     async def _collect(self, key: bytes, limit: int | None) -> Reading:
         """What lies under this key, and under its shards where it is split."""
-        found = await self._collect_at(key, limit)
-        if found.split:
-            shards = ShardReads(key, limit, self._shuffle)
-            while (at := shards.next(len(found.records))) is not None:
-                shard = await self._collect_at(at, limit)
-                shards.on_read(split=shard.split)
-                found.take(shard)
+        (found,) = await self._collect_at([key], limit)
+        await read_on(found, limit, self._shuffle, self._collect_at)
         for reason, count in found.refused.items():
             self.refused[reason.value] = self.refused.get(reason.value, 0) + count
         return found
 
-    async def _collect_at(self, key: bytes, limit: int | None) -> Reading:
+    async def _collect_at(self, keys: Sequence[bytes], limit: int | None) -> list[Reading]:
+        return await self._all_at_once(keys, limit, self._collect_one)
+
+    async def _collect_one(self, key: bytes, limit: int | None) -> Reading:
         overlay = self._overlay
         walk = Reading(key, overlay, limit)
         held = overlay.server.store.page(key, b"", PAGE_BYTES)

@@ -28,6 +28,7 @@ from modelnet_p2p.records import (
 
 log = logging.getLogger(__name__)
 
+PACE_SECONDS = 30.0  # at most, until the calendar is told again how fast peers die
 RENEW_RETRY = 60.0  # seconds until a renewal is tried again that the disk did not allow
 STORE_ATTEMPTS = 3  # walks of one publish; what still lacks its majority then is retried in the background
 
@@ -108,16 +109,18 @@ class Publisher:
 
     async def keep(self) -> None:
         """Carry out the calendar for as long as the peer lives."""
+        overlay = self._overlay
         async with trio.open_nursery() as nursery:
             while True:
-                changed = self._changed
-                match self._calendar.poll(trio.current_time()):
+                changed, now = self._changed, trio.current_time()
+                self._calendar.pace(overlay.table.churn.interval(now, overlay.tuning.republish))
+                match self._calendar.poll(now):
                     case Due(key, sealeds):
                         nursery.start_soon(self._store_due, key, sealeds)
                     case Renew(identity):
                         self._renew(identity)
                     case Wait(until):
-                        with trio.move_on_at(until):
+                        with trio.move_on_at(min(until, now + PACE_SECONDS)):
                             await changed.wait()
 
     # --- the steps of it ---

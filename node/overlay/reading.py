@@ -7,11 +7,12 @@ turns and no more.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Protocol
 
 from modelnet_p2p.dht.density import Density
 from modelnet_p2p.dht.lookup import Patience
+from modelnet_p2p.dht.shards import ShardReads
 from modelnet_p2p.dht.walks import MAX_MERGED, Collect
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import Contact, Message
@@ -19,6 +20,7 @@ from modelnet_p2p.records import Sealed
 from modelnet_p2p.tuning import Tuning
 
 MAX_ADDRS = 16  # of one provider: as many as one dial tries
+SHARDS_AT_ONCE = 8  # of a split key: one after the other, 16 would take half a minute
 MAX_TAKEN = 16_384  # records of a key and its shards that one reader keeps: 64 MiB at the very worst
 
 
@@ -115,3 +117,22 @@ class Reading(Collect):
             places = self._addrs[contact.id]
             for place, addr in enumerate(contact.addrs[:MAX_ADDRS]):
                 places[addr] = min(place, places.get(addr, place))
+
+
+async def read_on(
+    found: Reading,
+    limit: int | None,
+    shuffle: Callable[[list[str]], None],
+    read: Callable[[Sequence[bytes], int | None], Awaitable[Sequence[Reading]]],
+) -> None:
+    """Take in the shards of a key that turned out to be split: one, then as many at once as are needed."""
+    if not found.split:
+        return
+    shards, at_once = ShardReads(found.target, limit, shuffle), 1
+    while places := [at for _ in range(at_once) if (at := shards.next(len(found.records))) is not None]:
+        for at, shard in zip(places, await read(places, limit), strict=True):
+            shards.on_read(split=shard.split, at=at)
+            found.take(shard)
+            each = max(1, len(shard.records))
+        missing = MAX_TAKEN if limit is None else limit - len(found.records)
+        at_once = max(1, min(SHARDS_AT_ONCE, missing // each))

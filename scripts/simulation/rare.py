@@ -13,7 +13,8 @@ import statistics
 import sys
 import time
 from bisect import bisect_left
-from collections.abc import Coroutine, Iterable, Sequence
+from collections import Counter
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
@@ -22,15 +23,18 @@ from modelnet_p2p.dht.density import Density
 from modelnet_p2p.dht.keyspace import BITS, position
 from modelnet_p2p.dht.lookup import Patience
 from modelnet_p2p.dht.server import KadServer
+from modelnet_p2p.dht.shards import Spill
 from modelnet_p2p.dht.simulator import Node, Run, Simulator
 from modelnet_p2p.dht.store import Bounds
+from modelnet_p2p.dht.storing import Stored
 from modelnet_p2p.identity import KeyPair, PeerId
 from modelnet_p2p.kad import Contact
 from modelnet_p2p.node.overlay.batches import MAX_MODELS_READ, Batches, Tally
-from modelnet_p2p.node.overlay.reading import Reading
+from modelnet_p2p.node.overlay.reading import Reading, read_on
 from modelnet_p2p.query import Query
 from modelnet_p2p.records import Manifest, OfferRecord, Sealed, Spec, card_of, seal_manifest, seal_offer
 from modelnet_p2p.tuning import WAN, Tuning
+from simulation.play import Say
 from simulation.scenario import World
 from simulation.town import Atlas, Town, address, group_of
 
@@ -53,7 +57,7 @@ class Size:
     per_key: int = Bounds().per_key
 
 
-FULL = Size(1000, 10_000, 200)
+FULL = Size(1000, 10_000, 100)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +87,7 @@ class Market:
             node.store.bounds = replace(node.store.bounds, per_key=size.per_key)
         self.atlas = Atlas.of(self.town.honest)
         self.sought: list[tuple[PeerId, str]] = []  # a provider, and what it alone has
-        self.laid = self.refused = 0
+        self.published = self.kept = 0  # records, each under one of its keys
         self._owner = KeyPair(self.rng.randbytes(32))
         self._manifests: dict[str, tuple[Manifest, bytes]] = {}
 
@@ -105,7 +109,7 @@ class Market:
         sim, tally = self.sim, Tally()
         reader = self.town.honest[int(self.rng.random() * len(self.town.honest))]
         query = Query.asked(where=f"task:{TASK} and ({rare})", network=sim.network)
-        batches = Batches(Desk(sim, reader).read, query, WANTED, tally, MAX_MODELS_READ)
+        batches = Batches(Desk(sim, reader, self.rng).read, query, WANTED, tally, MAX_MODELS_READ)
         cpu, began = time.process_time(), sim.now
         messages, sent = sim.sent["search"], sim.sent_bytes["search"]
         offers = _awaited(_all(batches))
@@ -184,12 +188,20 @@ class Market:
         return known
 
     def _lay(self, key: bytes, record: Sealed, contact: Contact) -> None:
-        for node in self._closest(key):
-            full = node.store.add(key, record, contact, group_of(contact.addrs[0]))
-            self.laid += full is None
-            self.refused += full is not None
+        """With all holders of the key, or of its provider's shard where it is full."""
+        spill = Spill(key, contact.id, self.sim.tuning.record_lifetime)
+        at: bytes | None = spill.start(self.sim.now)
+        while at is not None:
+            holders = self._closest(at)
+            told = [node.store.add(at, record, contact, group_of(contact.addrs[0])) for node in holders]
+            refused = Counter(str(reason) for reason in told if reason is not None)
+            kept = told.count(None)
+            report = Stored(at, len(told), kept, 2 * kept > len(told), refused)
+            self.kept += report.promised
+            at = spill.after(report)
+        self.published += 1
 
-    def _closest(self, key: bytes) -> Iterable[Node]:
+    def _closest(self, key: bytes) -> list[Node]:
         """The k closest: they lie together, among those that share most leading bits with the key."""
         place, places = position(key), self.atlas.places
         for width in range(BITS - len(places).bit_length() + 1, BITS + 1):
@@ -204,9 +216,10 @@ class Market:
 class Desk:
     """A peer of the simulator as the search sees its overlay."""
 
-    def __init__(self, sim: Simulator, node: Node) -> None:
+    def __init__(self, sim: Simulator, node: Node, rng: Random) -> None:
         self._sim = sim
         self._node = node
+        self._rng = rng
 
     @property
     def me(self) -> PeerId:
@@ -240,6 +253,12 @@ class Desk:
 
     async def read(self, keys: Sequence[bytes], limit: int) -> list[Reading]:
         """Walks to all of these at once; virtual time passes meanwhile."""
+        walks = await self._read(keys, limit)
+        for walk in walks:
+            await read_on(walk, limit, self._rng.shuffle, self._read)
+        return walks
+
+    async def _read(self, keys: Sequence[bytes], limit: int | None) -> list[Reading]:
         runs: list[Run] = []
         walks = [Reading(key, self, limit) for key in keys]
         for walk in walks:
@@ -269,11 +288,18 @@ def _awaited(work: Coroutine[Any, Any, list[Sealed]]) -> list[Sealed]:  # Any: w
     raise RuntimeError("the search waits for something that this world does not have")
 
 
-def measure(size: Size, seed: int) -> dict[str, Any]:
+def measure(size: Size, seed: int, say: Say = lambda _: None) -> dict[str, Any]:
     """All figures of a world, by name."""
     market = Market(size, seed)
     market.fill()
-    searched = [market.search(provider, rare) for provider, rare in market.sought]
+    say(f"rare: {size.providers} have published")
+    searched: list[Searched] = []
+    for provider, rare in market.sought:
+        searched.append(market.search(provider, rare))
+        if len(searched) % 10 == 0:
+            say(
+                f"rare: {len(searched)} searches, {sum(one.found for one in searched)} found what they sought"
+            )
     columns: dict[str, list[float]] = {
         "requests": [one.tally.messages for one in searched],
         "messages": [one.messages for one in searched],
@@ -295,7 +321,7 @@ def measure(size: Size, seed: int) -> dict[str, Any]:
         / max(1, sum(one.tally.cards for one in searched)),
         **{f"{name}_p50": round(statistics.median(values), 3) for name, values in columns.items()},
         **{f"{name}_max": round(max(values), 3) for name, values in columns.items()},
-        "kept": market.laid / (market.laid + market.refused),
+        "kept": market.kept / market.published,
         "digest": market.sim.digest,
     }
 
@@ -311,7 +337,8 @@ def main() -> int:
     options = parser.parse_args()
     asked = ("peers", "providers", "searches", "per_key")
     given = {name: getattr(options, name) for name in asked if getattr(options, name) is not None}
-    figures = measure(replace(FULL if options.full else Size(), **given), options.seed)
+    size = replace(FULL if options.full else Size(), **given)
+    figures = measure(size, options.seed, lambda line: print(line, file=sys.stderr, flush=True))
     print(json.dumps(figures))
     return 0 if figures["found"] >= MARK else 1
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from random import Random
 
+from modelnet_p2p.dht.checking import Check
 from modelnet_p2p.dht.keyspace import BITS, position
 from modelnet_p2p.dht.lookup import Wait
 from modelnet_p2p.dht.republish import Due, Renew, Republisher
@@ -79,7 +80,8 @@ class Atlas:
                 node.table.add(other.contact, now, other.group)
             node.table.on_walked(place ^ (1 << (BITS - index - 1)), now - rng.random() * interval)
             if len(self.below(place, index)) <= 1:  # only itself
-                return
+                break
+        node.table.on_walked(place, now - rng.random() * interval)
 
     def below(self, place: int, index: int) -> range:
         """All that share more than `index` leading bits with `place`."""
@@ -215,6 +217,8 @@ class Town:
     def _poll(self, node: Node) -> None:
         """Do what the calendar of that peer says."""
         calendar = self._calendars.get(node.id)
+        if calendar is not None:
+            calendar.pace(node.table.churn.interval(self.sim.now, self.sim.tuning.republish))
         while calendar is not None and node.alive:
             match calendar.poll(self.sim.now):
                 case Due(key, sealeds):
@@ -271,12 +275,19 @@ class Town:
             self._poll(node)
 
     def _refresh(self, node: Node) -> None:
-        """Look up, one after the other, what the table has no news of; look again in a while."""
+        """Ask the silent, then look up, one by one, what the table has no news of; again in a while."""
         if not node.alive:
             return
         self.sim.seeds(node, bytes(node.id))  # its table is there
         node.store.expire(self.sim.now_us)
-        self._walk_stale(node, node.table.stale(self.sim.now, self.sim.tuning.table_refresh))
+        self._poll(node)  # records are told again as often as peers are seen to die
+        tuning = self.sim.tuning
+
+        def checked(_: Run) -> None:
+            self._walk_stale(node, node.table.stale(self.sim.now, tuning.table_refresh))
+
+        check = Check(node.table.doubtful(self.sim.now, tuning.table_refresh), tuning.alpha)
+        self.sim.start(node, check, "check", checked)
 
     def _walk_stale(self, node: Node, stale: list[int]) -> None:
         if not stale:

@@ -116,6 +116,21 @@ def test_a_full_key_says_so_to_publishers_and_to_readers_until_it_is_forgotten(
     assert read(task_key, late).refused == ""
 
 
+def test_a_full_key_makes_room_for_the_first_record_of_another_network(
+    alice: Person, carol: Person, task_key: bytes, now_us: int
+) -> None:
+    store = OfferStore(Bounds(per_key=3))
+    for number in range(3):
+        assert store.add(task_key, alice.card(f"alice/m{number}"), alice.contact, "10.0.0") is None
+    assert store.add(task_key, alice.card("alice/m3"), alice.contact, "10.0.0") is Full.KEY
+    assert store.add(task_key, carol.card(), carol.contact, "10.0.1") is None
+    kept = [sealed.identity.name for sealed in store.page(task_key, b"", 60_000).sealeds]
+    assert sorted(kept) == ["acme/sentiment", "alice/m0", "alice/m1"]  # the last one goes to a shard
+    assert store.is_split(task_key, now_us)
+    assert store.add(task_key, alice.card("alice/m2"), alice.contact, "10.0.0") is Full.KEY
+    assert len(store) == 3
+
+
 def test_one_holder_of_several_that_lies_about_a_split_is_not_believed(
     alice: Person, carol: Person, task_key: bytes, now_us: int
 ) -> None:

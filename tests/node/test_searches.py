@@ -138,6 +138,9 @@ async def test_an_offer_is_found_in_a_crowd_of_the_same_model(open_town: OpenTow
         explained = await bob.explain(TASK, where="tier:edge", all=True)
         assert [offer.provider for offer in explained.offers] == [str(town.key("rare").id)]
         assert explained.tally.read <= 3
+        many = await bob.explain(TASK, where="tier:cloud", all=True, limit=20)
+        assert len(many.offers) == 20
+        assert many.tally.messages <= 6  # the task's key and the model's
 
 
 async def test_whoever_does_not_sum_its_offer_up_is_still_read(open_town: OpenTown) -> None:

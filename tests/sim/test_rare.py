@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import pytest
 
-from simulation.rare import MARK, SEED, Market, Size, measure
+from modelnet_p2p.names import Keys, provider_key
+from simulation.rare import MARK, SEED, TASK, Market, Size, measure
 
 TINY = Size(peers=60, providers=120, searches=10)
 
 
-def test_a_search_of_each_kind_finds_its_one_provider() -> None:
-    market = Market(TINY, SEED)
+@pytest.mark.parametrize("per_key", [4096, 30])  # the task's key holds all, or splits
+def test_a_search_of_each_kind_finds_its_one_provider(per_key: int) -> None:
+    market = Market(replace(TINY, per_key=per_key), SEED)
     market.fill()
-    assert (market.refused, len(market.sought)) == (0, 10)
+    assert (market.kept, len(market.sought)) == (market.published, 10)
+    task = provider_key(Keys(market.sim.network).task(TASK))
+    split = any(node.store.is_split(task, market.sim.now_us) for node in market.town.honest)
+    assert split is (per_key == 30)
     for provider, rare in market.sought:
         searched = market.search(provider, rare)
         assert searched.found, rare
