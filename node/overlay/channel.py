@@ -179,6 +179,7 @@ class KadChannel:
             stream = self._stream
             if stream is None:
                 stream = self._stream = await self._network.open_stream(self._peer, self._protocol)
+                stream.rest()
                 self._overdue = trio.CancelScope()
                 self._nursery.start_soon(self._read, stream, self._waiting, self._overdue)
                 slot.first = True

@@ -226,6 +226,7 @@ class Overlay:
             await stream.reset()
             return
         self._inbound[peer] += 1
+        stream.rest()
         try:
             await self._answer(stream)
         except (BadMessage, trio.TooSlowError) as error:

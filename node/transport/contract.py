@@ -60,6 +60,11 @@ class Stream(ABC):
         stream is reset, for nobody could tell how much of it went out.
         """
 
+    def rest(self) -> None:
+        """It is kept in case it is needed: a far side that vanishes unseen may be noticed late, unless
+        something was sent that it should answer."""
+        return  # where looking costs nothing there is nothing to spare
+
     def send_now(self, data: bytes) -> bool:
         """Send these few bytes as `send` would, if that takes no waiting; False: nothing of them went out.
 

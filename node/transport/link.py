@@ -322,7 +322,11 @@ class Link:
         """Whether the far side is still there; due about once a second while the link runs."""
         waiting = self._out is not None or self.session.waiting
         flooded = self.session.flooded
-        match self._vitality.poll(now, written=self._written, waiting=waiting, flooded=flooded):
+        flows = self.session.flows.values()
+        resting = bool(flows) and all(flow.at_rest for flow in flows)
+        match self._vitality.poll(
+            now, written=self._written, waiting=waiting, flooded=flooded, resting=resting
+        ):
             case Ping():
                 self.session.ping(now)
                 self.kick()

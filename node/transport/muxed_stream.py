@@ -107,6 +107,9 @@ class MuxedStream(Stream):
                 await self.reset()
             self._sending = False
 
+    def rest(self) -> None:
+        self._flow.at_rest = True
+
     def send_now(self, data: bytes) -> bool:
         if self._sending or not self._may_be_eager(len(data)):
             return False

@@ -46,11 +46,8 @@ def read_options() -> argparse.Namespace:
         prog="scripts/bench",
         description="Medians over loopback; only figures of one run compare.",
     )
-    parser.add_argument(
-        "group",
-        nargs="*",
-        help=f"of {', '.join(GROUPS)} (all of them where none is named), {', '.join(LARGE)}",
-    )
+    groups = f"of {', '.join(GROUPS)}, all of them where none is named; or {', '.join(LARGE)}"
+    parser.add_argument("group", nargs="*", help=groups)
     parser.add_argument("--quick", action="store_true", help="fewer repetitions: less than two minutes")
     parser.add_argument("--json", action="store_true", help="a line on stdout for each figure")
     parser.add_argument(

@@ -1,8 +1,8 @@
 """A thousand peers of ours with real sockets, in four processes: does every store and every get succeed?
 
 The peers are those of `dht`, with the limits that they have anywhere: 256 connections each, the preset `lan`.
-Their times stand beside what hivemind published for 1,024 peers on one machine of its own, which no run here
-can repeat: 64 of its peers take as much memory as all of these.
+Their times stand beside what hivemind published for 1,024 peers on a machine of its own; no run here can
+repeat that, for 64 of its peers take as much memory as all of these.
 """
 
 from __future__ import annotations
@@ -49,9 +49,7 @@ def measure(quick: bool, against: Sequence[str], console: Console) -> Iterator[F
     say(f"{plan.peers} peers join ...")
     with open_swarm(OURS, plan.peers) as swarm:
         params: dict[str, object] = {"peers": len(swarm), "processes": swarm.processes}
-        say(
-            f"{len(swarm)} peers are there after {time.monotonic() - started:.0f} s; {plan.stores} stores ..."
-        )
+        say(f"they are there after {time.monotonic() - started:.0f} s; {plan.stores} stores ...")
         yield Figure("crowd_memory", "MiB", [usage.pss(swarm.pids()) / len(swarm)], params)
         yield from stores_and_gets(swarm, plan, params, say)
 

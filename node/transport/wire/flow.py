@@ -24,6 +24,7 @@ class Flow:
 
     __slots__ = (
         "answered",
+        "at_rest",
         "broken",
         "chunks",
         "copied",
@@ -71,6 +72,7 @@ class Flow:
         # --- both
         self.broken = False  # the far side has given up
         self.given_up = False  # we have
+        self.at_rest = False  # its owner would not mind to learn late that the far side has vanished
         # --- the owner's: called at the end of a step of the session's, when there is news
         self.on_news: Callable[[], None] = _nobody  # to receive: bytes, the end, a reset
         self.on_room: Callable[[], None] = _nobody  # to send: all was taken, or nothing ever will be

@@ -1,8 +1,9 @@
 """Whether the far side of a connection is still there, judged by when bytes came and went.
 
 Silence is answered with a ping, an unanswered ping with the end: a frozen process or a vanished host is found
-within `IDLE` + `ANSWER` seconds and one look of whoever drives this. A message that has begun must go on, for
-all streams of the connection wait behind it. Who never takes what we send is given up too, and soon if it
+within `IDLE` + `ANSWER` seconds and one look of whoever drives this; where nobody waits for it, within `REST`
++ `ANSWER`, for a peer keeps hundreds of connections only to have them. A message that has begun must go on,
+for all streams of the connection wait behind it. Who never takes what we send is given up too, and soon if it
 makes us answer meanwhile. When we slept ourselves, nobody is judged by that time.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 IDLE = 5.0  # seconds of silence before a ping
+REST = 30.0  # ... where nothing is at stake: with 256 connections still four pings a second
 ANSWER = 8.0  # seconds from the ping until any byte must have come: with IDLE and a look a second, below 15
 BODY = 5.0  # seconds that a frame which has begun may stop for ...
 BYTES_PER_SECOND = 1024  # ... beyond what it brings at this rate
@@ -34,7 +36,18 @@ class Dead:
 class Vitality:
     """Of one connection. All times are monotonic seconds."""
 
-    __slots__ = ("_bytes", "_frames", "_heard", "_looked", "_moved", "_pinged", "_since", "_written")
+    __slots__ = (
+        "_bytes",
+        "_frames",
+        "_heard",
+        "_heeded",
+        "_looked",
+        "_moved",
+        "_pinged",
+        "_said",
+        "_since",
+        "_written",
+    )
 
     def __init__(self, now: float) -> None:
         self._heard = now
@@ -43,6 +56,8 @@ class Vitality:
         self._frames = 0
         self._bytes = 0
         self._looked = now
+        self._heeded = now  # the last sign of life that a look has seen, and ...
+        self._said = 0  # ... what had been written by then
         self._written = 0
         self._moved = now  # when it last took something, or nothing waited for it
 
@@ -65,10 +80,13 @@ class Vitality:
         if self._since is not None:
             self._since = now
 
-    def poll(self, now: float, *, written: int, waiting: bool, flooded: bool) -> Ping | Dead | None:
+    def poll(
+        self, now: float, *, written: int, waiting: bool, flooded: bool, resting: bool = False
+    ) -> Ping | Dead | None:
         """What to do now; asked about once a second.
 
         It took `written` bytes in all, and more may be `waiting`; `flooded`: so much that it is not read.
+        `resting`: nobody waits for anything, unless it is the answer to what was written since it was heard.
         """
         if now - self._looked > OVERSLEPT:
             self.on_pause(now)
@@ -82,7 +100,10 @@ class Vitality:
             return Dead(f"it stopped in the middle of a frame for {BODY:g} s")
         if self._pinged is not None and now - self._pinged >= ANSWER:
             return Dead(f"it was silent for {now - self._heard:.0f} s")
-        if self._pinged is None and now - self._heard >= IDLE:
+        if self._heeded != self._heard:
+            self._heeded, self._said = self._heard, written
+        silence = REST if resting and written == self._said and not waiting else IDLE
+        if self._pinged is None and now - self._heard >= silence:
             self._pinged = now
             return Ping()
         return None

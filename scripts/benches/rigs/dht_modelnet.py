@@ -11,7 +11,7 @@ import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Protocol
 
 import trio
 
@@ -38,12 +38,19 @@ LONG = (
 )
 JOINING = 4  # peers of one process that join at the same time
 MET = 2  # peers that a newcomer is told of
+LOOK_SECONDS = 0.1  # between two looks at whether all have met somebody
 DOORS = 8  # peers of a process whose addresses are told to others
 PAGE_BYTES = 1 << 20  # of what a reader holds itself
 MOST = 16  # limits, or prices, or specs in both directions, that one offer may have
 MAX_LABEL_BYTES, MAX_SPEC_BYTES = 32, 48  # of the name of a limit, of a spec
 LANGUAGE_BYTES = 7  # in msgpack: six characters and their length
 ENVELOPE_BYTES = 140  # that sealing adds
+
+
+class Starting(Protocol):
+    """What a nursery's `start` hands to the task that it starts."""
+
+    def started(self, peer: Peer) -> None: ...
 
 
 class ModelnetPeer:
@@ -83,7 +90,7 @@ class ModelnetPeer:
     def _store(self, key: bytes, sign: Callable[[], Sequence[Sealed]]) -> Store:
         async def store() -> bool:
             report = await self._publisher._store(key, sign())
-            return report.promised and not report.refused
+            return report.promised and not report.alone
 
         return store
 
@@ -147,6 +154,9 @@ async def serve(wanted: dht_stage.Options) -> None:
         async with trio.open_nursery() as joining:
             for _ in range(wanted.peers - 1):
                 joining.start_soon(join)
+        met = min(MET, wanted.peers - 1 + len(wanted.known))
+        while any(len(peer._overlay.table) < met for peer in opened):  # a busy machine lets dials fail
+            await trio.sleep(LOOK_SECONDS)
         peers = [ModelnetPeer(peer) for peer in opened]
         doors = [peer.addrs[0] for peer in opened[:DOORS]]
         stage.tell({"addrs": doors, "owners": [peer.id for peer in opened]})
@@ -159,7 +169,8 @@ async def serve(wanted: dht_stage.Options) -> None:
 async def live(
     wanted: dht_stage.Options,
     known: Sequence[str],
-    task_status: Any = trio.TASK_STATUS_IGNORED,  # Any: trio does not export its type
+    *,
+    task_status: Starting,
 ) -> None:
     """One peer, in a task of its own, until that is cancelled."""
     async with Peer.open(bootstrap=known, network=wanted.network) as peer:

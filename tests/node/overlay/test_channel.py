@@ -15,8 +15,8 @@ from modelnet_p2p.dht.pacing import Pacing
 from modelnet_p2p.errors import Code, RemoteError
 from modelnet_p2p.identity import KeyPair
 from modelnet_p2p.kad import Framer, Kind, Message, frame
-from modelnet_p2p.node.overlay.channel import KadChannel
-from modelnet_p2p.node.transport.contract import Stream
+from modelnet_p2p.node.overlay.channel import MAX_IN_FLIGHT, KadChannel
+from modelnet_p2p.node.transport.contract import Stream, StreamReset
 from modelnet_p2p.node.transport.memory import MemoryWorld
 from modelnet_p2p.tuning import TEST
 
@@ -181,6 +181,99 @@ async def test_messages_without_an_answer_leave_no_stream_behind() -> None:
         for number in range(TEST.max_streams_per_peer + 10):
             await channel.notify(Message(Kind.ADD_PROVIDER, b"%d" % number), 5)
         assert heard == [b"%d" % number for number in range(TEST.max_streams_per_peer + 10)]
+
+
+class Posted:
+    """What became of requests that nobody waits for."""
+
+    def __init__(self, channel: KadChannel) -> None:
+        self.channel = channel
+        self.ends: dict[str, Message | RemoteError] = {}
+
+    def post(self, name: str, timeout: float = 5.0) -> bool:
+        def settled(outcome: Message | RemoteError) -> None:
+            assert name not in self.ends  # each ends once
+            self.ends[name] = outcome
+
+        return self.channel.post(find(name), timeout, settled)
+
+    def answered(self, name: str) -> bool:
+        outcome = self.ends.get(name)
+        return isinstance(outcome, Message) and outcome.key == name.encode() * 8
+
+
+async def test_a_request_is_posted_where_a_stream_is_open(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_channel(echo) as channel:
+        posted = Posted(channel)
+        assert not posted.post("too early")
+        await channel.request(find("opens it"), 5)
+        names = [f"node {number}" for number in range(20)]
+        sent = [name for name in names if posted.post(name)]
+        assert sent == names[:MAX_IN_FLIGHT]  # the others must wait, in tasks of their own
+        await trio.sleep(1)
+        assert all(posted.answered(name) for name in sent)
+        assert posted.post("afterwards")  # their places are free again
+        await trio.sleep(1)
+        assert posted.answered("afterwards")
+
+
+async def test_a_posted_request_is_given_up_in_time_and_those_behind_it_are_to_be_asked_again(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def ignores_the_lost(stream: Stream, request: Message, before: int) -> None:
+        if request.key == b"lost" * 8:
+            await trio.sleep_forever()
+        await echo(stream, request, before)
+
+    async with open_channel(ignores_the_lost) as channel:
+        posted = Posted(channel)
+        await channel.request(find("opens it"), 5)
+        assert posted.post("before", 0.5)
+        assert posted.post("lost", 2.0)
+        assert posted.post("behind", 10.0)
+        began = trio.current_time()
+        while len(posted.ends) < 3:
+            await trio.sleep(0.01)
+        assert 1.9 < trio.current_time() - began < 2.1
+        assert posted.answered("before")
+        lost, behind = posted.ends["lost"], posted.ends["behind"]
+        assert isinstance(lost, RemoteError)
+        assert lost.code is Code.DEADLINE
+        assert isinstance(behind, StreamReset)
+        assert not posted.post("no stream is open")
+        assert (await channel.request(find("after"), 5.0)).key == b"after" * 8
+        assert posted.post("again")
+
+
+async def test_posts_and_requests_share_one_stream_and_its_order(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    rng = random.Random(12)
+
+    async def slow(stream: Stream, request: Message, before: int) -> None:
+        await trio.sleep(rng.choice([0.0, 0.01]))
+        await echo(stream, request, before)
+
+    async with open_channel(slow) as channel, trio.open_nursery() as nursery:
+        posted, sent, asked = Posted(channel), 0, 0
+
+        async def ask(number: int) -> None:
+            nonlocal asked
+            await trio.sleep(rng.random() * 2)
+            message = find(f"asked {number}")
+            assert (await channel.request(message, 5.0)).key == message.key
+            asked += 1
+
+        await channel.request(find("opens it"), 5)
+        for number in range(100):
+            nursery.start_soon(ask, number)
+        for number in range(200):
+            await trio.sleep(0.01)
+            sent += posted.post(f"posted {number}")
+        await trio.sleep(5)
+        assert asked == 100
+        assert sent == len(posted.ends) > 50
+        assert all(posted.answered(name) for name in posted.ends)
 
 
 async def test_random_impatience_never_mixes_answers_up(autojump_clock: trio.testing.MockClock) -> None:

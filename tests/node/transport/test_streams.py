@@ -64,6 +64,35 @@ async def test_a_stream_opened_once_answers_again_and_again(open_peer: Opener, e
                 assert await exactly(stream, 3) == b"%03d" % i
 
 
+async def test_what_is_sent_without_waiting_keeps_its_place_and_is_refused_whole(
+    open_peer: Opener, exactly: Exactly
+) -> None:
+    async def deaf(stream: Stream) -> None:
+        await trio.sleep_forever()
+
+    async with open_peer("alice") as alice, open_peer("bob") as bob:
+        bob.handle("/echo", echo)
+        bob.handle("/deaf", deaf)
+        await alice.connect(bob.id, bob.addrs)
+        async with await alice.open_stream(bob.id, "/echo") as stream:
+            sent = b""
+            for number in range(50):
+                piece = b"%03d" % number
+                if not stream.send_now(piece):  # the stock stack never can
+                    await stream.send([piece])
+                await stream.send([b"-"])
+                sent += piece + b"-"
+            assert await exactly(stream, len(sent)) == sent
+            await stream.finish()
+            if type(stream).send_now is not Stream.send_now:
+                with pytest.raises(trio.ClosedResourceError):
+                    stream.send_now(b"more")
+        async with await alice.open_stream(bob.id, "/deaf") as stream:
+            took = [stream.send_now(bytes(4096)) for _ in range(1000)]
+            assert not took[-1]  # nobody reads: somewhere there is no more room
+            assert took == sorted(took, reverse=True)
+
+
 async def test_memory_of_other_types_is_sent_as_its_bytes(open_peer: Opener, exactly: Exactly) -> None:
     from array import array
 

@@ -12,6 +12,7 @@ from modelnet_p2p.node.transport.wire.vitality import (
     BYTES_PER_SECOND,
     IDLE,
     OVERSLEPT,
+    REST,
     TAKING,
     TAKING_FLOODED,
     Dead,
@@ -49,6 +50,31 @@ def test_silence_is_asked_once_and_then_the_end() -> None:
     assert said[0] == (5.5, Ping())
     assert said[1][0] == 13.5
     assert isinstance(said[1][1], Dead)
+
+
+def test_a_connection_that_nobody_needs_is_asked_rarely_until_something_is_said_on_it() -> None:
+    v, now, pings = Vitality(0.0), 0.0, list[float]()
+    while now < 10 * REST:  # it answers each ping
+        now += 1.0
+        if v.poll(now, written=0, waiting=False, flooded=False, resting=True) == Ping():
+            pings.append(now)
+            v.on_bytes(now + 0.01, 30, len(pings), inside=False)
+    assert len(pings) == 9
+    assert v.poll(now, written=0, waiting=False, flooded=False, resting=True) is None
+    said = [v.poll(now + at, written=100, waiting=False, flooded=False, resting=True) for at in range(1, 20)]
+    assert said.index(Ping()) <= IDLE
+    ping, end, *_ = (one for one in said if one is not None)
+    assert ping == Ping()
+    assert isinstance(end, Dead)
+
+
+def test_what_was_answered_puts_nothing_at_stake() -> None:
+    v = Vitality(0.0)
+    for now in range(1, 8):  # said, and answered within the second
+        v.on_bytes(now - 0.5, 30, now, inside=False)
+        assert v.poll(float(now), written=100 * now, waiting=False, flooded=False, resting=True) is None
+    for now in range(8, 8 + int(REST) - 2):
+        assert v.poll(float(now), written=700, waiting=False, flooded=False, resting=True) is None
 
 
 def test_any_byte_is_a_sign_of_life() -> None:
