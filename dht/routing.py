@@ -5,22 +5,32 @@ answered stays as long as it answers; newcomers wait beside a full bucket and ta
 that fails, so a flood of young peers cannot wash out the old ones. Of one IP group no more than its
 share stays where others want in: a single network cannot be all that I know, yet a laboratory whose
 peers all have neighbouring addresses loses nothing.
+
+Around myself buckets hold more: whoever grinds identities into my neighbourhood and dials me first must not
+fill the places of those who truly live there (the sibling list of Baumgart, Mies: S/Kademlia, 2007). Where
+that neighbourhood begins the census says, which nobody near me can forge.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
+from modelnet_p2p.dht.census import FAR, Census
 from modelnet_p2p.dht.keyspace import BITS, MAX_GROUND_BITS, common_prefix, key_near, position
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import Contact
 
 MAX_FAILURES = 3  # in a row, and with nobody waiting: one lost answer is no death
 GROUP_SHARE = 4  # of a contested bucket one IP group keeps at most k / 4 places
+WIDE = 6  # times k places has a bucket of my neighbourhood: a hundred forgers do not fill one
+NEAR = 2  # times k peers live in the farthest such bucket, at most: the k closest to me lie in it and nearer
+WIDEST = 9  # times k peers are looked for where a crowd is: a walk asks 200 at most
+CROWDED = 1.5  # times as many neighbours as the census expects are a crowd that hides some
 
 
 class Place(Enum):
@@ -50,7 +60,8 @@ class Bucket:
 
 
 class RoutingTable:
-    """The peers that I know and that answer; at most k in and k beside each of the 256 buckets.
+    """The peers that I know and that answer; at most k in and k beside each of the 256 buckets, and WIDE
+    times k in those around me.
 
     Clients, which cannot be dialled, are never added: that is for the caller to see to.
     """
@@ -61,6 +72,8 @@ class RoutingTable:
         self._place = position(me)
         self._buckets: dict[int, Bucket] = {}
         self._size = 0
+        self._census = Census(k)
+        self._near = BITS  # the first bucket of my neighbourhood, as far as is known
 
     def __len__(self) -> int:
         return self._size
@@ -78,15 +91,17 @@ class RoutingTable:
         """This peer is alive, speaks our protocol and can be dialled: it answered, or has just connected."""
         if contact.id == self.me:
             return Place.NOWHERE
-        bucket = self._buckets.setdefault(self._index(contact.id), Bucket())
+        index = self._index(contact.id)
+        bucket = self._buckets.setdefault(index, Bucket())
+        room = self._room(index)
         known = bucket.entries.pop(contact.id, None) or bucket.waiting.pop(contact.id, None)
         if known is not None:
             contact = contact if contact.addrs else known.contact
             group = group or known.group
         entry = Entry(contact, position(contact.id), now, group)
-        if len(bucket.entries) >= self.k and (crowded := self._crowding(bucket, group)) is not None:
+        if len(bucket.entries) >= room and (crowded := self._crowding(bucket, group)) is not None:
             self._shelve(bucket, bucket.entries.pop(crowded))
-        if len(bucket.entries) < self.k:
+        if len(bucket.entries) < room:
             bucket.entries[contact.id] = entry
             self._count()
             return Place.TABLE
@@ -147,11 +162,31 @@ class RoutingTable:
         """What a walk that refreshes bucket `index` asks for with FIND_NODE; `seed` is fresh randomness."""
         return bytes(self.me) if index >= MAX_GROUND_BITS else key_near(self._place, index, seed)
 
-    def on_walked(self, target: int | bytes, now: float) -> None:
-        """A walk towards this position ended: its bucket needs no refresh for a while."""
+    def on_walked(self, target: int | bytes, now: float, closest: Sequence[Contact] = ()) -> None:
+        """A walk towards this position ended: its bucket needs no refresh for a while.
+
+        `closest` are the nearest that answered, where the key was one that nobody could foresee.
+        """
         place = target if isinstance(target, int) else position(target)
         index = min(common_prefix(self._place, place), MAX_GROUND_BITS)
         self._buckets.setdefault(index, Bucket()).refreshed = now
+        if closest and index < FAR:
+            self._census.on_walked(place, (contact.id for contact in closest))
+            self._resize()
+
+    def crowd(self) -> int:
+        """How many peers to look for around me, so that a crowd of forgers hides nobody; 0: there is none.
+
+        Those that wait count as well: they are known to be there.
+        """
+        peers = self._census.peers
+        if peers is None:
+            return 0
+        near = [bucket for index, bucket in self._buckets.items() if index >= self._near]
+        there = sum(len(bucket.entries) + len(bucket.waiting) for bucket in near)
+        if there <= CROWDED * max(self.k, peers / 2**self._near) and not self._census.torn:
+            return 0
+        return min(there + 2 * self.k, WIDEST * self.k)
 
     def _bucket_refreshed(self, index: int) -> float:
         bucket = self._buckets.get(index)
@@ -162,6 +197,24 @@ class RoutingTable:
 
     def _count(self) -> None:
         self._size = sum(len(bucket.entries) for bucket in self._buckets.values())
+
+    def _room(self, index: int) -> int:
+        return WIDE * self.k if index >= self._near else self.k
+
+    def _resize(self) -> None:
+        """The census has news: who waits moves up where there is more room now, the youngest where less."""
+        peers = self._census.peers
+        if peers is None:
+            return
+        self._near = max(0, math.ceil(math.log2(max(peers, 1.0) / (NEAR * self.k))) - 1)
+        for index, bucket in self._buckets.items():
+            room = self._room(index)
+            while bucket.waiting and len(bucket.entries) < room:
+                peer = next(reversed(bucket.waiting))
+                bucket.entries[peer] = bucket.waiting.pop(peer)
+            while len(bucket.entries) > room:
+                self._shelve(bucket, bucket.entries.pop(next(reversed(bucket.entries))))
+        self._count()
 
     def _shelve(self, bucket: Bucket, entry: Entry) -> None:
         bucket.waiting[entry.contact.id] = entry

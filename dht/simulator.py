@@ -11,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from modelnet_p2p.dht.keyspace import position
@@ -181,9 +181,11 @@ class Simulator:
         self._awake(node)
         return node.table.closest(key, self.tuning.k)
 
-    def closest_walk(self, node: Node, key: bytes) -> FindClosest:
-        seeds = self.seeds(node, key)
-        return FindClosest(key, seeds, me=node.id, tuning=self.tuning, patience=node.patience.seconds)
+    def closest_walk(self, node: Node, key: bytes, n: int = 0, seeds: Sequence[Contact] = ()) -> FindClosest:
+        """Towards the `n` closest, by default k, from the closest known or from these `seeds` alone."""
+        seeds = seeds or self.seeds(node, key)
+        tuning = replace(self.tuning, k=n) if n else self.tuning
+        return FindClosest(key, seeds, me=node.id, tuning=tuning, patience=node.patience.seconds)
 
     def start(
         self, node: Node, walk: AnyWalk, purpose: str = "", then: Callable[[Run], None] | None = None
@@ -243,7 +245,8 @@ class Simulator:
                     return
                 case Done():
                     run.ended = self.now
-                    run.node.table.on_walked(run.walk.target, self.now)
+                    closest = run.walk.closest if isinstance(run.walk, FindClosest) else ()
+                    run.node.table.on_walked(run.walk.target, self.now, closest)
                     if run.then is not None:
                         run.then(run)
 

@@ -11,7 +11,7 @@ from random import Random
 from modelnet_p2p.dht.simulator import Node, Run, Simulator
 from modelnet_p2p.dht.walks import Collect
 from modelnet_p2p.tuning import WAN
-from simulation import liars
+from simulation import liars, sieges
 from simulation.scenario import Mark, Phase, Scenario
 from simulation.town import Publication, Town
 
@@ -80,7 +80,10 @@ def play(scenario: Scenario, seed: int, say: Say) -> Iterator[tuple[Result, str]
         for phase in scenario.phases:
             if town is None or scenario.world.apart:
                 town = _settled(scenario, size, seed, say)
-            result = _Stage(town, phase, say).measure(size, calm)
+            if phase.attack is not None:
+                result = _besieged(town, phase, size)
+            else:
+                result = _Stage(town, phase, say).measure(size, calm)
             calm = calm or result.figures
             yield result, town.sim.digest
 
@@ -93,6 +96,17 @@ def _settled(scenario: Scenario, size: int, seed: int, say: Say) -> Town:
         if there % 1000 == 0 or there == size:
             say(f"{scenario.name}: {there} of {size} peers are there")
     return town
+
+
+def _besieged(town: Town, phase: Phase, size: int) -> Result:
+    """A phase that is an attack, measured in its own figures."""
+    assert phase.attack is not None
+    measured = sieges.play(town, phase.attack)
+    verdicts = tuple(
+        Verdict(mark, measured.figures.get(mark.figure, float("nan")), measured.trials)
+        for mark in phase.marks
+    )
+    return Result(size, phase.name, measured.trials, measured.figures, verdicts)
 
 
 class _Stage:

@@ -1,0 +1,15 @@
+"""The attacks that are no reading: each kind has its page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from simulation import eclipse
+from simulation.attack import Attack, Measured
+from simulation.town import Town
+
+PLAYED: dict[str, Callable[[Town, Attack], Measured]] = {"eclipse": eclipse.play}
+
+
+def play(town: Town, attack: Attack) -> Measured:
+    return PLAYED[attack.kind](town, attack)
