@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-KINDS = ("eclipse",)
+KINDS = ("eclipse", "junk")
 
 
 class BadAttack(ValueError):
@@ -20,11 +20,14 @@ class Attack:
     gang: int = 0  # identities that work together
     nets: int = 0  # /24s that they share; 0: each has its own
     ground: int = 0  # so many more, ground for each victim once it has shown up
-    trials: int = 10  # victims
+    late: bool = False  # they come after the honest one, who else finds them there
+    feigned: bool = False  # each says that it is in another network
+    full_gang: int = 0  # ... of the gang, with --full; 0: as many
+    trials: int = 10  # victims, or reads
     full: int = 300  # ... with --full
 
     def at_full_size(self) -> Attack:
-        return replace(self, trials=self.full)
+        return replace(self, trials=self.full, gang=self.full_gang or self.gang)
 
     def check(self) -> None:
         """Raises BadAttack."""
