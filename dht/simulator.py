@@ -162,7 +162,7 @@ class Simulator:
     def add(self, peer: PeerId | None = None, group: str | None = None, addr: bytes | None = None) -> Node:
         """A new peer that knows nobody; `addr` is the binary multiaddr that others are told."""
         peer = peer or PeerId.of_key(self.rng.randbytes(32))
-        table, store = RoutingTable(peer, self.tuning.k), OfferStore()
+        table, store = RoutingTable(peer, self.tuning.k), OfferStore(secret=bytes(peer))
         server = KadServer(peer, self.network, table, store)
         patience = Patience(self.tuning.patience, self.tuning.request_timeout)
         contact = Contact(peer, (addr or bytes(peer[-6:]),))

@@ -172,7 +172,7 @@ class Peer:
     ) -> AsyncIterator[Peer]:
         """A peer on a transport that is open already, which knows nobody yet."""
         table = RoutingTable(key.id, tuning.k)
-        kad = KadServer(key.id, network, table, OfferStore())
+        kad = KadServer(key.id, network, table, OfferStore(secret=os.urandom(16)))
         serves = bool(transport.addrs)
         async with (
             open_overlay(transport, kad, table, tuning, network, _wall_us, serves=serves) as overlay,

@@ -55,7 +55,7 @@ def test_a_thousand_of_ten_networks_stand_behind_the_first_of_another_whatever_t
         b"xx",
         b"yy",
         b"zz",
-    ):  # each is told in another order, and the honest one is last everywhere
+    ):  # each in another order, the honest one last
         shift = 300 * holder[0]
         order = [*(junk[(n + shift) % 1000] for n in range(1000)), honest]
         turns.on_told(PeerId(holder), [one.envelope for one in order], [*contacts, at(honest, ip4(81, 2, 3))])
