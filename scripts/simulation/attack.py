@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-KINDS = ("eclipse", "junk")
+KINDS = ("eclipse", "junk", "boasters")
 
 
 class BadAttack(ValueError):
@@ -17,7 +17,10 @@ class Attack:
     """`attack = {…}` of a phase; each kind reads what concerns it."""
 
     kind: str = ""
-    gang: int = 0  # identities that work together
+    gang: int = 0  # identities that work together; or all that offer a model, of whom ...
+    share: float = 0.0  # ... so many lie
+    slow: float = 0.0  # ... of whom so many answer, after ten seconds, and the others refuse
+    every: float = 1.0  # seconds between two calls of one caller
     nets: int = 0  # /24s that they share; 0: each has its own
     ground: int = 0  # so many more, ground for each victim once it has shown up
     late: bool = False  # they come after the honest one, who else finds them there

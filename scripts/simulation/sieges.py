@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from simulation import eclipse, junk
+from simulation import boasters, eclipse, junk
 from simulation.attack import Attack, Measured
 from simulation.town import Town
 
 PLAYED: dict[str, Callable[[Town, Attack], Measured]] = {
     "eclipse": eclipse.play,
     "junk": junk.play,
+    "boasters": boasters.play,
 }
 
 
