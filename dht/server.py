@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from modelnet_p2p.dht.cache import MAX_RECORDS as MAX_COPIES
+from modelnet_p2p.dht.cache import Cache
 from modelnet_p2p.dht.keyspace import is_provider_key, position
 from modelnet_p2p.dht.routing import RoutingTable
 from modelnet_p2p.dht.store import BadCursor, Full, OfferStore, contact_bytes
@@ -69,6 +71,7 @@ class KadServer:
         self.network = network
         self.table = table
         self.store = store
+        self.cache = Cache()
         self.refused: Counter[Refusal] = Counter()
         self.full: Counter[Full] = Counter()  # sound records that found no room
 
@@ -89,7 +92,9 @@ class KadServer:
             case Kind.FIND_NODE:
                 return Message(Kind.FIND_NODE, key, closer=self._closer(key, sender), records=())
             case Kind.GET_PROVIDERS:
-                return self._get_providers(request, sender)
+                return self._get_providers(request, sender, now)
+            case Kind.ADD_PROVIDER if request.cached:
+                return self._add_copies(request, sender, sender_group, now, now_us)
             case Kind.ADD_PROVIDER:
                 return self._add_provider(request, sender, sender_group, now_us)
             case Kind.GET_VALUE:
@@ -122,8 +127,11 @@ class KadServer:
         self.refused[reason] += 1
         return Message(kind, key, records=(), refused=reason.value)
 
-    def _get_providers(self, request: Message, sender: PeerId) -> Message:
-        """First page: closer peers too. Later pages: records alone, for the reader has the rest already."""
+    def _get_providers(self, request: Message, sender: PeerId, now: float) -> Message:
+        """First page: closer peers too. Later pages: records alone, for the reader has the rest already.
+
+        Copies are told only where nothing is held under the key, and as what they are.
+        """
         kind, key = request.kind, request.key
         if not is_provider_key(key):
             return self._refuse(kind, key, Refusal.MALFORMED)
@@ -133,8 +141,40 @@ class KadServer:
             page = self.store.page(key, request.cursor, room)
         except BadCursor:
             return self._refuse(kind, key, Refusal.MALFORMED)
-        records = tuple(sealed.envelope for sealed in page.sealeds)
-        return Message(kind, key, closer, page.contacts, records=records, cursor=page.cursor)
+        sealeds, contacts, cached = page.sealeds, page.contacts, False
+        if not sealeds and not request.cursor:
+            sealeds, contacts = self.cache.get(key, now)
+            cached = bool(sealeds)
+        records = tuple(sealed.envelope for sealed in sealeds)
+        return Message(kind, key, closer, contacts, records=records, cursor=page.cursor, cached=cached)
+
+    def _add_copies(
+        self, request: Message, sender: PeerId, group: str | None, now: float, now_us: int
+    ) -> Message:
+        """What a reader hands over. Where I hold the key myself I know better; acknowledged all the same."""
+        kind, key = request.kind, request.key
+        envelopes = request.records or ()
+        if not is_provider_key(key) or not 1 <= len(envelopes) <= MAX_COPIES:
+            return self._refuse(kind, key, Refusal.MALFORMED)
+        if self.store.page(key, b"", 1).sealeds or not self.cache.has_room(key, sender, group, now):
+            return Message(kind, key, records=())
+        said = {contact.id: contact for contact in request.providers}
+        farther = self._nearer(key) // self.table.k
+        for envelope in envelopes:
+            try:
+                sealed = admit(envelope, network=self.network, now_us=now_us, key=key)
+            except BadRecord as bad:
+                return self._refuse(kind, key, bad.refusal)  # nobody hands over what he could not admit
+            provider = sealed.identity.provider
+            contact = told(said.get(provider, Contact(provider, ())))
+            self.cache.put(key, sealed, contact, sender=sender, group=group, farther=farther, now=now)
+        return Message(kind, key, records=())
+
+    def _nearer(self, key: bytes) -> int:
+        """How many peers I know that lie nearer to `key` than I do."""
+        place = position(key)
+        mine = position(self.me) ^ place
+        return sum(position(contact.id) ^ place < mine for contact in self.table)
 
     def _add_provider(self, request: Message, sender: PeerId, group: str | None, now_us: int) -> Message:
         kind, key = request.kind, request.key
@@ -189,6 +229,8 @@ class KadServer:
                 reason = Refusal.FOREIGN_KEY
             else:
                 reason = self.store.add(key, sealed, contact, group)
+                if reason is None:
+                    self.cache.drop(key)
         if isinstance(reason, Full):
             self.full[reason] += 1
         elif reason is not None:

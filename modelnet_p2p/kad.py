@@ -1,9 +1,9 @@
-"""The kad message: libp2p's, with three extension fields that stock nodes skip.
+"""The kad message: libp2p's, with extension fields that stock nodes skip.
 
-Field 64 carries sealed records, 65 the cursor of the next page, 66 why a record was refused. Each
-reply of ours has field 64, even empty, which marks a peer as ours. Stock peers' habits are met with
-patience (too many addresses, ids of other key types, a `/p2p` behind an address), broken bytes with
-`BadMessage`.
+Field 64 carries sealed records, 65 the cursor of the next page, 66 why a record was refused, 68 that
+the records are copies. Each reply of ours has field 64, even empty, which marks a peer as ours. Stock
+peers' habits are met with patience (too many addresses, ids of other key types, a `/p2p` behind an address),
+broken bytes with `BadMessage`.
 
 Source: https://github.com/libp2p/specs/blob/master/kad-dht/README.md#rpc-messages
 """
@@ -71,7 +71,8 @@ class Value:
 class Message:
     """A request or a reply. `records` is None where the extension is absent, as from a stock peer,
     and empty where one of ours has none. `cursor` names the next page, empty: there is none.
-    `refused` in a reply to ADD_PROVIDER says why the record was not stored, empty: it was."""
+    `refused` in a reply to ADD_PROVIDER says why the record was not stored, empty: it was. `cached`
+    says that the records are copies, which a reader hands over with ADD_PROVIDER and a reply may tell."""
 
     kind: Kind
     key: bytes = b""
@@ -81,6 +82,7 @@ class Message:
     records: tuple[bytes, ...] | None = None
     cursor: bytes = b""
     refused: str = ""
+    cached: bool = False
 
 
 def encode(message: Message) -> bytes:
@@ -92,6 +94,7 @@ def encode(message: Message) -> bytes:
         provider_peers=map(_peer, message.providers),
         cursor=message.cursor,
         refused=message.refused,
+        cached=message.cached,
     )
     if message.value is not None:
         wire.record.CopyFrom(KadRecord(key=message.value.key, value=message.value.value))
@@ -134,6 +137,7 @@ def decode(data: bytes) -> Message:
         tuple(record for record in wire.records if record) if wire.records else None,
         wire.cursor,
         wire.refused,
+        wire.cached,
     )
 
 

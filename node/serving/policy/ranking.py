@@ -16,9 +16,7 @@ from modelnet_p2p.offers import Offer, State
 _ORDER = {State.ALIVE: 0, State.UNKNOWN: 1, State.SUSPECT: 2, State.DEAD: 3}
 FAILURE_MEMORY = 60.0  # seconds after which a failed call no longer counts against a provider
 BOAST = 0.5  # who says that its load is below this and refuses as busy contradicts itself ...
-BOAST_MEMORY = (
-    1800.0  # ... which counts so long, each time BOAST_GROWTH times longer ...
-)
+BOAST_MEMORY = 1800.0  # ... which counts so long, each time BOAST_GROWTH times longer ...
 BOAST_GROWTH = 4.0
 MAX_BOAST_MEMORY = 2 * 3600.0  # ... up to this: as long as an offer lives
 MAX_BOASTS = 8  # counted: more make no difference
