@@ -172,6 +172,20 @@ class Lookup:
         candidate = self._known.get(peer)
         return candidate is not None and candidate.state in ASKED
 
+    def among_closest(self, peer: PeerId) -> bool:
+        """Whether `peer` is one of the k nearest that are known and not known to fail."""
+        return any(candidate.contact.id == peer for candidate in self._closest_known())
+
+    def ask_spread(self, place: int, now: float) -> Ask | None:
+        """Of the k nearest known and not asked yet, the one that lies nearest to `place` instead."""
+        fresh = [candidate for candidate in self._closest_known() if candidate.state is State.HEARD]
+        if not fresh:
+            return None
+        return self._ask(min(fresh, key=lambda one: position(one.contact.id) ^ place), now)
+
+    def _closest_known(self) -> list[Candidate]:
+        return [candidate for candidate in self._order if candidate.state is not State.FAILED][: self.k]
+
     def on_failure(self, peer: PeerId, now: float) -> bool:
         """`peer` could not be reached, or gave up; False if it was not asked."""
         return self._answered(peer, State.FAILED) is not None

@@ -195,6 +195,10 @@ class Simulator:
         self.after(0.0, lambda: self._poll(run))
         return run
 
+    def tell(self, run: Run, send: Send, purpose: str) -> None:
+        """One message of somebody whose walk has ended; what is answered does not matter."""
+        self._send(Run(run.node, run.walk, self.now, purpose), send.contact, send.message, False)
+
     def run(self, until: float = float("inf")) -> None:
         """Let everything happen that happens before `until`."""
         while self._events and self._events[0][0] <= until:

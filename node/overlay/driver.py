@@ -127,6 +127,12 @@ class Overlay:
                     case Done():
                         return
 
+    def tell(self, send: Send) -> None:
+        """One message in the background; what is answered does not matter."""
+        answers, incoming = trio.open_memory_channel[tuple[PeerId, Message | None]](0)
+        incoming.close()
+        self._nursery.start_soon(self._ask, send.contact, send.message, True, answers)
+
     def known_addrs(self, peer: PeerId) -> tuple[str, ...]:
         """The text addresses of `peer` that need no asking: of its connection, or in the table."""
         found = self.network.peer_addrs(peer)

@@ -16,6 +16,7 @@ from simulation.scenario import Mark, Phase, Scenario
 from simulation.town import Publication, Town
 
 READ = "read"
+COPY = "copy"
 PAGE_BYTES = 32 * 1024  # of its own store that a reader takes along
 SETTLE_SECONDS = 40.0  # from the Sybils' coming to the publishing, and from there to the reads
 Say = Callable[[str], None]
@@ -137,6 +138,7 @@ class _Stage:
             figures["upkeep_messages_per_s"] = (sent.total() - sent[READ]) / per_peer
             figures["upkeep_bytes_per_s"] = (spent.total() - spent[READ]) / per_peer
         else:  # where there is upkeep, that is served as well
+            figures["copies_per_read"] = sent[COPY] / 2 / max(1, len(valid))
             figures["busiest_share"] = self._busiest / max(1, sent[READ] // 2)
         for name in ("seconds_p95", "messages_mean"):
             if calm.get(name):
@@ -234,7 +236,13 @@ class _Stage:
         walk.on_local(held.sealeds, held.contacts)
         reading = Reading(reader, sought, walk)
         self._readings.append(reading)
-        sim.start(reader, walk, READ, reading.on_end)
+
+        def end(run: Run) -> None:
+            reading.on_end(run)
+            if (handover := walk.handover()) is not None:
+                sim.tell(run, handover, COPY)
+
+        sim.start(reader, walk, READ, end)
 
     def _connect(self, reader: Node) -> None:
         """The reader's connections, where the phase says how they are."""
