@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from modelnet_p2p.dht.density import Density
+from modelnet_p2p.dht.cache import MAX_RECORDS as MAX_COPIES
+from modelnet_p2p.dht.cache import Cache
 from modelnet_p2p.dht.keyspace import is_provider_key, position
 from modelnet_p2p.dht.region import STORED_OF_SLOT
 from modelnet_p2p.dht.revocations import PRIVATE, Revocations
@@ -113,7 +114,8 @@ class KadServer:
         self.network = network
         self.table = table
         self.store = store
-        self.density = Density(me, table.k)  # whoever walks tells it what was found
+        self.density = table.density
+        self.cache = Cache()
         self.revocations = Revocations() if revocations is None else revocations
         self.refused: Counter[Refusal] = Counter()
         self.full: Counter[Full] = Counter()  # sound records that found no room
@@ -135,7 +137,9 @@ class KadServer:
             case Kind.FIND_NODE:
                 return Message(Kind.FIND_NODE, key, closer=self._closer(key, sender), records=())
             case Kind.GET_PROVIDERS:
-                return self._get_providers(request, sender, now_us)
+                return self._get_providers(request, sender, now, now_us)
+            case Kind.ADD_PROVIDER if request.cached:
+                return self._add_copies(request, sender, sender_group, now, now_us)
             case Kind.ADD_PROVIDER:
                 return self._add_provider(request, sender, sender_group, now_us)
             case Kind.GET_VALUE:
@@ -187,10 +191,11 @@ class KadServer:
         self.refused[reason] += 1
         return Message(kind, key, records=(), refused=reason.value)
 
-    def _get_providers(self, request: Message, sender: PeerId, now_us: int) -> Message:
+    def _get_providers(self, request: Message, sender: PeerId, now: float, now_us: int) -> Message:
         """First page: closer peers too. Later pages: records alone, for the reader has the rest already.
 
-        A key that is split says so with its records.
+        A key that is split says so with its records. Copies are told only where nothing is held under the
+        key, and as what they are.
         """
         kind, key = request.kind, request.key
         if not is_provider_key(key):
@@ -201,9 +206,48 @@ class KadServer:
             page = self.store.page(key, request.cursor, room)
         except BadCursor:
             return self._refuse(kind, key, Refusal.MALFORMED)
-        records = tuple(sealed.envelope for sealed in page.sealeds)
-        split = Full.KEY.value if self.store.is_split(key, now_us) else ""
-        return Message(kind, key, closer, page.contacts, records=records, cursor=page.cursor, refused=split)
+        sealeds, contacts, cached = page.sealeds, page.contacts, False
+        if not sealeds and not request.cursor:
+            sealeds, contacts = self.cache.get(key, now)
+            cached = bool(sealeds)
+        return Message(
+            kind,
+            key,
+            closer,
+            contacts,
+            records=tuple(sealed.envelope for sealed in sealeds),
+            cursor=page.cursor,
+            refused=Full.KEY.value if self.store.is_split(key, now_us) else "",
+            cached=cached,
+        )
+
+    def _add_copies(
+        self, request: Message, sender: PeerId, group: str | None, now: float, now_us: int
+    ) -> Message:
+        """What a reader hands over. Where I hold the key myself I know better; acknowledged all the same."""
+        kind, key = request.kind, request.key
+        envelopes = request.records or ()
+        if not is_provider_key(key) or not 1 <= len(envelopes) <= MAX_COPIES:
+            return self._refuse(kind, key, Refusal.MALFORMED)
+        if self.store.page(key, b"", 1).sealeds or not self.cache.has_room(key, sender, group, now):
+            return Message(kind, key, records=())
+        said = {contact.id: contact for contact in request.providers}
+        farther = self._nearer(key) // self.table.k
+        for envelope in envelopes:
+            try:
+                sealed = admit(envelope, network=self.network, now_us=now_us, key=key)
+            except BadRecord as bad:
+                return self._refuse(kind, key, bad.refusal)  # nobody hands over what he could not admit
+            provider = sealed.identity.provider
+            contact = told(said.get(provider, Contact(provider, ())))
+            self.cache.put(key, sealed, contact, sender=sender, group=group, farther=farther, now=now)
+        return Message(kind, key, records=())
+
+    def _nearer(self, key: bytes) -> int:
+        """How many peers I know that lie nearer to `key` than I do."""
+        place = position(key)
+        mine = position(self.me) ^ place
+        return sum(position(contact.id) ^ place < mine for contact in self.table)
 
     def _add_provider(self, request: Message, sender: PeerId, group: str | None, now_us: int) -> Message:
         """Each record is judged alone; the reply names the reason of the first that was refused."""
@@ -271,6 +315,8 @@ class KadServer:
                 reason = Refusal.FOREIGN_KEY
             else:
                 reason = self.store.add(key, sealed, contact, group)
+                if reason is None:
+                    self.cache.drop(key)
         if isinstance(reason, Full):
             self.full[reason] += 1
         elif reason is not None:

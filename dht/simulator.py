@@ -11,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from modelnet_p2p.dht.checking import Check
@@ -96,11 +96,7 @@ class Node:
     @property
     def region(self) -> Region | None:
         """Where it expects a key's holders."""
-        return self.server.density.region if isinstance(self.server, KadServer) else None
-
-    def on_walked(self, target: bytes, closest: Iterable[Contact]) -> None:
-        if isinstance(self.server, KadServer):
-            self.server.density.on_walked(target, [contact.id for contact in closest])
+        return self.table.density.region
 
 
 @dataclass(slots=True, eq=False)
@@ -174,7 +170,7 @@ class Simulator:
     def add(self, peer: PeerId | None = None, group: str | None = None, addr: bytes | None = None) -> Node:
         """A new peer that knows nobody; `addr` is the binary multiaddr that others are told."""
         peer = peer or PeerId.of_key(self.rng.randbytes(32))
-        table, store = RoutingTable(peer, self.tuning.k), OfferStore()
+        table, store = RoutingTable(peer, self.tuning.k), OfferStore(secret=bytes(peer))
         server = KadServer(peer, self.network, table, store)
         patience = Patience(self.tuning.patience, self.tuning.request_timeout)
         contact = Contact(peer, (addr or bytes(peer[-6:]),))
@@ -193,9 +189,11 @@ class Simulator:
         self._awake(node)
         return node.table.closest(key, self.tuning.k)
 
-    def closest_walk(self, node: Node, key: bytes) -> FindClosest:
-        seeds = self.seeds(node, key)
-        return FindClosest(key, seeds, me=node.id, tuning=self.tuning, patience=node.patience.seconds)
+    def closest_walk(self, node: Node, key: bytes, n: int = 0, seeds: Sequence[Contact] = ()) -> FindClosest:
+        """Towards the `n` closest, by default k, from the closest known or from these `seeds` alone."""
+        seeds = seeds or self.seeds(node, key)
+        tuning = replace(self.tuning, k=n) if n else self.tuning
+        return FindClosest(key, seeds, me=node.id, tuning=tuning, patience=node.patience.seconds)
 
     def start(
         self, node: Node, walk: AnyWalk, purpose: str = "", then: Callable[[Run], None] | None = None
@@ -204,6 +202,10 @@ class Simulator:
         run = Run(node, walk, self.now, purpose, then)
         self.after(0.0, lambda: self._poll(run))
         return run
+
+    def tell(self, run: Run, send: Send, purpose: str) -> None:
+        """One message of somebody whose walk has ended; what is answered does not matter."""
+        self._send(Run(run.node, run.walk, self.now, purpose), send.contact, send.message, False)
 
     def run(self, until: float = float("inf")) -> None:
         """Let everything happen that happens before `until`."""
@@ -242,7 +244,8 @@ class Simulator:
             node.asleep = False
             if self.wake is not None:
                 self.wake(node)
-                node.on_walked(node.id, node.table.closest(node.id, node.table.k))
+                around = node.table.closest(node.id, node.table.k)
+                node.table.on_walked(node.id, self.now, around)
 
     def _poll(self, run: Run) -> None:
         while run.ended is None and run.node.alive:
@@ -257,9 +260,8 @@ class Simulator:
                 case Done():
                     run.ended = self.now
                     if isinstance(run.walk, Walk):
-                        run.node.table.on_walked(run.walk.target, self.now)
-                    if isinstance(run.walk, FindClosest):
-                        run.node.on_walked(run.walk.target, run.walk.closest)
+                        closest = run.walk.closest if isinstance(run.walk, FindClosest) else ()
+                        run.node.table.on_walked(run.walk.target, self.now, closest)
                     if run.then is not None:
                         run.then(run)
 

@@ -92,8 +92,10 @@ def contact_bytes(contact: Contact) -> int:
 class OfferStore:
     """The records that this peer holds for the network."""
 
-    def __init__(self, bounds: Bounds | None = None) -> None:
+    def __init__(self, bounds: Bounds | None = None, secret: bytes = b"") -> None:
+        """`secret` decides between records of one turn: nobody can grind one that comes first everywhere."""
         self.bounds = bounds or Bounds()
+        self._secret = secret
         self._shelves: dict[bytes, Shelf] = {}
         self._providers: Counter[PeerId] = Counter()
         self._groups: Counter[str] = Counter()
@@ -269,7 +271,8 @@ class OfferStore:
         """Its turn in its group (a provider of no known group is one of its own), and a tie-break."""
         provider = sealed.identity.provider
         turn = shelf.providers[provider] if group is None else shelf.groups[group]
-        return turn, hashlib.sha256(repr(tuple(sealed.identity)).encode()).digest()[: CURSOR_BYTES - 4]
+        mixed = hashlib.sha256(self._secret + repr(tuple(sealed.identity)).encode())
+        return turn, mixed.digest()[: CURSOR_BYTES - 4]
 
     def _put(self, key: bytes, shelf: Shelf, held: Held) -> None:
         identity = held.sealed.identity

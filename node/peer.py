@@ -32,7 +32,7 @@ from modelnet_p2p.identity import SEED_BYTES, KeyPair, PeerId
 from modelnet_p2p.names import PUBLIC_NETWORK, ModelUri, check_network, protocol
 from modelnet_p2p.node.calls.budget import Budget
 from modelnet_p2p.node.calls.client import CallClient
-from modelnet_p2p.node.calls.router import Memory, Outcome, Router
+from modelnet_p2p.node.calls.router import Outcome, Router
 from modelnet_p2p.node.calls.server import CallServer
 from modelnet_p2p.node.calls.target import Target
 from modelnet_p2p.node.clocks import Clocks
@@ -57,6 +57,7 @@ from modelnet_p2p.node.searches import LOOK_SECONDS, MAX_WATCHED, WATCH_SECONDS,
 from modelnet_p2p.node.serving.backends.contract import Source
 from modelnet_p2p.node.serving.models import Models, open_models
 from modelnet_p2p.node.serving.own_script import importable
+from modelnet_p2p.node.serving.policy.memory import Memory
 from modelnet_p2p.node.single_error import single_error
 from modelnet_p2p.node.streaming import Items
 from modelnet_p2p.node.transport.contract import Network, Stream
@@ -106,7 +107,7 @@ class Peer:
         self._mine = Handlers()  # answers my calls to myself, with the same guard as those of others
         self._mine.add(protocol(name, "call"), self._server.handle)
         self._client = CallClient(self._network, protocol(name, "call"), tuning, budget, self._loopback)
-        self._memory = Memory(rng)
+        self._memory = Memory(rng.randrange, trio.current_time)
         self.clocks = Clocks(self._client, self._network, overlay.wall_us, tuning.ping_timeout, rng)
         sequences = Sequences(state)
         self._publisher = Publisher(overlay, key, sequences.take)
@@ -187,7 +188,7 @@ class Peer:
     ) -> AsyncIterator[Peer]:
         """A peer on a transport that is open already, which knows nobody yet."""
         table = RoutingTable(key.id, tuning.k)
-        kad = KadServer(key.id, network, table, OfferStore())
+        kad = KadServer(key.id, network, table, OfferStore(secret=os.urandom(16)))
         serves = bool(transport.addrs)
         async with (
             open_overlay(transport, kad, table, tuning, network, _wall_us, serves=serves) as overlay,

@@ -153,6 +153,8 @@ class Finder:
         walk.on_local(held.sealeds, held.contacts)
         walk.on_local(self._publisher.under(key), [overlay.contact()])
         await overlay.run(walk)
+        if (handover := walk.handover()) is not None:
+            overlay.tell(handover)
         if self.watching is not None:
             await self.watching.learn(key, walk.ours, (sealed.identity.provider for sealed in walk.records))
         if self.revoking is not None:

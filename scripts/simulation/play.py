@@ -13,11 +13,12 @@ from modelnet_p2p.dht.simulator import Node, Run, Simulator
 from modelnet_p2p.dht.walks import Collect
 from modelnet_p2p.records import Identity, Sealed
 from modelnet_p2p.tuning import WAN
-from simulation import liars
+from simulation import liars, sieges
 from simulation.scenario import Mark, Phase, Scenario
 from simulation.town import Publication, Town
 
 READ = "read"
+COPY = "copy"
 PAGE_BYTES = 32 * 1024  # of its own store that a reader takes along
 SETTLE_SECONDS = 40.0  # from the Sybils' coming to the publishing, and from there to the reads
 Say = Callable[[str], None]
@@ -96,7 +97,10 @@ def play(scenario: Scenario, seed: int, say: Say) -> Iterator[tuple[Result, str]
         for phase in scenario.phases:
             if town is None or scenario.world.apart:
                 town = _settled(scenario, size, seed, say)
-            result = _Stage(town, phase, say).measure(size, calm)
+            if phase.attack is not None:
+                result = _besieged(town, phase, size)
+            else:
+                result = _Stage(town, phase, say).measure(size, calm)
             calm = calm or result.figures
             yield result, town.sim.digest
 
@@ -109,6 +113,17 @@ def _settled(scenario: Scenario, size: int, seed: int, say: Say) -> Town:
         if there % 1000 == 0 or there == size:
             say(f"{scenario.name}: {there} of {size} peers are there")
     return town
+
+
+def _besieged(town: Town, phase: Phase, size: int) -> Result:
+    """A phase that is an attack, measured in its own figures."""
+    assert phase.attack is not None
+    measured = sieges.play(town, phase.attack)
+    verdicts = tuple(
+        Verdict(mark, measured.figures.get(mark.figure, float("nan")), measured.trials)
+        for mark in phase.marks
+    )
+    return Result(size, phase.name, measured.trials, measured.figures, verdicts)
 
 
 class _Stage:
@@ -139,6 +154,7 @@ class _Stage:
             figures["upkeep_messages_per_s"] = (sent.total() - sent[READ]) / per_peer
             figures["upkeep_bytes_per_s"] = (spent.total() - spent[READ]) / per_peer
         else:  # where there is upkeep, that is served as well
+            figures["copies_per_read"] = sent[COPY] / 2 / max(1, len(valid))
             figures["busiest_share"] = self._busiest / max(1, sent[READ] // 2)
         for name in ("seconds_p95", "messages_mean"):
             if calm.get(name):
@@ -233,6 +249,8 @@ class _Stage:
         def ended(run: Run) -> None:
             assert isinstance(run.walk, Collect)
             reading.take(run.walk)
+            if (handover := run.walk.handover()) is not None:
+                sim.tell(run, handover, COPY)
             if run.walk is not walk:
                 shards.on_read(split=run.walk.split)
             at = shards.next(len(reading.records)) if walk.split else None

@@ -9,15 +9,16 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TypeVar
 
 from modelnet_p2p.dht.simulator import Weather
+from simulation.attack import Attack, BadAttack
 
 FOLDER = Path(__file__).parent / "scenarios"
 _MARK = re.compile(r"(?P<sense>>=|<=)\s*(?P<bound>[0-9.]+)")
-Section = TypeVar("Section", "World", "Weather", "Phase")
+Section = TypeVar("Section", "World", "Weather", "Phase", "Attack")
 READERS = ("as they are", "warm", "cold")
 TABLES = ("drawn", "joined")
 CLAIMS = 0.999  # a share that is promised from here on ...
@@ -74,6 +75,7 @@ class Phase:
     wait: float = 0.0
     seconds: float = 1.0
     marks: tuple[Mark, ...] = ()
+    attack: Attack | None = None  # instead of the reads
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,8 @@ class Scenario:
 
     def at_full_size(self) -> Scenario:
         world = _made(World, {**_values(self.world), **self.full}, f"{self.name}: [full]")
-        return Scenario(self.name, self.title, world, self.weather, self.phases, {}, self.beside)
+        phases = tuple(replace(one, attack=one.attack and one.attack.at_full_size()) for one in self.phases)
+        return Scenario(self.name, self.title, world, self.weather, phases, {}, self.beside)
 
 
 def read(path: Path) -> Scenario:
@@ -145,7 +148,9 @@ def _phase(values: object, where: str) -> Phase:
     if not isinstance(marks, dict):
         raise BadScenario(f"{where}: marks is no table")
     found = tuple(Mark.parse(figure, text) for figure, text in marks.items())
-    phase = _made(Phase, {**values, "marks": found}, where)
+    attack = _made(Attack, values["attack"], f"{where}: attack") if "attack" in values else None
+    rest = {key: value for key, value in values.items() if key != "attack"}
+    phase = replace(_made(Phase, {**rest, "marks": found}, where), attack=attack)
     if phase.readers not in READERS:
         raise BadScenario(f"{where}: readers are {', '.join(READERS)}, not {phase.readers!r}")
     if phase.misjudged <= 0:
@@ -174,6 +179,11 @@ def _made(kind: type[Section], values: object, where: str) -> Section:
     made = kind(**checked)  # type: ignore[arg-type]  # each was checked against its default
     if isinstance(made, World):
         _check(made, where)
+    if isinstance(made, Attack):
+        try:
+            made.check()
+        except BadAttack as error:
+            raise BadScenario(f"{where}: {error}") from error
     return made
 
 
