@@ -14,7 +14,7 @@ A walk asks only those nearest to its key, so the table also says of whom nothin
 from __future__ import annotations
 
 import heapq
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
@@ -26,8 +26,12 @@ from modelnet_p2p.kad import Contact
 
 MAX_FAILURES = 3  # in a row, and with nobody waiting: one lost answer is no death
 GROUP_SHARE = 4  # of a contested bucket one IP group keeps at most k / 4 places
-MAX_CHECKS = 32  # of one look: with one each 30 s about a PING a second, 200 bytes with its answer; a table
-# in a world of 100,000 peers has 280 entries, which are all asked once in 300 s so
+MAX_CHECKS = 32  # of peers in the table in one look: with a look each 30 s about a PING a second, 200 bytes
+# with its answer; a table in a world of 100,000 peers has 280 entries, which are all asked once in 300 s so
+
+
+MAX_LOST = 64  # peers that fell silent and are asked again now and then: a partition may have healed
+LOST_CHECKS = 2  # of each look, so that each of them is asked about four times in an hour
 
 
 class Place(Enum):
@@ -68,6 +72,7 @@ class RoutingTable:
         self.churn = Churn()  # by what is seen in the buckets in which nobody waits
         self._place = position(me)
         self._buckets: dict[int, Bucket] = {}
+        self._lost: OrderedDict[PeerId, Entry] = OrderedDict()  # asked or lost longest ago first
         self._size = 0
 
     def __len__(self) -> int:
@@ -86,6 +91,7 @@ class RoutingTable:
         """This peer is alive, speaks our protocol and can be dialled: it answered, or has just connected."""
         if contact.id == self.me:
             return Place.NOWHERE
+        self._lost.pop(contact.id, None)
         bucket = self._buckets.setdefault(self._index(contact.id), Bucket())
         known = bucket.entries.pop(contact.id, None) or bucket.waiting.pop(contact.id, None)
         if known is not None:
@@ -130,6 +136,9 @@ class RoutingTable:
             if not bucket.waiting:
                 self.churn.died(peer, entry.seen, now)
             self.remove(peer)
+            self._lost[peer] = entry
+            if len(self._lost) > MAX_LOST:
+                self._lost.popitem(last=False)
 
     def remove(self, peer: PeerId) -> None:
         """It is gone for certain; whoever was seen last of those waiting moves up, those first whose IP group
@@ -156,7 +165,8 @@ class RoutingTable:
         return [e.contact for e in heapq.nsmallest(n, chosen, key=lambda e: e.place ^ place)]
 
     def doubtful(self, now: float, longest: float) -> list[Contact]:
-        """Whom to ask for a sign of life: who failed lately, then who was silent for too long.
+        """Whom to ask for a sign of life: who failed lately, then who was silent for too long, and one or two
+        of those that were given up: after a partition each half would else stay alone.
 
         How long that is follows from how fast peers die here, and is never more than `longest` seconds.
         """
@@ -164,7 +174,10 @@ class RoutingTable:
         entries = [e for b in self._buckets.values() for e in b.entries.values()]
         doubted = [e for e in entries if e.failures or e.seen + silence <= now]
         doubted.sort(key=lambda e: (-e.failures, e.seen))
-        return [e.contact for e in doubted[:MAX_CHECKS]]
+        lost = list(self._lost)[:LOST_CHECKS]
+        for peer in lost:
+            self._lost.move_to_end(peer)
+        return [e.contact for e in (*doubted[:MAX_CHECKS], *map(self._lost.__getitem__, lost))]
 
     def stale(self, now: float, interval: float) -> list[int]:
         """The buckets through which no walk went for `interval` seconds, farthest first.
