@@ -130,11 +130,11 @@ class RoutingTable:
         if entry is None:
             return
         entry.failures += 1
+        if entry.failures == 1 and not bucket.waiting:
+            self.churn.died(peer, entry.seen, now)
         if self._heir(bucket, peer) is not None:
             self.remove(peer)
         elif entry.failures >= MAX_FAILURES:
-            if not bucket.waiting:
-                self.churn.died(peer, entry.seen, now)
             self.remove(peer)
             self._lost[peer] = entry
             if len(self._lost) > MAX_LOST:
@@ -211,6 +211,7 @@ class RoutingTable:
         if known is None:
             self.churn.came(peer, now)
         else:
+            self.churn.revived(peer, now)
             self.churn.lived(known.seen, now)
 
     def _bucket_refreshed(self, index: int) -> float:
