@@ -18,7 +18,7 @@ that neighbourhood begins the density of peers elsewhere says, which nobody near
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -31,8 +31,10 @@ from modelnet_p2p.kad import Contact
 
 MAX_FAILURES = 3  # in a row, and with nobody waiting: one lost answer is no death
 GROUP_SHARE = 4  # of a contested bucket one IP group keeps at most k / 4 places
-MAX_CHECKS = 32  # of one look: with one each 30 s about a PING a second, 200 bytes with its answer; a table
-# in a world of 100,000 peers has 280 entries, which are all asked once in 300 s so
+MAX_CHECKS = 32  # of peers in the table in one look: with a look each 30 s about a PING a second, 200 bytes
+# with its answer; a table in a world of 100,000 peers has 280 entries, which are all asked once in 300 s so
+MAX_LOST = 64  # peers that fell silent and are asked again now and then: a partition may have healed
+LOST_CHECKS = 2  # of each look, so that each of them is asked about four times in an hour
 WIDE = 6  # times k places has a bucket of my neighbourhood: a hundred forgers do not fill one
 NEAR = 2  # times k peers live in the farthest such bucket, at most: the k closest to me lie in it and nearer
 WIDEST = 9  # times k peers are looked for where a crowd is: a walk asks 200 at most
@@ -78,6 +80,7 @@ class RoutingTable:
         self.churn = Churn()  # by what is seen in the buckets in which nobody waits
         self._place = position(me)
         self._buckets: dict[int, Bucket] = {}
+        self._lost: OrderedDict[PeerId, Entry] = OrderedDict()  # asked or lost longest ago first
         self._size = 0
         self.density = Density(me, k)  # told by my walks
         self._wide = BITS  # the first bucket of my neighbourhood, as far as is known
@@ -98,6 +101,7 @@ class RoutingTable:
         """This peer is alive, speaks our protocol and can be dialled: it answered, or has just connected."""
         if contact.id == self.me:
             return Place.NOWHERE
+        self._lost.pop(contact.id, None)
         index = self._index(contact.id)
         bucket = self._buckets.setdefault(index, Bucket())
         room = self._room(index)
@@ -138,12 +142,15 @@ class RoutingTable:
         if entry is None:
             return
         entry.failures += 1
+        if entry.failures == 1 and not bucket.waiting:
+            self.churn.died(peer, entry.seen, now)
         if self._heir(bucket, peer) is not None:
             self.remove(peer)
         elif entry.failures >= MAX_FAILURES:
-            if not bucket.waiting:
-                self.churn.died(peer, entry.seen, now)
             self.remove(peer)
+            self._lost[peer] = entry
+            if len(self._lost) > MAX_LOST:
+                self._lost.popitem(last=False)
 
     def remove(self, peer: PeerId) -> None:
         """It is gone for certain; whoever was seen last of those waiting moves up, those first whose IP group
@@ -172,7 +179,8 @@ class RoutingTable:
         return [entry.contact for entry in chosen[:n]]
 
     def doubtful(self, now: float, longest: float) -> list[Contact]:
-        """Whom to ask for a sign of life: who failed lately, then who was silent for too long.
+        """Whom to ask for a sign of life: who failed lately, then who was silent for too long, and one or two
+        of those that were given up: after a partition each half would else stay alone.
 
         How long that is follows from how fast peers die here, and is never more than `longest` seconds.
         """
@@ -180,7 +188,10 @@ class RoutingTable:
         entries = [e for b in self._buckets.values() for e in b.entries.values()]
         doubted = [e for e in entries if e.failures or e.seen + silence <= now]
         doubted.sort(key=lambda e: (-e.failures, e.seen))
-        return [e.contact for e in doubted[:MAX_CHECKS]]
+        lost = list(self._lost)[:LOST_CHECKS]
+        for peer in lost:
+            self._lost.move_to_end(peer)
+        return [e.contact for e in (*doubted[:MAX_CHECKS], *map(self._lost.__getitem__, lost))]
 
     def stale(self, now: float, interval: float) -> list[int]:
         """The buckets through which no walk went for `interval` seconds, farthest first.
@@ -234,6 +245,7 @@ class RoutingTable:
         if known is None:
             self.churn.came(peer, now)
         else:
+            self.churn.revived(peer, now)
             self.churn.lived(known.seen, now)
 
     def _bucket_refreshed(self, index: int) -> float:
