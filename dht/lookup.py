@@ -8,19 +8,29 @@ ends when the `want` nearest that are not known to fail have answered to some us
 read). A request that is silent for half of `patience` is late: the next peer is asked beside it, so that
 the dead cost their time together and not one after the other. After all of `patience` it no longer holds
 up the end either, but its answer still counts when it comes. A reader without any answer waits until each
-of its silent requests has failed: to end would be to say that nobody has what is sought. Who asks must
-report each `Ask` with `on_answer` or, at the latest at its own timeout, `on_failure`.
+of its silent requests has failed: to end would be to say that nobody has what is sought; one with its beta
+useful answers waits for nobody who is late. Who asks must report each `Ask` with `on_answer` or, at the
+latest at its own timeout, `on_failure`.
+
+Against identities that crowd around the target, or lead away from it, two things help where the size of
+the network is known. Within the target's `Region` the nearest few of each slot are asked, not the nearest of
+all; and outside of it the walk goes along PATHS disjoint paths in turns: a peer belongs to the path on which
+it was heard of first, so that whoever names a hundred friends fills one path.
+
+Source: Baumgart, Mies: S/Kademlia (2007) for disjoint paths; `region.py` for the slots.
 """
 
 from __future__ import annotations
 
 import math
 from bisect import insort
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
 from modelnet_p2p.dht.keyspace import position
+from modelnet_p2p.dht.region import READ_OF_SLOT, STORED_OF_SLOT, Region
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import Contact
 
@@ -31,6 +41,9 @@ MAX_ADDRS = 16  # merged from several tellers; as many as one contact may have o
 LATE = 2  # a request is late after patience / 2: one more message is cheaper than half a patience
 FEW_ANSWERS = 3  # with fewer, the walk prefers to wait for its silent requests ...
 FEW_PATIENCES = 3  # ... up to this many patiences: in a small world each answer may be the only one
+PATHS = 3  # a third of all peers may lie, and one honest path is left in 96 % of walks
+PATH_ASKS = 9  # of a walk, three on each path: enough to come to the region from afar
+CROWDED_MORE = READ_OF_SLOT  # answers wanted in a crowd: it may hold records, but not the one sought
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +87,7 @@ class Candidate:
     distance: int
     contact: Contact
     depth: int  # how many answers led here; 0 for a seed
+    path: int  # on which it was heard of first
     state: State = State.HEARD
     asked: float = 0.0
     revived: bool = False
@@ -81,6 +95,11 @@ class Candidate:
 
     def __lt__(self, other: Candidate) -> bool:
         return self.distance < other.distance
+
+    @property
+    def counts(self) -> bool:
+        """Whether it takes up room in its slot."""
+        return self.state is not State.FAILED and self.state is not State.SLOW
 
 
 def merged(left: Contact, right: Contact) -> Contact:
@@ -91,7 +110,10 @@ def merged(left: Contact, right: Contact) -> Contact:
 
 
 class Lookup:
-    """One walk. `want` is beta for a reader, who needs a few answers, and k (beta None) to store."""
+    """One walk. `want` is beta for a reader, who needs a few answers, and k (beta None) to store.
+
+    With a `region`, one that stores ends when everybody known there was asked too, a few of each slot.
+    """
 
     def __init__(
         self,
@@ -103,8 +125,10 @@ class Lookup:
         alpha: int,
         patience: float,
         beta: int | None = None,
+        region: Region | None = None,
     ) -> None:
         self.target = target if isinstance(target, int) else position(target)
+        self.region = region
         self.me = me
         self.k = k
         self.alpha = alpha
@@ -117,9 +141,11 @@ class Lookup:
         self._order: list[Candidate] = []  # nearest first
         self._waiting: dict[PeerId, Candidate] = {}  # oldest first
         self._late: dict[PeerId, Candidate] = {}  # oldest first
+        self._asked_on: Counter[int] = Counter()  # each path, outside of the region
+        self._plan: tuple[Sequence[Candidate], int, int] | None = None  # what `_line` gave, while it holds
         self._done = False
-        for contact in seeds:
-            self._hear(contact, 0)
+        for number, contact in enumerate(seeds):
+            self._hear(contact, 0, number % PATHS)
 
     def poll(self, now: float) -> Ask | Wait | Done:
         """What to do next; call again until it is not Ask."""
@@ -127,9 +153,11 @@ class Lookup:
             return DONE
         self._lose_patience(now)
         viable = answers = 0  # nearer than the one at hand, answered or about to; with and without use
-        complete = True
-        for candidate in self._order:
-            if viable >= self.want or answers >= self.k:
+        complete, late = True, False
+        line, want, radius = self._line()
+        enough = max(want, self.k)
+        for candidate in line:
+            if (viable >= want or answers >= enough) and candidate.distance >= radius:
                 break
             match candidate.state:
                 case State.WAITING:
@@ -137,19 +165,21 @@ class Lookup:
                     answers += 1
                     complete = False
                 case State.LATE:
-                    complete = False
+                    late = True
                 case State.ANSWERED:
                     viable += candidate.useful
                     answers += 1
                 case State.HEARD if self.asked >= MAX_ASKED:
                     continue
                 case State.HEARD if len(self._waiting) < self.alpha:
-                    return self._ask(candidate, now)
+                    return self._ask(self._in_turn(candidate, line), now)
                 case State.HEARD:  # at capacity: an answer or the oldest request's patience makes room
                     return Wait(self._soonest())
                 case State.SLOW | State.FAILED:
                     pass
-        return self._end(now) if complete else Wait(self._soonest())
+        if complete and (not late or (self._reading and viable >= want)):
+            return self._end(now)
+        return Wait(self._soonest())
 
     def on_answer(self, peer: PeerId, closer: Iterable[Contact], now: float, *, useful: bool = True) -> bool:
         """`peer` answered and named these; False if it was not asked (then nothing changes).
@@ -164,7 +194,7 @@ class Lookup:
         for count, contact in enumerate(closer):
             if count >= MAX_CLOSER:
                 break
-            self._hear(contact, candidate.depth + 1)
+            self._hear(contact, candidate.depth + 1, candidate.path)
         return True
 
     def expects(self, peer: PeerId) -> bool:
@@ -180,6 +210,17 @@ class Lookup:
         """The (by default k) nearest that answered, nearest first."""
         found = [c.contact for c in self._order if c.state is State.ANSWERED]
         return tuple(found[: self.k if n is None else n])
+
+    def spread(self) -> tuple[list[Contact], list[Contact]]:
+        """All that answered, nearest first: those of whom no crowd can be many, and the rest of a crowd."""
+        answered = [c for c in self._order if c.state is State.ANSWERED]
+        if self.region is None:
+            return [c.contact for c in answered], []
+        line, crowded = self.region.line(answered, READ_OF_SLOT)
+        if not crowded:
+            return [c.contact for c in answered], []
+        chosen = {c.contact.id for c in line}
+        return [c.contact for c in line], [c.contact for c in answered if c.contact.id not in chosen]
 
     def contact(self, peer: PeerId) -> Contact | None:
         """What the walk knows of this peer, asked or only heard of."""
@@ -203,6 +244,34 @@ class Lookup:
         self._done = True
         return DONE
 
+    def _line(self) -> tuple[Sequence[Candidate], int, int]:
+        """Whom to ask, in this order; how many useful answers end it; how far everybody is asked."""
+        if self._plan is None:
+            if self.region is None:
+                self._plan = self._order, self.want, 0
+            elif self._reading:
+                line, crowded = self.region.line(self._order, READ_OF_SLOT)
+                self._plan = line, self.want + CROWDED_MORE if crowded else self.want, 0
+            else:
+                line, crowded = self.region.line(self._order, STORED_OF_SLOT)
+                # k beside the crowd, of which more are told than count
+                crowd = len(line) - len(self.region.line(self._order, READ_OF_SLOT)[0]) if crowded else 0
+                self._plan = line, self.want + crowd, self.region.radius
+        return self._plan
+
+    def _in_turn(self, nearest: Candidate, line: Sequence[Candidate]) -> Candidate:
+        """Whom to ask instead of the nearest, while that is outside of the region: each path has its turn."""
+        led = self._asked_on.total()
+        if self.region is None or nearest.distance < self.region.radius or led >= PATH_ASKS:
+            return nearest
+        heads: dict[int, Candidate] = {}
+        for candidate in line:
+            if candidate.state is State.HEARD:
+                heads.setdefault(candidate.path, candidate)
+        chosen = min(heads.values(), key=lambda head: (self._asked_on[head.path], head.distance))
+        self._asked_on[chosen.path] += 1
+        return chosen
+
     def _ask(self, candidate: Candidate, now: float) -> Ask:
         candidate.state = State.WAITING
         candidate.asked = now
@@ -218,21 +287,29 @@ class Lookup:
         self._waiting.pop(peer, None)
         self._late.pop(peer, None)
         candidate.state = state
+        self._changed()
         return candidate
 
-    def _hear(self, contact: Contact, depth: int) -> None:
+    def _changed(self) -> None:
+        """Somebody came, or takes up no more room: who is asked next may be another."""
+        if self.region is not None:
+            self._plan = None
+
+    def _hear(self, contact: Contact, depth: int, path: int) -> None:
         if contact.id == self.me:
             return
         known = self._known.get(contact.id)
         if known is None:
-            candidate = Candidate(position(contact.id) ^ self.target, contact, depth)
+            candidate = Candidate(position(contact.id) ^ self.target, contact, depth, path)
             self._known[contact.id] = candidate
             insort(self._order, candidate)
             self._forget()
+            self._changed()
             return
         known.contact, before = merged(known.contact, contact), known.contact
         if known.state is State.FAILED and known.contact is not before and not known.revived:
             known.state, known.revived = State.HEARD, True
+            self._changed()
 
     def _forget(self) -> None:
         if len(self._order) > MAX_KNOWN:
@@ -253,6 +330,7 @@ class Lookup:
             if candidate.asked + self.patience > now:
                 break
             self._late.pop(peer).state = State.SLOW
+            self._changed()
 
     def _soonest(self) -> float:
         """When the oldest request becomes late or slow."""

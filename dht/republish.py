@@ -1,8 +1,9 @@
 """What of mine must be told to its holders again, and when.
 
 Holders die and newcomers take their places, so every record is stored again at an interval, and signed anew
-when half of its life is over. This machine only keeps the calendar: the driver signs, stores, and says how
-it went. It keeps nothing on disk: after a restart it is filled again from the peer's own state.
+when half of its life is over. The interval follows from how fast peers die (`dht/churn.py`). This machine is
+only the calendar: the driver signs, stores, and says how it went. It keeps nothing on disk: after a restart
+it is filled again from the peer's own state.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ class _Task:
 
     sealed: Sealed
     due: float
+    stored: float  # when it was stored last, or told to this calendar
 
 
 @dataclass(slots=True)
@@ -70,6 +72,15 @@ class Republisher:
     def __len__(self) -> int:
         return len(self._lives)
 
+    def pace(self, interval: float) -> None:
+        """From now on store at this interval. A longer one counts from each key's next store; a shorter one
+        at once: whose last store lies further back is due."""
+        shorter = interval < self.interval
+        self.interval = interval
+        for key, tasks in self._tasks.items() if shorter else ():
+            for task in tasks.values():
+                task.due = min(task.due, task.stored + self._interval_of(key))
+
     def add(
         self,
         records: Mapping[bytes, Sealed],
@@ -90,7 +101,7 @@ class Republisher:
         self._lives[identity] = _Life(tuple(records), renew_at, forget_at)
         for key, sealed in records.items():
             due = now + self._interval_of(key) if stored else now
-            self._tasks.setdefault(key, {})[identity] = _Task(sealed, due)
+            self._tasks.setdefault(key, {})[identity] = _Task(sealed, due, now)
 
     def remove(self, identity: Identity) -> None:
         """Tell nobody of this any more."""
@@ -147,7 +158,7 @@ class Republisher:
         for sealed in sealeds:
             task = tasks.get(sealed.identity)
             if task is not None and task.sealed is sealed:  # not replaced meanwhile: that one is due as it is
-                task.due = now + delay
+                task.due, task.stored = now + delay, now
 
     def on_neighbour(self, now: float) -> None:
         """The first neighbour appeared: what was stored on nobody is due at once."""

@@ -9,14 +9,26 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 
+from modelnet_p2p.dht.density import Density
 from modelnet_p2p.dht.keyspace import is_provider_key, position
+from modelnet_p2p.dht.region import STORED_OF_SLOT
 from modelnet_p2p.dht.revocations import PRIVATE, Revocations
 from modelnet_p2p.dht.routing import RoutingTable
 from modelnet_p2p.dht.store import BadCursor, Full, OfferStore, contact_bytes
 from modelnet_p2p.errors import LocalError
 from modelnet_p2p.identity import PeerId
-from modelnet_p2p.kad import MAX_MESSAGE_BYTES, Contact, Kind, Message, Value
+from modelnet_p2p.kad import (
+    CACHED_CONTACTS,
+    MAX_MESSAGE_BYTES,
+    MAX_RECORDS_ADDED,
+    Contact,
+    Kind,
+    Message,
+    Value,
+)
 from modelnet_p2p.names import check_model_name, check_version
 from modelnet_p2p.records import (
     MAX_LIFETIME_US,
@@ -35,9 +47,12 @@ MAX_KEY_BYTES = 256  # the longest value key of ours is 52 + 20 + 80 + 1 + 32 by
 MAX_ADDRS_TOLD = 8  # of one contact in a reply: 30 contacts of 8 addresses are 12 KiB, 33 at the very worst
 MAX_ADDR_TOLD_BYTES = 128  # the longest honest ones, relayed over DNS names, have about 100
 MESSAGE_OVERHEAD = 512  # kind, key, cursor, field tags of one reply
+SEALS = 2  # of one record at most: an offer's own, and its owner's on the manifest within
 VALUE_PREFIX = b"/modelnet/rec/"
+CROWD_LOOKED_AT = 4  # times as many as are named: a crowd fills no more than a bucket or two of a table
 
 
+@lru_cache(CACHED_CONTACTS)
 def told(contact: Contact) -> Contact:
     """The contact as we pass it on: no more addresses than a reply has room for."""
     addrs = contact.addrs
@@ -45,6 +60,9 @@ def told(contact: Contact) -> Contact:
         return contact  # as nearly all are
     addrs = tuple(addr for addr in addrs if len(addr) <= MAX_ADDR_TOLD_BYTES)[:MAX_ADDRS_TOLD]
     return Contact(contact.id, addrs)
+
+
+_cost = lru_cache(CACHED_CONTACTS)(contact_bytes)
 
 
 def value_key(peer: PeerId, model: str, version: str = "") -> bytes:
@@ -73,6 +91,13 @@ def _may_write(sealed: Sealed, key: bytes) -> bool:
     return key == own and not isinstance(sealed.record, Card | Revocation)
 
 
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    contact: Contact
+    distance: int
+    counts: bool = True
+
+
 class KadServer:
     """The answering side of `/modelnet/kad/1.0.0`."""
 
@@ -88,6 +113,7 @@ class KadServer:
         self.network = network
         self.table = table
         self.store = store
+        self.density = Density(me, table.k)  # whoever walks tells it what was found
         self.revocations = Revocations() if revocations is None else revocations
         self.refused: Counter[Refusal] = Counter()
         self.full: Counter[Full] = Counter()  # sound records that found no room
@@ -109,7 +135,7 @@ class KadServer:
             case Kind.FIND_NODE:
                 return Message(Kind.FIND_NODE, key, closer=self._closer(key, sender), records=())
             case Kind.GET_PROVIDERS:
-                return self._get_providers(request, sender)
+                return self._get_providers(request, sender, now_us)
             case Kind.ADD_PROVIDER:
                 return self._add_provider(request, sender, sender_group, now_us)
             case Kind.GET_VALUE:
@@ -117,6 +143,15 @@ class KadServer:
             case Kind.PUT_VALUE:
                 return self._put_value(request, sender, sender_group, now_us)
         return None
+
+    def checks(self, request: Message, sender: PeerId) -> int:
+        """The signatures that this request would have me check, at most; none for what lies here already."""
+        key, envelopes = request.key, tuple[bytes, ...]()
+        if request.kind is Kind.ADD_PROVIDER:
+            envelopes = request.records or ()
+        elif request.kind is Kind.PUT_VALUE and request.value is not None:
+            envelopes = (request.value.value,)
+        return SEALS * sum(not self.store.renew(key, envelope, Contact(sender)) for envelope in envelopes)
 
     def is_close(self, key: bytes) -> bool:
         """Whether I am among the k closest to `key` of all the peers that I know."""
@@ -134,40 +169,58 @@ class KadServer:
         return not [reason for s in sealeds if (reason := self.store.add(key, s, told(contact))) is not None]
 
     def _closer(self, key: bytes, sender: PeerId) -> tuple[Contact, ...]:
-        """Half as many again as k: with a fifth of them newly dead, k would hide the last of the k alive."""
+        """Half as many again as k: with a fifth of them newly dead, k would hide the last of the k alive.
+
+        Of a crowd around the key no more than a publisher would store with.
+        """
         n = self.table.k + self.table.k // 2
-        return tuple(told(contact) for contact in self.table.closest(key, n, exclude=sender))
+        near, region = self.table.closest(key, n, exclude=sender), self.density.region
+        if region is not None:
+            place = position(key)
+            if region.holds_crowd([position(contact.id) ^ place for contact in near]):
+                near = self.table.closest(key, CROWD_LOOKED_AT * n, exclude=sender)
+                line, _ = region.line([_Placed(c, position(c.id) ^ place) for c in near], STORED_OF_SLOT)
+                near = [placed.contact for placed in line[:n]]
+        return tuple(told(contact) for contact in near)
 
     def _refuse(self, kind: Kind, key: bytes, reason: Refusal) -> Message:
         self.refused[reason] += 1
         return Message(kind, key, records=(), refused=reason.value)
 
-    def _get_providers(self, request: Message, sender: PeerId) -> Message:
-        """First page: closer peers too. Later pages: records alone, for the reader has the rest already."""
+    def _get_providers(self, request: Message, sender: PeerId, now_us: int) -> Message:
+        """First page: closer peers too. Later pages: records alone, for the reader has the rest already.
+
+        A key that is split says so with its records.
+        """
         kind, key = request.kind, request.key
         if not is_provider_key(key):
             return self._refuse(kind, key, Refusal.MALFORMED)
         closer = () if request.cursor else self._closer(key, sender)
-        room = MAX_MESSAGE_BYTES - MESSAGE_OVERHEAD - sum(contact_bytes(contact) for contact in closer)
+        room = MAX_MESSAGE_BYTES - MESSAGE_OVERHEAD - sum(map(_cost, closer))
         try:
             page = self.store.page(key, request.cursor, room)
         except BadCursor:
             return self._refuse(kind, key, Refusal.MALFORMED)
         records = tuple(sealed.envelope for sealed in page.sealeds)
-        return Message(kind, key, closer, page.contacts, records=records, cursor=page.cursor)
+        split = Full.KEY.value if self.store.is_split(key, now_us) else ""
+        return Message(kind, key, closer, page.contacts, records=records, cursor=page.cursor, refused=split)
 
     def _add_provider(self, request: Message, sender: PeerId, group: str | None, now_us: int) -> Message:
+        """Each record is judged alone; the reply names the reason of the first that was refused."""
         kind, key = request.kind, request.key
-        if not is_provider_key(key) or request.records is None or len(request.records) != 1:
+        if not is_provider_key(key) or not 1 <= len(request.records or ()) <= MAX_RECORDS_ADDED:
             return self._refuse(kind, key, Refusal.MALFORMED)
         addrs = next((c.addrs for c in request.providers if c.id == sender), ())
         contact = told(Contact(sender, addrs))
-        envelope = request.records[0]
-        if self.store.renew(key, envelope, contact):
-            return Message(kind, key, records=())
-        reason, proof = self._keep(key, key, envelope, contact, group, now_us)
-        records = () if proof is None else (proof.envelope,)
-        return Message(kind, key, records=records, refused="" if reason is None else reason.value)
+        refused, proofs = "", list[bytes]()
+        for envelope in request.records or ():
+            if self.store.renew(key, envelope, contact):
+                continue
+            reason, proof = self._keep(key, key, envelope, contact, group, now_us)
+            refused = refused or ("" if reason is None else reason.value)
+            if proof is not None and proof.envelope not in proofs:
+                proofs.append(proof.envelope)
+        return Message(kind, key, records=tuple(proofs), refused=refused)
 
     def _get_value(self, key: bytes, sender: PeerId) -> Message:
         closer = self._closer(key, sender)

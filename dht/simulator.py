@@ -15,17 +15,20 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from modelnet_p2p.dht.checking import Check
 from modelnet_p2p.dht.keyspace import position
 from modelnet_p2p.dht.lookup import Done, Patience, Wait
+from modelnet_p2p.dht.region import Region
 from modelnet_p2p.dht.routing import RoutingTable
 from modelnet_p2p.dht.server import KadServer
 from modelnet_p2p.dht.store import OfferStore
-from modelnet_p2p.dht.walks import Collect, FindClosest, FindPeer, Send, Store, Walk
+from modelnet_p2p.dht.storing import Store
+from modelnet_p2p.dht.walks import Collect, FindClosest, FindPeer, Send, Walk
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import Contact, Message
 from modelnet_p2p.tuning import WAN, Tuning
 
-AnyWalk = Walk | FindClosest | FindPeer | Collect | Store
+AnyWalk = Walk | FindClosest | FindPeer | Collect | Store | Check
 
 # What a message has around its key, contacts and records: the protobuf's own tags and length (6), Noise's
 # frame (18), the muxer's (12), TCP and IP (40).
@@ -89,6 +92,15 @@ class Node:
     @property
     def id(self) -> PeerId:
         return self.contact.id
+
+    @property
+    def region(self) -> Region | None:
+        """Where it expects a key's holders."""
+        return self.server.density.region if isinstance(self.server, KadServer) else None
+
+    def on_walked(self, target: bytes, closest: Iterable[Contact]) -> None:
+        if isinstance(self.server, KadServer):
+            self.server.density.on_walked(target, [contact.id for contact in closest])
 
 
 @dataclass(slots=True, eq=False)
@@ -230,6 +242,7 @@ class Simulator:
             node.asleep = False
             if self.wake is not None:
                 self.wake(node)
+                node.on_walked(node.id, node.table.closest(node.id, node.table.k))
 
     def _poll(self, run: Run) -> None:
         while run.ended is None and run.node.alive:
@@ -243,7 +256,10 @@ class Simulator:
                     return
                 case Done():
                     run.ended = self.now
-                    run.node.table.on_walked(run.walk.target, self.now)
+                    if isinstance(run.walk, Walk):
+                        run.node.table.on_walked(run.walk.target, self.now)
+                    if isinstance(run.walk, FindClosest):
+                        run.node.on_walked(run.walk.target, run.walk.closest)
                     if run.then is not None:
                         run.then(run)
 

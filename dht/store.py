@@ -29,7 +29,7 @@ ADDR_OVERHEAD = 4
 class Full(StrEnum):
     """Why there is no room; the strings are what field 66 of the reply says."""
 
-    KEY = "full_key"
+    KEY = "split"  # the publisher goes on to its shard of the key
     PROVIDER = "full_provider"
     GROUP = "full_group"
     TOTAL = "full"
@@ -41,7 +41,7 @@ class Bounds:
 
     per_key: int = 4096  # cards of one task: 64 pages, which a reader still reads through
     per_provider: int = 1024  # in a small world one peer holds all of another's: 64 models of 16 keys
-    per_provider_and_key: int = 64  # models that one peer publishes under one task
+    per_provider_and_key: int = 128  # models that one peer publishes under one task: a thirtieth of a key
     per_group_and_key: int = 256  # a sixteenth of a key: no single network can fill one
     per_group: int = 4096  # an eighth of everything
     total: int = 32_768  # 256 MiB at the very worst, some 40 MiB of ordinary cards
@@ -70,6 +70,7 @@ class Shelf:
     envelopes: dict[bytes, Identity] = field(default_factory=dict)
     groups: Counter[str] = field(default_factory=Counter)
     providers: Counter[PeerId] = field(default_factory=Counter)
+    split_until_us: int = 0  # as long as a record lives that had to go on to a shard
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +146,7 @@ class OfferStore:
             shelf.envelopes[sealed.envelope] = sealed.identity
             old.sealed = sealed
             old.move(contact)
-        elif (full := self._no_room(shelf, sealed, group)) is not None:
+        elif (full := self._no_room(key, shelf, sealed, group)) is not None:
             return full
         else:
             self._put(key, shelf, Held(sealed, contact, group, self._order(shelf, sealed, group)))
@@ -187,6 +188,11 @@ class OfferStore:
             last = order[0].to_bytes(4) + order[1]
         return Page(tuple(sealeds), tuple(contacts.values()), b"")
 
+    def is_split(self, key: bytes, now_us: int) -> bool:
+        """Whether records of this key were sent on to its shards, and may live there still."""
+        shelf = self._shelves.get(key)
+        return shelf is not None and shelf.split_until_us > now_us
+
     def expire(self, now_us: int) -> int:
         """Drop what is over; how many there were."""
         dropped = 0
@@ -227,12 +233,10 @@ class OfferStore:
         """Everything held, with its key."""
         return ((key, held.sealed) for key, shelf in self._shelves.items() for held in shelf.held.values())
 
-    def _no_room(self, shelf: Shelf, sealed: Sealed, group: str | None) -> Full | None:
+    def _no_room(self, key: bytes, shelf: Shelf, sealed: Sealed, group: str | None) -> Full | None:
         bounds, provider = self.bounds, sealed.identity.provider
         if self._size >= bounds.total or (not shelf.held and len(self._shelves) >= bounds.keys):
             return Full.TOTAL
-        if len(shelf.held) >= bounds.per_key:
-            return Full.KEY
         if (
             self._providers[provider] >= bounds.per_provider
             or shelf.providers[provider] >= bounds.per_provider_and_key
@@ -242,7 +246,24 @@ class OfferStore:
             self._groups[group] >= bounds.per_group or shelf.groups[group] >= bounds.per_group_and_key
         ):
             return Full.GROUP
+        if len(shelf.held) >= bounds.per_key and not self._yielded(key, shelf, sealed, group):
+            return Full.KEY
         return None
+
+    def _yielded(self, key: bytes, shelf: Shelf, newcomer: Sealed, group: str | None) -> bool:
+        """Whether a full key made room: the last turn there yields to an earlier one.
+
+        So sixteen networks that fill a key keep no other network's first record out of it. Whoever has to go,
+        the newcomer or the last, is sent on to a shard.
+        """
+        last, identity = shelf.order[-1]
+        held = shelf.held[identity]
+        yields = self._order(shelf, newcomer, group)[0] < last[0]
+        gone = held.sealed if yields else newcomer
+        shelf.split_until_us = max(shelf.split_until_us, gone.expires_us)
+        if yields:
+            self._drop(key, shelf, identity, held)
+        return yields
 
     def _order(self, shelf: Shelf, sealed: Sealed, group: str | None) -> tuple[int, bytes]:
         """Its turn in its group (a provider of no known group is one of its own), and a tie-break."""

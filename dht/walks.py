@@ -1,4 +1,4 @@
-"""Whole operations of the overlay as machines: find a peer, find the closest, collect records, store some.
+"""Whole operations of the overlay as machines: find a peer, find the closest, collect records.
 
 Each is a `Lookup` and what goes with it. The driver does nothing but carry messages: `poll(now)` says
 `Send`, `Wait` or `Done`; every Send that expects a reply is ended with `on_reply` or `on_failure`, at the
@@ -8,12 +8,14 @@ latest at the driver's own timeout. One peer has at most one request of a walk o
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from modelnet_p2p.dht.keyspace import position
 from modelnet_p2p.dht.lookup import DONE, MAX_ADDRS, Ask, Done, Lookup, Wait, merged
+from modelnet_p2p.dht.region import Region
 from modelnet_p2p.dht.revocations import Revocations, revoked_by
+from modelnet_p2p.dht.store import Full
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import Contact, Kind, Message
 from modelnet_p2p.records import BadRecord, Identity, Refusal, Sealed, admit, newest
@@ -23,7 +25,6 @@ MAX_RECORDS_PER_REPLY = 512  # 64 KiB hold no more; each may cost two signature 
 MAX_PAGES = 128  # of one holder's answer: more than any holder of ours keeps under one key
 MAX_BAD = 1024  # refused records that are recognised when another holder sends them too
 MAX_MERGED = 8192  # records, and providers, of one read: 32 MiB at the very worst
-MAX_PROOFS = 8  # taken of the answers to one store: the provider's key, the owners', and room for nonsense
 TELLERS = 2  # different peers that must name a peer's addresses before FindPeer is content
 
 
@@ -49,6 +50,7 @@ class Walk:
         tuning: Tuning,
         patience: float | None,
         reading: bool,
+        region: Region | None = None,
     ) -> None:
         self.target = target
         self.request = request
@@ -63,6 +65,7 @@ class Walk:
             alpha=tuning.alpha_read if reading else tuning.alpha,
             beta=tuning.beta if reading else None,
             patience=self.patience,
+            region=region,
         )
         self.ours: set[PeerId] = set()  # answered with our extension field
 
@@ -176,10 +179,13 @@ class Collect(Walk):
         now_us: int,
         limit: int | None = None,
         patience: float | None = None,
+        region: Region | None = None,
         revocations: Revocations | None = None,
     ) -> None:
         request = Message(Kind.GET_PROVIDERS, key)
-        super().__init__(key, request, seeds, me=me, tuning=tuning, patience=patience, reading=True)
+        super().__init__(
+            key, request, seeds, me=me, tuning=tuning, patience=patience, reading=True, region=region
+        )
         self.network = network
         self.limit = limit
         self.refused: Counter[Refusal] = Counter()
@@ -193,6 +199,13 @@ class Collect(Walk):
         self._next: deque[tuple[Contact, bytes]] = deque()  # pages to ask for
         self._open: dict[PeerId, float] = {}  # pages asked for, and when
         self._pages: Counter[PeerId] = Counter()
+        self._holders: set[PeerId] = set()  # told records of this key
+        self._split_by: set[PeerId] = set()  # ... and that it has shards
+
+    @property
+    def split(self) -> bool:
+        """Whether to read the key's shards too: two holders say so, or the only one does."""
+        return len(self._split_by) >= min(2, max(1, len(self._holders)))
 
     @property
     def records(self) -> tuple[Sealed, ...]:
@@ -259,6 +272,10 @@ class Collect(Walk):
                 except BadRecord as bad:
                     self.refused[bad.refusal] += 1
                     self._remember_bad(envelope)
+        if holds:
+            self._holders.add(peer)
+            if reply.refused == Full.KEY:
+                self._split_by.add(peer)
         self._tell(reply.providers)
         contact = self.lookup.contact(peer)
         if reply.cursor and contact is not None and self._pages[peer] < MAX_PAGES:
@@ -288,109 +305,3 @@ class Collect(Walk):
 
     def _enough(self) -> bool:
         return self.limit is not None and len(self.records) >= self.limit
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """How a store went. Peers of ours only: stock ones are told beside them and never counted."""
-
-    key: bytes
-    asked: int
-    stored: int  # holders that acknowledged every record
-    promised: bool  # a majority of min(k, known) acknowledged, or nobody of ours is there
-    refused: Counter[str]  # reasons of those that refused
-
-    @property
-    def alone(self) -> bool:
-        return self.promised and self.asked == 0
-
-
-class Store(Walk):
-    """Several of my records for one key: one walk to the k closest, then each record to each of them.
-
-    Ends when all have answered or failed, or when the promise is kept and the rest lost their patience.
-    """
-
-    def __init__(
-        self,
-        key: bytes,
-        sealeds: Sequence[Sealed],
-        provider: Contact,
-        seeds: Iterable[Contact],
-        *,
-        tuning: Tuning,
-        patience: float | None = None,
-    ) -> None:
-        request = Message(Kind.FIND_NODE, key)
-        super().__init__(key, request, seeds, me=provider.id, tuning=tuning, patience=patience, reading=False)
-        self._envelopes = tuple(sealed.envelope for sealed in sealeds)
-        self._provider = provider
-        self._stock: deque[Contact] = deque()
-        self._ready: deque[Contact] = deque()  # to send the next record to
-        self._open: dict[PeerId, float] = {}  # sent a record, and when
-        self._sent: Counter[PeerId] = Counter()  # records sent to each
-        self._acknowledged: Counter[PeerId] = Counter()
-        self._holders: dict[PeerId, Contact] | None = None  # once the walk is over
-        self._refused: Counter[str] = Counter()
-        self.proofs: list[bytes] = []  # that a key was revoked, as holders say that refuse my records
-
-    def poll(self, now: float) -> Send | Wait | Done:
-        if self._holders is None:
-            step = super().poll(now)
-            if not isinstance(step, Done):
-                return step
-            self._holders = self._choose()
-        if self._stock:
-            stock = Message(Kind.ADD_PROVIDER, self.target, providers=(self._provider,))
-            return self._send(self._stock.popleft(), stock, expects_reply=False)
-        if self._ready:
-            contact = self._ready.popleft()
-            self._open[contact.id] = now
-            envelope = self._envelopes[self._sent[contact.id]]
-            self._sent[contact.id] += 1
-            message = Message(
-                Kind.ADD_PROVIDER, self.target, providers=(self._provider,), records=(envelope,)
-            )
-            return self._send(contact, message)
-        if not self._open:
-            return DONE
-        if not self.report.promised:
-            return Wait(float("inf"))  # each of them still ends, at the latest at the driver's timeout
-        until = max(self._open.values()) + self.patience
-        return Wait(until) if until > now else DONE
-
-    def on_reply(self, peer: PeerId, reply: Message, now: float) -> None:
-        if self._holders is None or self._open.pop(peer, None) is None:
-            super().on_reply(peer, reply, now)
-            return
-        if reply.kind is not Kind.ADD_PROVIDER or reply.records is None:
-            self._refused["unacknowledged"] += 1
-        elif reply.refused:
-            self._refused[reply.refused] += 1
-            if reply.refused == Refusal.REVOKED and len(self.proofs) < MAX_PROOFS:
-                self.proofs.extend(proof for proof in reply.records[:1] if proof not in self.proofs)
-        else:
-            self._acknowledged[peer] += 1
-        if self._sent[peer] < len(self._envelopes):
-            self._ready.append(self._holders[peer])
-
-    def on_failure(self, peer: PeerId, now: float) -> None:
-        if self._open.pop(peer, None) is None:
-            super().on_failure(peer, now)
-
-    @property
-    def report(self) -> Stored:
-        holders = self._holders or {}
-        stored = sum(self._acknowledged[peer] == len(self._envelopes) for peer in holders)
-        # with nobody of ours there it succeeds; but known peers that are all silent are not nobody
-        nobody = not holders and (self.lookup.asked == 0 or bool(self.lookup.closest(1)))
-        promised = self._holders is not None and (nobody or 2 * stored > len(holders))
-        return Stored(self.target, len(holders), stored, promised, Counter(self._refused))
-
-    def _choose(self) -> dict[PeerId, Contact]:
-        answered = self.lookup.closest(len(self.ours) + self.tuning.k)
-        holders = [contact for contact in answered if contact.id in self.ours][: self.tuning.k]
-        self._stock.extend(c for c in self.lookup.closest() if c.id not in self.ours)
-        if self._envelopes:
-            self._ready.extend(holders)
-        return {contact.id: contact for contact in holders}

@@ -1,7 +1,7 @@
 """What a search may ask of a record: each attribute's name, and what a record of any kind says of it.
 
 An offer says all of it; a card and a tombstone say less, and leave the rest open (None): what they cannot
-rule out is decided by the offer that they stand for.
+rule out (a card by its summary) is decided by the offer that they stand for.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from modelnet_p2p.names import digest_text
-from modelnet_p2p.records import Card, OfferRecord, Record, Spec
+from modelnet_p2p.records import Card, OfferRecord, Record, summary
+from modelnet_p2p.records.summary import Words
 
 MILLIONTHS = 1_000_000
 
@@ -26,7 +27,6 @@ class Kind(Enum):
 
 
 # the words, or the least and the greatest number that a record has; None: this kind of record does not say
-Words = tuple[str, ...]
 Numbers = tuple[int, int] | tuple[()]
 
 
@@ -49,15 +49,29 @@ def _one(text: str) -> Words:
     return (text,) if text else ()
 
 
-def _offers(read: Callable[[OfferRecord], Words]) -> Callable[[Record], Words | None]:
-    return lambda record: read(record) if isinstance(record, OfferRecord) else None
+def _summed_up(name: str, example: str) -> Attribute:
+    """One whose words an offer says; a card has them in its summary, which can only rule out."""
+    read = summary.WORDS[name]
+
+    def words(record: Record) -> Words | None:
+        return read(record) if isinstance(record, OfferRecord) else None
+
+    return Attribute(name, Kind.WORD, words, example=example)
 
 
-def _number(read: Callable[[OfferRecord], int | None]) -> Callable[[Record], Numbers | None]:
+def _telling(record: Record) -> OfferRecord | Card | None:
+    """The record, if it is one that says its numbers."""
+    if isinstance(record, Card):
+        return None if record.marks is None else record
+    return record if isinstance(record, OfferRecord) else None
+
+
+def _number(read: Callable[[OfferRecord | Card], int | None]) -> Callable[[Record], Numbers | None]:
     def numbers(record: Record) -> Numbers | None:
-        if not isinstance(record, OfferRecord):
+        telling = _telling(record)
+        if telling is None:
             return None
-        value = read(record)
+        value = read(telling)
         return () if value is None else (value, value)
 
     return numbers
@@ -80,22 +94,11 @@ def _frameworks(record: Record) -> Words | None:
     return _one(record.framework) if isinstance(record, OfferRecord | Card) else None
 
 
-def _languages(record: OfferRecord) -> Words:
-    """`de-AT` is `de`, too."""
-    shorter = (language.partition("-")[0] for language in record.languages)
-    return tuple(dict.fromkeys([*record.languages, *shorter]))
-
-
-def _specs(specs: tuple[Spec, ...]) -> Words:
-    return tuple(word for spec in specs for word in (spec.kind, spec.dtype) if word)
-
-
 def _cost(record: Record) -> Numbers | None:
-    """In millionths, whatever the unit; what asks no price costs nothing."""
-    if not isinstance(record, OfferRecord):
+    telling = _telling(record)
+    if telling is None:
         return None
-    prices = record.price.values() or (0,)
-    return min(prices), max(prices)
+    return telling.cost if isinstance(telling, Card) else summary.cost(telling)
 
 
 _ALL = (
@@ -107,15 +110,15 @@ _ALL = (
     Attribute("provider", Kind.EXACT, lambda record: (record.provider.text,), example="provider:12D3…"),
     Attribute("digest", Kind.WORD, _digests, example="digest:sha256:…"),
     Attribute("framework", Kind.WORD, _frameworks, example="framework:torch"),
-    Attribute("language", Kind.WORD, _offers(_languages), example="language:de"),
-    Attribute("licence", Kind.WORD, _offers(lambda o: _one(o.manifest.licence)), example="licence:apache*"),
-    Attribute("precision", Kind.WORD, _offers(lambda o: _one(o.precision)), example="precision:int8"),
-    Attribute("tier", Kind.WORD, _offers(lambda o: _one(o.tier)), example="tier:edge"),
-    Attribute("access", Kind.WORD, _offers(lambda o: _one(o.access)), example="access:open"),
-    Attribute("family", Kind.WORD, _offers(lambda o: _one(o.family)), example="family:acme/*"),
-    Attribute("gives", Kind.WORD, _offers(lambda o: o.gives), example="gives:items"),
-    Attribute("input", Kind.WORD, _offers(lambda o: _specs(o.inputs)), example="input:text"),
-    Attribute("output", Kind.WORD, _offers(lambda o: _specs(o.outputs)), example="output:tensor"),
+    _summed_up("language", "language:de"),
+    _summed_up("licence", "licence:apache*"),
+    _summed_up("precision", "precision:int8"),
+    _summed_up("tier", "tier:edge"),
+    _summed_up("access", "access:open"),
+    _summed_up("family", "family:acme/*"),
+    _summed_up("gives", "gives:items"),
+    _summed_up("input", "input:text"),
+    _summed_up("output", "output:tensor"),
     Attribute("parameters", Kind.COUNT, numbers=_number(lambda o: o.parameters), example="parameters:1B..7B"),
     Attribute("context", Kind.COUNT, numbers=_number(lambda o: o.context_length), example="context>=4096"),
     Attribute("cost", Kind.MONEY, numbers=_cost, example="cost<=0.01"),

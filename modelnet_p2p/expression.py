@@ -1,8 +1,8 @@
 """A search with and, or, not, words and ranges: whom it means, under which keys they lie, and why.
 
-A record may leave a question open (a card knows no licence), so a test has three ends: yes, no, and None
-for "not said here". What an offer does not say, it does not have: `parameters<=7B` leaves out whoever
-tells no size, and `not parameters<=7B` takes them in.
+A record may leave a question open (a card can rule a licence out, and never in), so a test has three ends:
+yes, no, and None for "perhaps". What an offer does not say, it does not have: `parameters<=7B` leaves out
+whoever tells no size, and `not parameters<=7B` takes them in.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from modelnet_p2p.attributes import ATTRIBUTES, MILLIONTHS, Kind
-from modelnet_p2p.records import Card, Record
+from modelnet_p2p.records import Card, Record, summary
 
 MAX_KEYS = 16  # that one search walks to: each is a walk of its own
 WILD = "*"  # any characters, or none
-INDEXED = ("digest", "model", "provider", "task", "tag")  # by how few records share such a key
+INDEXED = ("digest", "model", "provider", "owner", "task", "tag")  # by how few records share such a key
 _UNITS = (("B", 10**9), ("M", 10**6))  # of large round numbers
 _FEW_WORDS = 4  # of a record that a reason quotes
 
@@ -51,21 +51,22 @@ class Word:
 
     def test(self, record: Record) -> bool | None:
         words = self._said(record)
-        if words is None:
-            return None
-        if ATTRIBUTES[self.attribute].kind is Kind.WORD:
+        if words and ATTRIBUTES[self.attribute].kind is Kind.WORD:
             words = tuple(word.lower() for word in words)
-        if any(fits(self.pattern, word) for word in words):
+        if words and any(fits(self.pattern, word) for word in words):
             return True
         # a card names one of its offer's tags
-        return None if self.attribute == "tag" and isinstance(record, Card) else False
+        perhaps = words is None or (self.attribute == "tag" and isinstance(record, Card))
+        return None if perhaps and not self._ruled_out(record) else False
 
-    def index(self) -> Index | None:
-        """The key under which all that match lie."""
+    def keys(self) -> Keys | None:
+        """The keys under which all that match lie."""
         if WILD in self.pattern or self.attribute not in INDEXED:
             return None
+        if self.attribute == "owner":
+            return keys_of_owner(self.pattern)
         name = self.pattern.partition("@")[0] if self.attribute == "model" else self.pattern
-        return Index(self.attribute, name)
+        return frozenset([Index(self.attribute, name)])
 
     def said(self, record: Record) -> str:
         """What the record has there, where the question alone does not tell."""
@@ -74,6 +75,12 @@ class Word:
             return ""
         more = " …" if len(words) > _FEW_WORDS else ""
         return ", ".join(words[:_FEW_WORDS]) + more or "not said"
+
+    def _ruled_out(self, record: Record) -> bool:
+        """Whether the summary of a card says so; of what a star stands for it says nothing."""
+        if not isinstance(record, Card) or WILD in self.pattern:
+            return False
+        return summary.rules_out(record, self.attribute, self.pattern)
 
     def _said(self, record: Record) -> tuple[str, ...] | None:
         read = ATTRIBUTES[self.attribute].words
@@ -108,7 +115,7 @@ class Range:
         least, most = said
         return (self.low is None or self.low <= least) and (self.high is None or most <= self.high)
 
-    def index(self) -> None:
+    def keys(self) -> None:
         """No key is for numbers."""
 
     def said(self, record: Record) -> str:
@@ -197,6 +204,11 @@ def fits(pattern: str, text: str) -> bool:
     return True
 
 
+def keys_of_owner(owner: str) -> Keys:
+    """Others' offers of its models lie under the one, its own under the other."""
+    return frozenset([Index("owner", owner), Index("provider", owner)])
+
+
 def keys_of(expression: Expression) -> Keys | None:
     """Keys under which every record that can match lies, the most exact ones; None if there are none."""
     return _cover(expression, negated=False)
@@ -224,8 +236,7 @@ def _cover(expression: Expression, *, negated: bool) -> Keys | None:
                 return best(choices)
             return _union(choices)
         case Word() | Range():
-            index = None if negated else expression.index()
-            return None if index is None else frozenset([index])
+            return None if negated else expression.keys()
 
 
 def _union(choices: Sequence[Keys | None]) -> Keys | None:

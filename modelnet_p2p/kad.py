@@ -1,18 +1,19 @@
-"""The kad message: libp2p's, with three extension fields that stock nodes skip.
+"""The kad message: libp2p's, with four extension fields that stock nodes skip.
 
-Field 64 carries sealed records, 65 the cursor of the next page, 66 why a record was refused. Each
-reply of ours has field 64, even empty, which marks a peer as ours. Stock peers' habits are met with
-patience (too many addresses, ids of other key types, a `/p2p` behind an address), broken bytes with
-`BadMessage`.
+Field 64 carries sealed records, 65 the cursor of the next page, 66 why something was refused, 67 when to
+ask again. Each request and reply of ours has field 64, even empty, which marks a peer as ours. Stock peers'
+habits are met with patience (too many addresses, ids of other key types, a `/p2p` behind an address), broken
+bytes with `BadMessage`.
 
 Source: https://github.com/libp2p/specs/blob/master/kad-dht/README.md#rpc-messages
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 
 from google.protobuf.message import DecodeError
 
@@ -28,11 +29,17 @@ MAX_ADDRS = 16  # taken of each peer
 MAX_ADDR_BYTES = 256
 MAX_KEY_BYTES = 512  # ours have 34 to about 140; stock nodes' /ipns and /pk keys fit too
 MAX_VALUE_BYTES = 64 * 1024
+MAX_RECORDS_ADDED = 64  # in one ADD_PROVIDER: each costs a seal or two to check, all together some 10 ms
 MAX_CURSOR_BYTES = 256
 MAX_REFUSED_BYTES = 64
+SLOW_DOWN = "slow-down"  # in `refused`: you ask too fast; `retry_ms` says when to ask this again
+
+CACHED_CONTACTS = 2048  # in either direction: replies repeat the same few hundred peers, 30 in each
+CACHED_BYTES = 512  # of one that is remembered: two megabytes are all that strangers can make us keep
 
 _P2P = b"\xa5\x03"  # the code of /p2p in a binary multiaddr, 421 as a uvarint
-_PEERS = (8 << 3 | 2, 9 << 3 | 2)  # the tags of closerPeers and providerPeers
+_CLOSER, _PROVIDER = 8 << 3 | 2, 9 << 3 | 2  # the tags of closerPeers and providerPeers
+_CLOSER_TAG, _PROVIDER_TAG = bytes([_CLOSER]), bytes([_PROVIDER])
 _LENGTH_BYTES = 3  # of a uvarint up to MAX_ACCEPTED_BYTES
 
 
@@ -71,7 +78,9 @@ class Value:
 class Message:
     """A request or a reply. `records` is None where the extension is absent, as from a stock peer,
     and empty where one of ours has none. `cursor` names the next page, empty: there is none.
-    `refused` in a reply to ADD_PROVIDER says why the record was not stored, empty: it was."""
+    `refused` in a reply says why a record was not stored, or that the sender asks too fast (SLOW_DOWN, with
+    the milliseconds until the same may be asked again in `retry_ms`); empty: all is well. In a reply to
+    GET_PROVIDERS "split" says that more lie in the key's shards."""
 
     kind: Kind
     key: bytes = b""
@@ -81,23 +90,25 @@ class Message:
     records: tuple[bytes, ...] | None = None
     cursor: bytes = b""
     refused: str = ""
+    retry_ms: int = 0
 
 
 def encode(message: Message) -> bytes:
     """The protobuf, without a length before it; raises BadMessage past MAX_MESSAGE_BYTES."""
-    wire = KadMessage(
-        type=message.kind.value,
-        key=message.key,
-        closer_peers=map(_peer, message.closer),
-        provider_peers=map(_peer, message.providers),
-        cursor=message.cursor,
-        refused=message.refused,
-    )
+    head = KadMessage(type=message.kind.value, key=message.key)
     if message.value is not None:
-        wire.record.CopyFrom(KadRecord(key=message.value.key, value=message.value.value))
+        head.record.CopyFrom(KadRecord(key=message.value.key, value=message.value.value))
+    tail = KadMessage(cursor=message.cursor, refused=message.refused, retry_ms=message.retry_ms)
     if message.records is not None:
-        wire.records.extend(message.records or (b"",))
-    data = wire.SerializeToString(deterministic=True)
+        tail.records.extend(message.records or (b"",))
+    data = b"".join(
+        (
+            head.SerializeToString(deterministic=True),
+            *(_CLOSER_TAG + _encoded(contact) for contact in message.closer),
+            *(_PROVIDER_TAG + _encoded(contact) for contact in message.providers),
+            tail.SerializeToString(deterministic=True),
+        )
+    )
     if len(data) > MAX_MESSAGE_BYTES:
         raise BadMessage(f"{len(data)} bytes to send, more than {MAX_MESSAGE_BYTES}")
     return data
@@ -107,11 +118,10 @@ def decode(data: bytes) -> Message:
     """The message in `data`; raises BadMessage, and nothing else."""
     if len(data) > MAX_ACCEPTED_BYTES:
         raise BadMessage(f"{len(data)} bytes, more than {MAX_ACCEPTED_BYTES}")
-    # up to 64 KiB the outer level is enough: what peers can blow up stays below a megabyte
-    _count_fields(data, 0, len(data), MAX_FIELDS, len(data) > MAX_MESSAGE_BYTES)
+    rest, closer, providers = _without_peers(data)
     wire = KadMessage()
     try:
-        wire.ParseFromString(data)
+        wire.ParseFromString(rest)
     except DecodeError as error:
         raise BadMessage("not a kad message's protobuf") from error
     try:
@@ -128,12 +138,13 @@ def decode(data: bytes) -> Message:
     return Message(
         kind,
         wire.key,
-        _contacts(wire.closer_peers),
-        _contacts(wire.provider_peers),
+        _contacts(closer),
+        _contacts(providers),
         _value(wire),
         tuple(record for record in wire.records if record) if wire.records else None,
         wire.cursor,
         wire.refused,
+        wire.retry_ms,
     )
 
 
@@ -195,19 +206,36 @@ class Framer:
         return None
 
 
-def _peer(contact: Contact) -> KadPeer:
-    return KadPeer(id=bytes(contact.id), addrs=contact.addrs[:MAX_ADDRS])
+@lru_cache(CACHED_CONTACTS)
+def _encoded(contact: Contact) -> bytes:
+    """Its protobuf, behind its length."""
+    data = KadPeer(id=bytes(contact.id), addrs=contact.addrs[:MAX_ADDRS]).SerializeToString()
+    return uvarint(len(data)) + data
 
 
-def _contacts(peers: Iterable[KadPeer]) -> tuple[Contact, ...]:
+def _contacts(peers: Sequence[bytes]) -> tuple[Contact, ...]:
     """Those with a sound id: one bad contact does not take its neighbours down."""
     found: list[Contact] = []
-    for peer in peers:
+    for data in peers:
         if len(found) == MAX_PEERS:
             break
-        if 2 <= len(peer.id) <= 64:
-            found.append(Contact(PeerId(peer.id), _addresses(peer)))
+        contact = _known(data) if len(data) <= CACHED_BYTES else _contact(data)
+        if contact is not None:
+            found.append(contact)
     return tuple(found)
+
+
+def _contact(data: bytes) -> Contact | None:
+    """The contact in a peer's protobuf, None if its id is not sound; raises BadMessage."""
+    peer = KadPeer()
+    try:
+        peer.ParseFromString(data)
+    except DecodeError as error:
+        raise BadMessage("not a peer's protobuf") from error
+    return Contact(PeerId(peer.id), _addresses(peer)) if 2 <= len(peer.id) <= 64 else None
+
+
+_known = lru_cache(CACHED_CONTACTS)(_contact)  # the same bytes are the same contact
 
 
 def _addresses(peer: KadPeer) -> tuple[bytes, ...]:
@@ -227,36 +255,72 @@ def _value(wire: KadMessage) -> Value | None:
     return Value(record.key, record.value)
 
 
-def _count_fields(data: bytes, at: int, end: int, left: int, within: bool) -> int:
-    """Walks the fields between `at` and `end`, `within` peers too, and gives how many of `left` remain.
+def _without_peers(data: bytes) -> tuple[bytes, list[bytes], list[bytes]]:
+    """The message without its peers, and the bytes of each of them: closer ones, providers.
 
-    The decoder turns a megabyte of empty peers, or of empty addresses, into fifteen to fifty.
+    Walks all fields before anything is decoded: the decoder turns a megabyte of empty peers, or of empty
+    addresses, into fifteen to fifty. Raises BadMessage.
     """
+    closer: list[bytes] = []
+    providers: list[bytes] = []
+    rest: list[bytes] = []
+    left, at, end, kept = MAX_FIELDS, 0, len(data), 0
+    # up to 64 KiB the outer level is enough: what peers can blow up stays below a megabyte
+    within = end > MAX_MESSAGE_BYTES
     while at < end:
         left -= 1
         if left < 0:
             raise BadMessage(f"more than {MAX_FIELDS} fields")
+        begin = at
         tag, at = _varint(data, at)
-        match tag & 7:
-            case 0:
-                _, at = _varint(data, at)
-            case 1:
-                at += 8
-            case 2:
-                size, at = _varint(data, at)
-                if within and tag in _PEERS and at + size <= end:
-                    left = _count_fields(data, at, at + size, left, False)
-                at += size
-            case 5:
-                at += 4
-            case wire_type:
-                raise BadMessage(f"wire type {wire_type}")
+        if tag != _CLOSER and tag != _PROVIDER:
+            at = _behind(data, begin)
+            continue
+        size, at = _varint(data, at)
+        peer = data[at : at + size]
+        if within:
+            left = _count_fields(peer, left)
+        (closer if tag == _CLOSER else providers).append(peer)
+        rest.append(data[kept:begin])
+        at += size
+        kept = at
     if at != end:
         raise BadMessage("cut short")
+    rest.append(data[kept:])
+    return b"".join(rest), closer, providers
+
+
+def _count_fields(data: bytes, left: int) -> int:
+    """How many of `left` fields remain after those of one peer."""
+    at = 0
+    while at < len(data):
+        left -= 1
+        if left < 0:
+            raise BadMessage(f"more than {MAX_FIELDS} fields")
+        at = _behind(data, at)
     return left
 
 
+def _behind(data: bytes, at: int) -> int:
+    """Where the field that begins at `at` ends; raises BadMessage."""
+    tag, at = _varint(data, at)
+    match tag & 7:
+        case 0:
+            return _varint(data, at)[1]
+        case 1:
+            return at + 8
+        case 2:
+            size, at = _varint(data, at)
+            return at + size
+        case 5:
+            return at + 4
+        case wire_type:
+            raise BadMessage(f"wire type {wire_type}")
+
+
 def _varint(data: bytes, at: int) -> tuple[int, int]:
+    if at < len(data) and data[at] < 0x80:  # as nearly all are
+        return data[at], at + 1
     number = shift = 0
     for byte in data[at : at + 10]:
         number |= (byte & 0x7F) << shift

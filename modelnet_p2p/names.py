@@ -20,6 +20,7 @@ MAX_TASK_BYTES = 64
 MAX_TAG_BYTES = 32
 MAX_NETWORK_BYTES = 64
 PUBLIC_NETWORK = "public"
+MAX_SHARD_DEPTH = 3  # 4,096 shards of 4,096 records are 16 million under one key
 
 _PART = r"[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?"
 _NAME = re.compile(rf"(?:{_PART}/)?{_PART}", re.ASCII)
@@ -153,16 +154,31 @@ class Keys:
     def tag(self, tag: str) -> str:
         return f"{self._prefix}tag/{tag}"
 
-    def owner(self, owner: PeerId) -> str:
-        return f"{self._prefix}owner/{owner}"
-
     def peer(self, peer: PeerId) -> str:
         return f"{self._prefix}peer/{peer}"
+
+    def owner(self, owner: PeerId) -> str:
+        """Where others' offers of that owner's models lie; its own lie under `peer`."""
+        return f"{self._prefix}owner/{owner}"
 
 
 def provider_key(name: str) -> bytes:
     """A key's name as the multihash that ADD_PROVIDER and GET_PROVIDERS carry: 12 20 sha256(name)."""
     return b"\x12\x20" + hashlib.sha256(name.encode()).digest()
+
+
+def shard_key(key: bytes, prefix: str) -> bytes:
+    """Where the records of a full key go on: those of the peers whose `shard_prefix` begins so.
+
+    It is made from the key's multihash and not from its name: `model/chat` with a shard `c` must not be
+    `model/chat/c`.
+    """
+    return b"\x12\x20" + hashlib.sha256(key + b"#" + prefix.encode()).digest()
+
+
+def shard_prefix(peer: PeerId, depth: int) -> str:
+    """The first `depth` hex digits of the peer's place: one of 16 shards, of 256, of 4,096."""
+    return hashlib.sha256(peer).hexdigest()[:depth]
 
 
 def protocol(network: str, part: str) -> str:

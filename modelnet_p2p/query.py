@@ -7,7 +7,18 @@ from shlex import quote
 from typing import Self
 
 from modelnet_p2p.errors import Code, LocalError
-from modelnet_p2p.expression import MAX_KEYS, Expression, Index, best, failing, keys_of, reasons, uncovered
+from modelnet_p2p.expression import (
+    MAX_KEYS,
+    Expression,
+    Index,
+    Word,
+    best,
+    failing,
+    keys_of,
+    keys_of_owner,
+    reasons,
+    uncovered,
+)
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.names import (
     PUBLIC_NETWORK,
@@ -22,7 +33,7 @@ from modelnet_p2p.names import (
     parse_digest,
     provider_key,
 )
-from modelnet_p2p.records import Card, Record
+from modelnet_p2p.records import Record
 from modelnet_p2p.searching import parse_search
 
 
@@ -72,8 +83,8 @@ class Query:
     def indexes(self) -> tuple[Index, ...]:
         """The keys under which all that is meant lies: those that fewest records share, mostly one.
 
-        Digest, model, provider, task, tag, in this order. Raises LocalError (bad-input) for a name that is
-        none, when nothing is asked, and when nothing that is asked is a key.
+        Digest, model, provider, owner, task, tag, in this order. Raises LocalError (bad-input) for a name
+        that is none, when nothing is asked, and when nothing that is asked is a key.
         """
         self._check()
         named = (
@@ -84,7 +95,8 @@ class Query:
             ("tag", self.tag),
         )
         asked = [frozenset([Index(kind, name)]) for kind, name in named if name]
-        keys = best([*asked, None if self.where is None else keys_of(self.where)])
+        owned = None if self.owner is None else keys_of_owner(self.owner.text)
+        keys = best([*asked, owned, None if self.where is None else keys_of(self.where)])
         if keys is None:
             raise _nowhere(self.where)
         if len(keys) > MAX_KEYS:
@@ -106,6 +118,8 @@ class Query:
                 return keys.model(name)
             case "provider":
                 return keys.peer(PeerId.parse(name))
+            case "owner":
+                return keys.owner(PeerId.parse(name))
             case "task":
                 return keys.task(name)
             case _:
@@ -122,13 +136,17 @@ class Query:
     @property
     def sifts(self) -> bool:
         """Whether much of what lies under the keys may not be meant, so that more has to be read."""
-        return self.version is not None or self.owner is not None or self.where is not None
+        in_both = self.task is not None and self.tag is not None
+        return in_both or self.version is not None or self.owner is not None or self.where is not None
 
     def matches(self, record: Record) -> bool:
-        """Whether `record` is meant. A card does not know all its offer's tags, nor its size or licence: it
-        matches all that it cannot rule out, and its offer, once read, decides. Tombstones match like the
-        offer that they take back; merge first, then match."""
+        """Whether `record` is meant. A card matches all that its summary cannot rule out, and its offer, once
+        read, decides. Tombstones match like the offer that they take back; merge first, then match."""
         return self.refusal(record) is None
+
+    def surely_means(self, card: Record) -> bool:
+        """Whether nothing is left open: its offer will be meant, if the card is true."""
+        return self.where is None or self.where.test(card) is True
 
     def refusal(self, record: Record) -> str | None:
         """What of the question rules `record` out, None if nothing does."""
@@ -144,7 +162,7 @@ class Query:
         for kind, wanted, found in asked:
             if wanted is not None and wanted != found:
                 return kind
-        if self.tag is not None and not isinstance(record, Card) and self.tag not in record.tags:
+        if self.tag is not None and Word("tag", self.tag).test(record) is False:
             return "tag"
         if self.where is not None and self.where.test(record) is False:
             return failing(self.where, record)
@@ -182,12 +200,14 @@ def _nowhere(where: Expression | None) -> LocalError:
     """For a question that no key answers."""
     if where is None:
         return LocalError(
-            Code.BAD_INPUT, "nothing to look for", hint="give a task, a model, a tag, a digest or a provider"
+            Code.BAD_INPUT,
+            "nothing to look for",
+            hint="give a task, a model, a tag, a digest or an owner",
         )
     part = uncovered(where)
     about = "the search" if part == where else f"its part {str(part)!r}"
     return LocalError(
         Code.BAD_INPUT,
-        f"{about} does not say where to look: records lie under their task, model, tag, digest and provider",
+        f"{about} does not say where to look: offers lie under task, model, tag, digest, provider and owner",
         hint=f"add one of these: modelnet-peer find {quote(f'task:text-generation and ({where})')}",
     )

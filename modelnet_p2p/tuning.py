@@ -31,6 +31,8 @@ class Tuning:
     bootstrap_retry: float = 5.0  # between tries of bootstraps that did not answer
     requests_per_second: float = 500.0  # sustained DHT requests served per peer
     requests_burst: int = 500
+    checks_per_second: float = 1000.0  # sustained signature checks for one peer: 2 of some 100 us an offer
+    checks_burst: int = 1000
 
     # --- liveness: all its other times follow from this one (`dht/suspicion.py`) ---
     beat: float = 2.0  # between two signs of life to each watcher; a death is found after three of them
@@ -59,6 +61,8 @@ WAN = replace(
     request_timeout=10.0,
     requests_per_second=20.0,
     requests_burst=200,
+    checks_per_second=100.0,
+    checks_burst=400,
     dial_timeout=10.0,
     ping_timeout=3.0,
 )

@@ -53,7 +53,7 @@ from modelnet_p2p.node.overlay.watching import Watching
 from modelnet_p2p.node.owners import Owners
 from modelnet_p2p.node.reports import known_peers, ping, refused, rss_bytes, shown
 from modelnet_p2p.node.revoking import Revoking
-from modelnet_p2p.node.searches import MAX_WATCHED, WATCH_SECONDS, Explained, Found, Watch
+from modelnet_p2p.node.searches import LOOK_SECONDS, MAX_WATCHED, WATCH_SECONDS, Explained, Found, Watch
 from modelnet_p2p.node.serving.backends.contract import Source
 from modelnet_p2p.node.serving.models import Models, open_models
 from modelnet_p2p.node.serving.own_script import importable
@@ -110,7 +110,7 @@ class Peer:
         self.clocks = Clocks(self._client, self._network, overlay.wall_us, tuning.ping_timeout, rng)
         sequences = Sequences(state)
         self._publisher = Publisher(overlay, key, sequences.take)
-        self._finder = Finder(overlay, self._publisher, self._client, self._memory.rank)
+        self._finder = Finder(overlay, self._publisher, self._client, self._memory.rank, rng.shuffle)
         self._watching = Watching(overlay, key, self._publisher.keys, nursery, rng)
         self._finder.watching = self._watching
         self.revoking = Revoking(overlay.server, self.owners, self.notices)
@@ -295,15 +295,17 @@ class Peer:
     ) -> Watch:
         """What becomes of the offers that `find` returns: `async for change in peer.watch(…)`, without end.
 
-        At first each has appeared. Looks every `interval` seconds, at 256 offers at most; raises LocalError
-        (bad-input).
+        At first each has appeared. Looks every `interval` seconds (less often where that takes many
+        requests), at 256 offers at most; raises LocalError (bad-input).
         """
         query = Query.asked(task, model, tag, where, network=self.network_name)
         query.indexes()
 
-        async def look() -> Sequence[Offer] | None:
-            with within(interval + WATCH_SECONDS, "the search"):
-                offers = await self._finder.find(query, MAX_WATCHED, with_dead=all, thorough=True)
+        async def look(tally: Tally) -> Sequence[Offer] | None:
+            with within(interval + LOOK_SECONDS, "the search"):
+                offers = await self._finder.find(
+                    query, MAX_WATCHED, with_dead=all, thorough=True, tally=tally
+                )
             return offers if offers or self._network.connected() else None
 
         return Watch(look, interval)
@@ -508,6 +510,7 @@ class Peer:
             "control": None,
             "connections": len(self._network.connected()),
             "table": len(self._overlay.table),
+            "network_size": self._network_size(),
             "records": len(self._overlay.server.store),
             "rss_bytes": rss_bytes(),
             "models": self._hosting.lines(),
@@ -515,6 +518,11 @@ class Peer:
             "clock": self.clocks.to_map(),
             **self._hosting.pace().to_map(),
         }
+
+    def _network_size(self) -> int | None:
+        """About how many peers there are, me among them; None while nobody else is known."""
+        others = self._overlay.density.peers
+        return None if others is None else round(others) + 1
 
     def known_models(self) -> list[str]:
         """Names of models, mine first, then those of the records that I keep for others."""

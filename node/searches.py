@@ -21,10 +21,12 @@ from modelnet_p2p.query import Query
 log = logging.getLogger(__name__)
 
 WATCH_SECONDS = 5.0  # between two looks of who says nothing else: a search is a walk and some pings
+LOOK_SECONDS = 30.0  # of one look, beside the interval: a full key has hundreds of pages
 MIN_WATCH_SECONDS = 0.2  # a look takes about this long
+WATCH_REQUESTS_PER_S = 20.0  # on the average: what a holder on the internet serves one peer (`Tuning`)
 MAX_WATCHED = 256  # offers that one watch follows; each is pinged at each look
 
-Look = Callable[[], Awaitable[Sequence[Offer] | None]]
+Look = Callable[[Tally], Awaitable[Sequence[Offer] | None]]
 
 
 class Found:
@@ -51,7 +53,7 @@ class Found:
 
 class Watch:
     """News of a search, without end: `async for change in peer.watch(…)`. It looks only while it is waited
-    for."""
+    for, and less often where a look goes through many pages."""
 
     def __init__(self, look: Look, interval: float) -> None:
         """`look` gives None when it could not see anything, and that is no news of anybody."""
@@ -68,12 +70,14 @@ class Watch:
         """The next change, however long that takes; raises LocalError (bad-input)."""
         while not self._news:
             await trio.sleep_until(self._next)
-            self._next = trio.current_time() + self._interval
+            started, tally = trio.current_time(), Tally()
             try:
-                seen = await self._look()
+                seen = await self._look(tally)
             except RemoteError as error:
                 log.info("a look of a watched search failed: %s", error.message)
                 continue
+            finally:
+                self._next = started + max(self._interval, tally.messages / WATCH_REQUESTS_PER_S)
             if seen is not None:
                 self._news.extend(self._changes.see(seen))
         return self._news.popleft()

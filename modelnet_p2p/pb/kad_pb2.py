@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19modelnet_p2p/pb/kad.proto\x12\x0bmodelnet.pb\">\n\tKadRecord\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\r\n\x05value\x18\x02 \x01(\x0c\x12\x15\n\rtime_received\x18\x05 \x01(\t\"8\n\x07KadPeer\x12\n\n\x02id\x18\x01 \x01(\x0c\x12\r\n\x05\x61\x64\x64rs\x18\x02 \x03(\x0c\x12\x12\n\nconnection\x18\x03 \x01(\r\"\xdb\x01\n\nKadMessage\x12\x0c\n\x04type\x18\x01 \x01(\r\x12\x0b\n\x03key\x18\x02 \x01(\x0c\x12&\n\x06record\x18\x03 \x01(\x0b\x32\x16.modelnet.pb.KadRecord\x12*\n\x0c\x63loser_peers\x18\x08 \x03(\x0b\x32\x14.modelnet.pb.KadPeer\x12,\n\x0eprovider_peers\x18\t \x03(\x0b\x32\x14.modelnet.pb.KadPeer\x12\x0f\n\x07records\x18@ \x03(\x0c\x12\x0e\n\x06\x63ursor\x18\x41 \x01(\x0c\x12\x0f\n\x07refused\x18\x42 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19modelnet_p2p/pb/kad.proto\x12\x0bmodelnet.pb\">\n\tKadRecord\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\r\n\x05value\x18\x02 \x01(\x0c\x12\x15\n\rtime_received\x18\x05 \x01(\t\"8\n\x07KadPeer\x12\n\n\x02id\x18\x01 \x01(\x0c\x12\r\n\x05\x61\x64\x64rs\x18\x02 \x03(\x0c\x12\x12\n\nconnection\x18\x03 \x01(\r\"\xed\x01\n\nKadMessage\x12\x0c\n\x04type\x18\x01 \x01(\r\x12\x0b\n\x03key\x18\x02 \x01(\x0c\x12&\n\x06record\x18\x03 \x01(\x0b\x32\x16.modelnet.pb.KadRecord\x12*\n\x0c\x63loser_peers\x18\x08 \x03(\x0b\x32\x14.modelnet.pb.KadPeer\x12,\n\x0eprovider_peers\x18\t \x03(\x0b\x32\x14.modelnet.pb.KadPeer\x12\x0f\n\x07records\x18@ \x03(\x0c\x12\x0e\n\x06\x63ursor\x18\x41 \x01(\x0c\x12\x0f\n\x07refused\x18\x42 \x01(\t\x12\x10\n\x08retry_ms\x18\x43 \x01(\rb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,5 +36,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_KADPEER']._serialized_start=106
   _globals['_KADPEER']._serialized_end=162
   _globals['_KADMESSAGE']._serialized_start=165
-  _globals['_KADMESSAGE']._serialized_end=384
+  _globals['_KADMESSAGE']._serialized_end=402
 # @@protoc_insertion_point(module_scope)

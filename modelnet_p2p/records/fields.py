@@ -8,9 +8,11 @@ record has one encoding. Keys that the table does not know are kept in `extra` a
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from itertools import pairwise
 from typing import Protocol
 
 from modelnet_p2p.errors import LocalError
@@ -19,6 +21,7 @@ from modelnet_p2p.refusals import MalformedRecord
 
 MAX_SAFE_INT = 2**53 - 1  # what every language, JavaScript too, holds exactly
 DIGEST_BYTES = 32
+MARK_BYTES = 2  # by which a card says that its offer has some word
 
 _TOKEN = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._:/+ -]*[A-Za-z0-9+])?", re.ASCII)
 _LAYERS = re.compile(r"(0|[1-9][0-9]{0,5})-(0|[1-9][0-9]{0,5})", re.ASCII)
@@ -199,3 +202,35 @@ def numbers(limit: int, width: int) -> Callable[[object], dict[str, int]]:
         return {name(key): number(value) for key, value in wire.items()}
 
     return decode
+
+
+def marks(limit: int) -> Callable[[object], tuple[int, ...]]:
+    """At most `limit` numbers of two bytes, big-endian and ascending, in one piece."""
+
+    def decode(wire: object) -> tuple[int, ...]:
+        if not isinstance(wire, bytes) or not MARK_BYTES <= len(wire) <= limit * MARK_BYTES:
+            raise MalformedRecord(f"not 1 to {limit} marks of {MARK_BYTES} bytes")
+        if len(wire) % MARK_BYTES:
+            raise MalformedRecord("its last mark is cut off")
+        found = struct.unpack(f">{len(wire) // MARK_BYTES}H", wire)
+        if any(first >= second for first, second in pairwise(found)):
+            raise MalformedRecord("its marks are not in ascending order")
+        return found
+
+    return decode
+
+
+def mark_bytes(value: object) -> bytes:
+    assert isinstance(value, tuple)
+    return struct.pack(f">{len(value)}H", *value)
+
+
+def span(wire: object) -> tuple[int, int]:
+    """The lowest and the highest of some numbers."""
+    if not isinstance(wire, list) or len(wire) != 2:
+        raise MalformedRecord("not a lowest and a highest number")
+    number = integer(-MAX_SAFE_INT)
+    low, high = number(wire[0]), number(wire[1])
+    if low > high:
+        raise MalformedRecord("the lowest number is above the highest")
+    return low, high

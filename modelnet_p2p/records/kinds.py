@@ -22,10 +22,13 @@ from modelnet_p2p.records.fields import (
     from_wire,
     integer,
     layers,
+    mark_bytes,
+    marks,
     named,
     numbers,
     several,
     signer,
+    span,
     text,
     to_wire,
     token,
@@ -38,6 +41,7 @@ MAX_LANGUAGES = 32
 MAX_GIVES = 16
 MAX_EXITS = 64
 MAX_NUMBERS = 16  # limits, prices
+MAX_MARKS = 128  # an offer has at most 125 words that a search may ask for
 
 
 class Identity(NamedTuple):
@@ -113,10 +117,8 @@ class OfferRecord:
         return Identity(self.provider, self.owner, self.name, self.version, self.part)
 
     def key_names(self) -> list[str]:
-        """Where the offer itself lies: under its model, its digest if it has one, its provider."""
-        keys = names.Keys(self.network)
-        found = [keys.model(self.name), keys.peer(self.provider)]
-        return [*found, keys.digest(self.digest)] if self.digest else found
+        """Where the offer itself lies: under its model, its digest if it has one, its provider, its owner."""
+        return _offer_keys(self)
 
     def to_payload(self) -> bytes:
         """The canonical msgpack that the provider signs; raises MalformedRecord."""
@@ -133,7 +135,8 @@ class OfferRecord:
 class Card:
     """An offer in at most 512 bytes, for the key of its task (`tag` empty) or of one of its tags.
 
-    The provider alone signs it: its owner is a claim until the offer is read.
+    The provider alone signs it: its owner is a claim until the offer is read. With `marks` it sums its offer
+    up (`records.summary`): what it does not say, the offer does not have. Without them it leaves that open.
     """
 
     provider: PeerId
@@ -149,6 +152,10 @@ class Card:
     part: str = ""
     digest: bytes | None = None
     framework: str = ""
+    marks: tuple[int, ...] | None = None  # of the offer's words, ascending
+    parameters: int | None = None
+    context_length: int | None = None
+    cost: tuple[int, int] = (0, 0)  # its lowest and its highest price, in millionths
     extra: Mapping[str, object] = field(default_factory=dict)
 
     @property
@@ -194,10 +201,7 @@ class Tombstone:
 
     def key_names(self) -> list[str]:
         keys = names.Keys(self.network)
-        found = [keys.model(self.name), keys.peer(self.provider), keys.task(self.task)]
-        if self.digest:
-            found.append(keys.digest(self.digest))
-        return found + [keys.tag(tag) for tag in self.tags]
+        return [*_offer_keys(self), keys.task(self.task), *(keys.tag(tag) for tag in self.tags)]
 
     def to_payload(self) -> bytes:
         return pack(to_wire(self, _TOMBSTONE))
@@ -206,6 +210,16 @@ class Tombstone:
     def from_payload(cls, payload: bytes) -> Self:
         values: dict[str, Any] = from_wire(unpack(payload), _TOMBSTONE)  # Any: the table made the types right
         return cls(**values)
+
+
+def _offer_keys(record: OfferRecord | Tombstone) -> list[str]:
+    keys = names.Keys(record.network)
+    found = [keys.model(record.name), keys.peer(record.provider)]
+    if record.digest:
+        found.append(keys.digest(record.digest))
+    if record.owner != record.provider:  # else whoever looks for the owner finds it under the provider
+        found.append(keys.owner(record.owner))
+    return found
 
 
 _TAGS = several(named(names.check_tag), MAX_TAGS)
@@ -258,6 +272,10 @@ _CARD = (
     Field("s", "seq", integer()),
     Field("e", "expires_us", integer()),
     Field("h", "offer_sha256", blob(DIGEST_BYTES, DIGEST_BYTES)),
+    Field("w", "marks", marks(MAX_MARKS), None, encode=mark_bytes),
+    Field("a", "parameters", integer(), None),
+    Field("c", "context_length", integer(), None),
+    Field("x", "cost", span, (0, 0)),
 )
 
 _TOMBSTONE = (

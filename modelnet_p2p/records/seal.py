@@ -6,6 +6,8 @@ refuse is never sent, and the two sides cannot drift apart.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from modelnet_p2p.envelope import seal
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.identity import KeyPair
@@ -21,6 +23,7 @@ from modelnet_p2p.records.sealed import (
     admit,
     open_manifest,
 )
+from modelnet_p2p.records.summary import cost, marks
 from modelnet_p2p.refusals import BadRecord, Refusal
 
 
@@ -45,8 +48,9 @@ def seal_offer(offer: OfferRecord, key: KeyPair) -> Sealed:
     return sealed
 
 
-def card_of(offer: Sealed, key: KeyPair, tag: str = "") -> Sealed:
-    """The card of a sealed offer, for its task's key or for that tag's."""
+def card_of(offer: Sealed, key: KeyPair, tag: str = "", *, summed_up: bool = True) -> Sealed:
+    """The card of a sealed offer, for its task's key or for that tag's; with a summary of the offer, but
+    where its names leave no room for one."""
     record = _offer(offer)
     if tag and tag not in record.tags:
         raise LocalError(Code.BAD_INPUT, f"{record.name} is not offered under the tag {tag!r}")
@@ -65,7 +69,27 @@ def card_of(offer: Sealed, key: KeyPair, tag: str = "") -> Sealed:
         expires_us=record.expires_us,
         offer_sha256=offer.sha256,
     )
+    if summed_up:
+        full = _seal_summed_up(card, record, key)
+        if full is not None:
+            return full
     return _seal(card, key, record.issued_us)
+
+
+def _seal_summed_up(card: Card, offer: OfferRecord, key: KeyPair) -> Sealed | None:
+    full = replace(
+        card,
+        marks=marks(offer, card.offer_sha256),
+        parameters=offer.parameters,
+        context_length=offer.context_length,
+        cost=cost(offer),
+    )
+    try:
+        return _seal(full, key, offer.issued_us)
+    except LocalError as error:
+        if error.code is Code.TOO_LARGE:
+            return None
+        raise
 
 
 def cards_of(offer: Sealed, key: KeyPair) -> list[Sealed]:

@@ -11,7 +11,7 @@ import hashlib
 from dataclasses import dataclass, replace
 
 from modelnet_p2p import envelope as envelopes
-from modelnet_p2p.names import provider_key
+from modelnet_p2p.names import MAX_SHARD_DEPTH, provider_key, shard_key, shard_prefix
 from modelnet_p2p.records.kinds import (
     MAX_MANIFEST_BYTES,
     Card,
@@ -79,6 +79,15 @@ class Sealed:
         """The provider keys (multihashes) at which it may lie."""
         return frozenset(map(provider_key, self.record.key_names()))
 
+    def belongs_under(self, key: bytes) -> bool:
+        """Whether it may lie at this provider key: one of its own, or its provider's shard of one."""
+        own = self.keys
+        if key in own:
+            return True
+        provider = self.identity.provider
+        prefixes = [shard_prefix(provider, depth + 1) for depth in range(MAX_SHARD_DEPTH)]
+        return any(key == shard_key(one, prefix) for one in own for prefix in prefixes)
+
     @property
     def sha256(self) -> bytes:
         """By which a card names its offer."""
@@ -109,7 +118,7 @@ def admit(envelope: bytes, *, network: str, now_us: int, key: bytes | None = Non
     if record.network != network:
         raise BadRecord(Refusal.FOREIGN_KEY, "of another network")
     _check_time(record, now_us)
-    if key is not None and key not in sealed.keys:
+    if key is not None and not sealed.belongs_under(key):
         raise BadRecord(Refusal.FOREIGN_KEY, "sent under a key where it does not belong")
     return sealed
 

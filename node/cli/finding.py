@@ -173,7 +173,11 @@ def _why(offer: Offer) -> str:
 def _course(searched: dict[str, Any], found: int) -> list[str]:
     """Where the search looked, and what became of the offers that it read."""
     keys = ", ".join(str(key).split("/", 3)[-1] for key in searched.get("keys") or ())
-    lines = [f"looked under {keys}: {searched.get('read')} offers read, {found} shown"]
+    lines = [
+        f"looked under {keys}: {searched.get('read')} offers read, {found} shown",
+        f"cards read: {searched.get('cards')}, ruled out without their offers: "
+        f"{searched.get('cards_ruled_out')}; requests to holders: {searched.get('messages')}",
+    ]
     ruled_out = searched.get("ruled_out") or {}
     most = sorted(ruled_out.items(), key=lambda pair: -pair[1])[:MAX_CAUSES]
     return lines + [f"ruled out by {cause}: {number}" for cause, number in most]

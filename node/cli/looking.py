@@ -67,6 +67,7 @@ def _status(session: Session) -> None:
             ("control", status.get("control")),
             ("connections", status.get("connections")),
             ("routing table", status.get("table")),
+            *(("network size", f"about {size} peers") for size in [status.get("network_size")] if size),
             ("records held", status.get("records")),
             ("memory", f"{status.get('rss_bytes', 0) / 2**20:.0f} MiB"),
             ("refused", ", ".join(f"{count} {name}" for name, count in refused.items()) or "nothing"),

@@ -17,20 +17,26 @@ from modelnet_p2p.query import Query
 from modelnet_p2p.records import Card, Identity, OfferRecord, Sealed
 
 READ_AHEAD = 4  # records read for each offer wanted: some are withdrawn, expired, or do not match
-MAX_MODELS_READ = 64  # models whose keys are read at once: each is a walk of its own
+MAX_MODELS_READ = 64  # models, or providers, whose keys are read at once: each is a walk of its own
 MAX_ROUNDS = 4  # of such reads, where most of what is read may not be meant
 FIRST_MODELS = 8  # read first where the first offers are wanted soon
 MAX_PROVIDERS_READ = 512  # of one such model: 64 times as many are 128 MiB at the very worst
+FIRST_SIFTED = 512  # records of a key that a search sifts at first: mostly enough, and some seven pages
+MAX_SIFTED = 16_384  # ... of all keys, where too few were meant: 20 MiB of cards, whose seals take 2 s
+OFFERS_A_WALK = 32  # more offers of one model than this for each that is wanted cost more than a walk each
 
 Read = Callable[[Sequence[bytes], int], Awaitable[list[Reading]]]  # walks to these keys, at once
 
 
 @dataclass(slots=True)
 class Tally:
-    """How a search went: where it looked, and what of the offers read there was not meant, and why."""
+    """How a search went: where it looked, what of the cards and offers there was not meant, and why."""
 
     keys: list[str] = field(default_factory=list)
-    read: int = 0
+    cards: int = 0  # that were read
+    cards_ruled_out: int = 0  # of them, by what they say and by their summaries
+    read: int = 0  # offers
+    messages: int = 0  # requests to holders
     ruled_out: Counter[str] = field(default_factory=Counter)  # by the part of the question
 
     def sift(self, query: Query, sealeds: Iterable[Sealed], seen: set[Identity]) -> list[Sealed]:
@@ -40,16 +46,26 @@ class Tally:
             if sealed.identity in seen:
                 continue
             seen.add(sealed.identity)
-            self.read += 1
+            card = isinstance(sealed.record, Card)
+            self.cards += card
+            self.read += not card
             refusal = query.refusal(sealed.record)
             if refusal is None:
                 found.append(sealed)
             else:
                 self.ruled_out[refusal] += 1
+                self.cards_ruled_out += card
         return found
 
     def to_map(self) -> dict[str, object]:
-        return {"keys": self.keys, "read": self.read, "ruled_out": dict(self.ruled_out)}
+        return {
+            "keys": self.keys,
+            "cards": self.cards,
+            "cards_ruled_out": self.cards_ruled_out,
+            "read": self.read,
+            "messages": self.messages,
+            "ruled_out": dict(self.ruled_out),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,56 +83,92 @@ class Batches:
         """`at_once` models are read at first. Raises LocalError (bad-input) for a question that is none."""
         self._read = read
         self._query = query
-        self._indexes = query.indexes()
+        self._indexes = query.indexes()  # those that may hold more than was read
         self._most = limit * READ_AHEAD  # in one batch
         self._tally = tally
         self._at_once = at_once
         self._seen: set[Identity] = set()
+        self._sifted: set[Identity] = set()  # cards, and offers whose cards are not needed any more
         self._cards: list[Sealed] = []
-        self._names: list[str] | None = None  # of models still to be read; None: the keys were not read yet
+        self._places: list[bytes] = []  # where the offers behind the cards are still to be read
+        self._looks = self._depths()  # records to read of the keys, next time
+        self._reads_left = MAX_MODELS_READ * (MAX_ROUNDS if query.sifts else 1)
         tally.keys = [query.key_name(index) for index in self._indexes]
+
+    def _depths(self) -> list[int]:
+        """How far to read at first, and then. Who asks for what few have must not lose it behind a crowd of
+        others under the same key; but who calls a model by name goes through no crowd of 4 KiB offers."""
+        if not self._query.sifts:
+            return [self._most]
+        first = max(self._most, FIRST_SIFTED)
+        searched = self._query.where is not None or self._query.finds_cards()
+        return [first, MAX_SIFTED] if searched and first < MAX_SIFTED else [first]
 
     async def more(self) -> Batch | None:
         """The next offers, none of them twice; may be empty. None at the end."""
-        if self._names is None:
-            return await self._first()
-        if not self._names:
-            return None
-        now, self._names = self._names[: self._at_once], self._names[self._at_once :]
+        if not self._places:
+            return await self._look() if self._looks and self._reads_left else None
+        now, self._places = self._places[: self._at_once], self._places[self._at_once :]
         self._at_once = MAX_MODELS_READ
-        keys = Keys(self._query.network)
-        walks = await self._read([provider_key(keys.model(name)) for name in now], MAX_PROVIDERS_READ)
-        return self._batch(_behind(self._cards, walks), walks)
+        self._reads_left -= len(now)
+        walks = await self._walk(now, MAX_PROVIDERS_READ)
+        return self._batch(self._behind(walks), walks)
 
-    async def _first(self) -> Batch:
-        """What the keys themselves hold."""
-        query = self._query
-        # who asks for one version or owner must not lose it behind a crowd of others of the same name
-        enough = max(self._most, MAX_PROVIDERS_READ if query.sifts else 0)
-        walks = await self._read([query.key(index) for index in self._indexes], enough)
+    async def _look(self) -> Batch:
+        """What the keys themselves hold: at first some of it, then all, where that was not enough."""
+        share = MAX_SIFTED // len(self._indexes)
+        limit = min(self._looks.pop(0), max(self._most, FIRST_SIFTED, share))
+        walks = await self._walk([self._query.key(index) for index in self._indexes], limit)
         pairs = list(zip(self._indexes, walks, strict=True))
+        self._indexes = tuple(index for index, walk in pairs if len(walk.records) >= limit)
+        if not self._indexes:
+            self._looks.clear()
         offers = [sealed for index, walk in pairs if not index.holds_cards for sealed in walk.in_turns]
         batch = self._batch(offers, walks)
+        self._sifted |= self._seen
         cards = [sealed for index, walk in pairs if index.holds_cards for sealed in walk.in_turns]
-        told = self._tally.sift(query, cards, set(self._seen))
-        self._tally.read -= len(told)  # they count when their offers are read
-        self._cards = told if query.sifts else told[: self._most]
-        names = list(dict.fromkeys(card.identity.name for card in self._cards))
-        self._names = names[: MAX_MODELS_READ * (MAX_ROUNDS if query.sifts else 1)]
+        told = self._tally.sift(self._query, cards, self._sifted)
+        told = told if self._query.sifts else told[: self._most]
+        self._cards = sorted(told, key=self._doubt)
+        self._places = self._behind_which(cards)[: self._reads_left]
         return batch
+
+    def _behind_which(self, cards: Sequence[Sealed]) -> list[bytes]:
+        """The keys where the offers of `self._cards` are read: their models', or their providers' where few
+        of a model's many `cards` are left."""
+        keys = Keys(self._query.network)
+        crowd = Counter(card.identity.name for card in cards)
+        wanted = Counter(card.identity.name for card in self._cards)
+        names: dict[str, None] = {}
+        for card in self._cards:
+            name = card.identity.name
+            crowded = self._query.sifts and crowd[name] > OFFERS_A_WALK * wanted[name]
+            names[keys.peer(card.identity.provider) if crowded else keys.model(name)] = None
+        return [provider_key(name) for name in names]
+
+    def _behind(self, walks: Sequence[Reading]) -> list[Sealed]:
+        """The offers that the cards stand for, the very bytes or a newer version; then those that lie beside
+        them and whose cards were not read."""
+        read = {sealed.identity: sealed for walk in walks for sealed in walk.records}
+        found = []
+        for card in self._cards:
+            offer = read.get(card.identity)
+            if offer is None or not isinstance(offer.record, OfferRecord):
+                continue
+            assert isinstance(card.record, Card)
+            if offer.sha256 == card.record.offer_sha256 or offer.seq > card.seq:
+                found.append(offer)
+        return found + [offer for identity, offer in read.items() if identity not in self._sifted]
+
+    def _doubt(self, card: Sealed) -> tuple[bool, bool]:
+        """Whose offers are surely meant are read first, those that say nothing of it last."""
+        silent = isinstance(card.record, Card) and card.record.marks is None
+        return not self._query.surely_means(card.record), silent
+
+    async def _walk(self, keys: Sequence[bytes], limit: int) -> list[Reading]:
+        walks = await self._read(keys, limit)
+        self._tally.messages += sum(walk.messages for walk in walks)
+        return walks
 
     def _batch(self, sealeds: Sequence[Sealed], walks: Sequence[Reading]) -> Batch:
         return Batch(self._tally.sift(self._query, sealeds, self._seen)[: self._most], walks)
-
-
-def _behind(cards: Sequence[Sealed], walks: Sequence[Reading]) -> list[Sealed]:
-    """The offers that the cards stand for: the very bytes, or a newer version."""
-    read = {sealed.identity: sealed for walk in walks for sealed in walk.records}
-    found = []
-    for card in cards:
-        offer = read.get(card.identity)
-        if not isinstance(card.record, Card) or offer is None or not isinstance(offer.record, OfferRecord):
-            continue
-        if offer.sha256 == card.record.offer_sha256 or offer.seq > card.seq:
-            found.append(offer)
-    return found

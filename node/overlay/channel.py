@@ -3,18 +3,23 @@
 The kad protocol has no request ids; order is the only thing that ties a reply to its request. So a
 request that is given up poisons the stream: it is reset, and the others that wait on it are asked once
 more on a fresh one, as are those whose stream died of its own. Some stock nodes reset a kad stream that
-was idle for ten seconds; that counts as nobody's failure.
+was idle for ten seconds; that counts as nobody's failure. Every request is marked as one of ours, so a peer
+of ours that is asked too fast says so, and is asked again as fast as it likes.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
 
 import trio
 
+from modelnet_p2p.dht.pacing import Pacing
 from modelnet_p2p.errors import Code, RemoteError
 from modelnet_p2p.identity import PeerId
-from modelnet_p2p.kad import BadMessage, Framer, Message, frame
+from modelnet_p2p.kad import SLOW_DOWN, BadMessage, Framer, Message, frame
 from modelnet_p2p.node.transport.contract import ConnectionLost, Network, Stream, StreamReset
 
 MAX_IN_FLIGHT = 8  # what a peer will read ahead for us; js allows 32 streams, go one request at a time
@@ -22,41 +27,107 @@ READ_BYTES = 65536
 LINGER = 5.0  # seconds that a stock peer has to take a message and end its side
 
 
+Settled = Callable[[Message | RemoteError], None]  # a reply, or why there is none; quick, and must not raise
+
+
 class _Slot:
     """Where one request waits for its reply."""
 
-    __slots__ = ("done", "error", "first", "reply", "request", "spoilt")
+    __slots__ = ("error", "first", "reply", "request", "settle", "settled", "spoilt", "until")
 
-    def __init__(self, request: Message) -> None:
+    def __init__(self, request: Message, settle: Callable[[_Slot], None], until: float = math.inf) -> None:
         self.request = request
         self.reply: Message | None = None
         self.error: RemoteError | None = None
+        self.settled = False  # one of both is there
         self.first = False  # its stream was opened for it
         self.spoilt = False  # its stream was reset because another request was given up
-        self.done = trio.Event()
+        self.settle = settle  # called when it is settled
+        self.until = until  # when the reader gives it up; inf: its own task does
+
+    def end(self, reply: Message | None, error: RemoteError | None = None) -> None:
+        self.reply, self.error, self.settled = reply, error, True
+        self.settle(self)
 
 
 class KadChannel:
     """Requests to `peer`; several tasks may call `request` at the same time."""
 
-    def __init__(self, network: Network, peer: PeerId, protocol: str, nursery: trio.Nursery) -> None:
+    def __init__(
+        self, network: Network, peer: PeerId, protocol: str, pacing: Pacing, nursery: trio.Nursery
+    ) -> None:
         self._network = network
         self._peer = peer
         self._protocol = protocol
+        self._pacing = pacing
         self._nursery = nursery
         self._stream: Stream | None = None
         self._waiting: deque[_Slot] = deque()
         self._window = trio.CapacityLimiter(MAX_IN_FLIGHT)
+        self._served_at = float("-inf")  # when the peer last answered what it was asked
         self._sending = trio.Lock()  # keeps the order of slots that of the frames
+        self._overdue = trio.CancelScope()  # ends the reader when the oldest request is
 
     async def request(self, message: Message, timeout: float) -> Message:
-        """Send and await the reply; raises RemoteError (deadline, unreachable) within `timeout` seconds."""
+        """Send and await the reply, as often as the peer says that it is asked too fast.
+
+        Raises RemoteError within `timeout` seconds: busy where the peer serves others of our requests and has
+        not come to this one, else deadline or unreachable.
+        """
+        began = trio.current_time()
+        message = _marked(message)
+        waited = True
         with trio.move_on_after(timeout):
             async with self._window:
-                return await self._attempt(message)
-        raise RemoteError(
-            Code.DEADLINE, f"no DHT answer within {timeout:g} s", peer=self._peer.text, retryable=True
-        )
+                waited = False
+                return await self._paced(message)
+        serves = self._served_at >= began
+        code, what = Code.DEADLINE, f"no DHT answer within {timeout:g} s"
+        if self._pacing.complained(self._peer, began):
+            code = Code.BUSY if serves else Code.DEADLINE  # who only complains is no better than the silent
+            what = f"{self._peer.short} asks us to slow down" + ("" if serves else f": {what}")
+        elif waited and serves:
+            code, what = Code.BUSY, f"{self._peer.short} has {MAX_IN_FLIGHT} requests of ours to answer first"
+        raise RemoteError(code, what, peer=self._peer.text, retryable=True)
+
+    def post(self, message: Message, timeout: float, settled: Settled) -> bool:
+        """The same without waiting, if it can go out now on the stream that is open; False: it cannot.
+
+        `settled` gets the reply, or StreamReset or ConnectionLost where the request should be made once
+        more, or another RemoteError. A task for each request, with a timer each, takes as much time again as
+        all the rest of it.
+        """
+        stream = self._stream
+        if stream is None or self._sending.locked() or self._peer in self._pacing:
+            return False
+        began = trio.current_time()
+
+        def settle(slot: _Slot) -> None:
+            self._window.release_on_behalf_of(slot)
+            outcome = slot.reply if slot.error is None else slot.error
+            assert outcome is not None
+            if isinstance(outcome, Message):
+                outcome = self._heard(outcome, began) or StreamReset(self._peer, self._protocol)
+            settled(outcome)
+
+        slot = _Slot(_marked(message), settle, began + timeout)
+        sent = False
+        try:
+            self._window.acquire_on_behalf_of_nowait(slot)
+        except trio.WouldBlock:
+            return False
+        try:
+            sent = stream.send_now(frame(slot.request))
+        except (RemoteError, trio.ClosedResourceError):
+            return False  # its reader is about to say so
+        finally:
+            if not sent:
+                self._window.release_on_behalf_of(slot)
+        if sent:
+            self._waiting.append(slot)
+            if len(self._waiting) == 1:
+                self._overdue.deadline = slot.until
+        return sent
 
     async def notify(self, message: Message, timeout: float) -> None:
         """Send what will not be answered (ADD_PROVIDER to a stock node) on a stream of its own."""
@@ -72,22 +143,44 @@ class KadChannel:
             return
         raise RemoteError(Code.DEADLINE, "the message could not be sent in time", peer=self._peer.text)
 
+    async def _paced(self, message: Message) -> Message:
+        while True:
+            while (delay := self._pacing.turn(self._peer, trio.current_time())) > 0:
+                await trio.sleep(delay)
+            sent = trio.current_time()
+            reply = self._heard(await self._attempt(message), sent)
+            if reply is not None:
+                return reply
+
+    def _heard(self, reply: Message, sent: float) -> Message | None:
+        """The reply to what was sent then; None where it is that we ask too fast."""
+        now = trio.current_time()
+        if reply.refused == SLOW_DOWN:
+            self._pacing.slow_down(self._peer, sent, reply.retry_ms / 1000, now)
+            return None
+        self._pacing.answered(self._peer)
+        self._served_at = now
+        return reply
+
     async def _attempt(self, message: Message) -> Message:
-        slot = _Slot(message)
+        done = trio.Event()
+        slot = _Slot(message, lambda _: done.set())
         try:
-            return await self._once(slot)
+            return await self._once(slot, done)
         except (StreamReset, ConnectionLost):
             if slot.first and not slot.spoilt:
                 raise
-        return await self._once(_Slot(message))  # DHT requests may be repeated
+        again = trio.Event()
+        return await self._once(_Slot(message, lambda _: again.set()), again)  # DHT requests may be repeated
 
-    async def _once(self, slot: _Slot) -> Message:
+    async def _once(self, slot: _Slot, done: trio.Event) -> Message:
         data = frame(slot.request)
         async with self._sending:
             stream = self._stream
             if stream is None:
                 stream = self._stream = await self._network.open_stream(self._peer, self._protocol)
-                self._nursery.start_soon(self._read, stream, self._waiting)
+                self._overdue = trio.CancelScope()
+                self._nursery.start_soon(self._read, stream, self._waiting, self._overdue)
                 slot.first = True
             self._waiting.append(slot)
             sent = False
@@ -101,9 +194,9 @@ class KadChannel:
                 if not sent:
                     await self._give_up(stream)  # half a frame may be out: nothing more can follow it
         try:
-            await slot.done.wait()
+            await done.wait()
         finally:
-            if not slot.done.is_set():
+            if not slot.settled:
                 await self._give_up(stream)  # its reply would be taken for the next one's
         if slot.error is not None:
             raise slot.error
@@ -121,22 +214,29 @@ class KadChannel:
             self._stream = None
             self._waiting = deque()
 
-    async def _read(self, stream: Stream, waiting: deque[_Slot]) -> None:
+    async def _read(self, stream: Stream, waiting: deque[_Slot], overdue: trio.CancelScope) -> None:
         """Hand each reply to its request; when the stream can carry no more, fail those that still wait."""
-        spoilt = False
-        try:
-            error = await self._read_replies(stream, waiting)
-        except trio.ClosedResourceError:  # a request was given up
-            error, spoilt = StreamReset(self._peer, self._protocol), True
+        error: RemoteError = StreamReset(self._peer, self._protocol)
+        spoilt = True
+        with overdue:
+            try:
+                error = await self._read_replies(stream, waiting, overdue)
+                spoilt = False
+            except trio.ClosedResourceError:
+                pass  # a request was given up
         self._drop(stream)
         await stream.reset()
-        for slot in waiting:
+        if overdue.cancelled_caught and waiting:
+            late = RemoteError(Code.DEADLINE, "no DHT answer in time", peer=self._peer.text, retryable=True)
+            waiting.popleft().end(None, late)
+        while waiting:
+            slot = waiting.popleft()
             slot.spoilt = spoilt
-            slot.error = self._again(error)
-            slot.done.set()
-        waiting.clear()
+            slot.end(None, self._again(error))
 
-    async def _read_replies(self, stream: Stream, waiting: deque[_Slot]) -> RemoteError:
+    async def _read_replies(
+        self, stream: Stream, waiting: deque[_Slot], overdue: trio.CancelScope
+    ) -> RemoteError:
         """Hand each reply to its request; returns why the stream can carry no more."""
         framer = Framer()
         buffer = memoryview(bytearray(READ_BYTES))
@@ -151,8 +251,8 @@ class KadChannel:
                     if reply.kind is not asked.kind or (reply.key and reply.key != asked.key):
                         return self._refuse("answered another DHT question than the one asked")
                     waiting.popleft()
-                    slot.reply = reply
-                    slot.done.set()
+                    overdue.deadline = waiting[0].until if waiting else math.inf
+                    slot.end(reply)
         except BadMessage as error:
             return self._refuse(f"sent a malformed DHT reply: {error}")
         except RemoteError as error:
@@ -170,3 +270,8 @@ class KadChannel:
             case ConnectionLost():
                 return ConnectionLost(self._peer)
         return RemoteError(error.code, error.message, retryable=error.retryable, peer=error.peer)
+
+
+def _marked(message: Message) -> Message:
+    """As one of ours, which understands that it is asked to slow down."""
+    return message if message.records is not None else replace(message, records=())

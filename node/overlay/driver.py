@@ -18,18 +18,20 @@ from typing import Protocol
 
 import trio
 
-from modelnet_p2p.dht.limits import Throttle
+from modelnet_p2p.dht.checking import Check
+from modelnet_p2p.dht.limits import Limits, SlowDown, Throttle
 from modelnet_p2p.dht.lookup import Done, Patience, Wait
+from modelnet_p2p.dht.pacing import Pacing
 from modelnet_p2p.dht.routing import RoutingTable
 from modelnet_p2p.dht.server import KadServer
 from modelnet_p2p.dht.walks import FindClosest, FindPeer, Send
 from modelnet_p2p.errors import Code, LocalError, ModelnetError, RemoteError
 from modelnet_p2p.identity import PeerId
-from modelnet_p2p.kad import MAX_MESSAGE_BYTES, BadMessage, Contact, Framer, Message, frame
+from modelnet_p2p.kad import MAX_MESSAGE_BYTES, SLOW_DOWN, BadMessage, Contact, Framer, Message, frame
 from modelnet_p2p.names import protocol
 from modelnet_p2p.node.overlay.channel import KadChannel
 from modelnet_p2p.node.transport.addresses import split_p2p, to_binary, to_text
-from modelnet_p2p.node.transport.contract import Network, Stream
+from modelnet_p2p.node.transport.contract import ConnectionLost, Network, Stream, StreamReset
 from modelnet_p2p.tuning import Tuning
 
 log = logging.getLogger(__name__)
@@ -38,15 +40,20 @@ MAX_EVENTS = (
     1024  # connections that came or went and were not looked at yet; more are dropped and found later
 )
 SETTLE_SECONDS = 1.0  # from a newcomer to looking around again: others come right behind it
-EXPIRE_SECONDS = 30.0  # between two looks for records that are over
+REFRESH_SECONDS = 30.0  # between two looks at the table, and for records that are over
 MAX_STREAMS_PER_PEER = 32  # kad streams that one peer may keep open here; ours keep one, js up to 32
 MAX_STREAMS = 1024  # of all peers together; with what arrives on them less than 256 MiB
 REQUEST_BYTES = 4096  # read at once: of the smallest requests a thousand, decoded before the first is served
 IDLE_FACTOR = 2.0  # of `tuning.idle_stream`: a stream without a request this long is closed
+IDLE_SLACK = 0.02  # of that: to move the timer at each request would cost a tenth of answering it
+
+
+Answer = tuple[PeerId, Message | None]  # None: it could not be asked, or did not answer
+Answers = trio.MemorySendChannel[Answer]
 
 
 class Machine(Protocol):
-    """What `run` drives: any walk of `dht/walks.py`."""
+    """What `run` drives: any walk of `dht/walks.py`, or a check of `dht/checking.py`."""
 
     def poll(self, now: float) -> Send | Wait | Done: ...
     def on_reply(self, peer: PeerId, reply: Message, now: float) -> None: ...
@@ -81,6 +88,7 @@ class Overlay:
         self.tuning = tuning
         self.name = name
         self.wall_us = wall_us
+        self.density = server.density
         self.patience = Patience(tuning.patience, tuning.request_timeout)
         self.on_answered: Callable[[], None] = lambda: None  # after each request that was served; quick
         self._newcomers: list[Callable[[PeerId], None]] = []
@@ -88,7 +96,11 @@ class Overlay:
         self._protocol = protocol(name, "kad")
         self._nursery = nursery
         self._channels: dict[PeerId, KadChannel] = {}
-        self._throttle = Throttle(tuning.requests_per_second, tuning.requests_burst)
+        self._pacing = Pacing()
+        self._limits = Limits(
+            Throttle(tuning.requests_per_second, tuning.requests_burst),
+            Throttle(tuning.checks_per_second, tuning.checks_burst),
+        )
         self._inbound: Counter[PeerId] = Counter()  # kad streams that are answered
         self._arrivals, self._arrived = trio.open_memory_channel[PeerId](MAX_EVENTS)
 
@@ -102,6 +114,10 @@ class Overlay:
         """Where I am, as others are told."""
         return Contact(self.me, tuple(to_binary(split_p2p(addr)[1]) for addr in self.network.addrs))
 
+    def now(self) -> float:
+        """Monotonic seconds, as walks are told them."""
+        return trio.current_time()
+
     def seeds(self, key: bytes) -> list[Contact]:
         """The peers from which a walk to `key` starts."""
         return self.table.closest(key, self.tuning.k)
@@ -109,19 +125,15 @@ class Overlay:
     async def run(self, walk: Machine) -> None:
         """Drive `walk` until it is done."""
         # unbounded: a walk has at most one open request per peer, and few of those
-        answers, incoming = trio.open_memory_channel[tuple[PeerId, Message | None]](math.inf)
+        answers, incoming = trio.open_memory_channel[Answer](math.inf)
         with answers, incoming:
             while True:
                 match walk.poll(trio.current_time()):
                     case Send(contact, message, expects_reply):
-                        self._nursery.start_soon(self._ask, contact, message, expects_reply, answers)
+                        if not (expects_reply and self._post(contact, message, answers)):
+                            self._nursery.start_soon(self._ask, contact, message, expects_reply, answers)
                     case Wait(until):
-                        with trio.move_on_at(until):
-                            peer, reply = await incoming.receive()
-                            if reply is None:
-                                walk.on_failure(peer, trio.current_time())
-                            else:
-                                walk.on_reply(peer, reply, trio.current_time())
+                        await _hear(walk, incoming, until)
                     case Done():
                         return
 
@@ -142,42 +154,63 @@ class Overlay:
         await self.run(walk)
         return texts(walk.found.addrs) if walk.found else ()
 
-    async def _ask(
-        self,
-        contact: Contact,
-        message: Message,
-        expects_reply: bool,
-        answers: trio.MemorySendChannel[tuple[PeerId, Message | None]],
-    ) -> None:
+    def _post(self, contact: Contact, message: Message, answers: Answers) -> bool:
+        """Ask without a task of its own, where a stream to this peer is open; False where that cannot be."""
+        channel = self._channels.get(contact.id)
+        if channel is None:
+            return False
+        started = trio.current_time()
+
+        def settled(outcome: Message | RemoteError) -> None:
+            match outcome:
+                case Message():
+                    self._on_answer(contact.id, started)
+                    _tell(answers, contact.id, outcome)
+                case (
+                    StreamReset() | ConnectionLost()
+                ):  # an old stream may die of its own: once more, with care
+                    self._nursery.start_soon(self._ask, contact, message, True, answers)
+                case error:
+                    self._on_no_answer(contact.id, error)
+                    _tell(answers, contact.id, None)
+
+        return channel.post(message, self.tuning.request_timeout, settled)
+
+    def _on_answer(self, peer: PeerId, started: float) -> None:
+        now = trio.current_time()
+        if peer not in self._pacing:  # else it is we who wait
+            self.patience.on_round_trip(now - started)
+        self.table.answered(peer, now)
+
+    def _on_no_answer(self, peer: PeerId, error: RemoteError) -> None:
+        log.debug("%s did not answer a DHT request: %s", peer.short, error.message)
+        if error.code is not Code.BUSY:  # it is we who have too much open, or ask too much of it
+            self.table.failed(peer, trio.current_time())
+
+    async def _ask(self, contact: Contact, message: Message, expects_reply: bool, answers: Answers) -> None:
         reply: Message | None = None
         try:
-            await self.network.connect(contact.id, texts(contact.addrs))
-            channel = self._channel(contact.id)
+            channel = self._channels.get(contact.id)
+            if channel is None:
+                await self.network.connect(contact.id, texts(contact.addrs))
+                channel = self._channel(contact.id)
             started = trio.current_time()
             if expects_reply:
                 reply = await channel.request(message, self.tuning.request_timeout)
-                self.patience.on_round_trip(trio.current_time() - started)
-                self.table.answered(contact.id, trio.current_time())
+                self._on_answer(contact.id, started)
             else:
                 await channel.notify(message, self.tuning.request_timeout)
         except RemoteError as error:
-            log.debug("%s did not answer a DHT request: %s", contact.id.short, error.message)
-            if error.code is not Code.BUSY:  # it is we who have too much open
-                self.table.failed(contact.id, trio.current_time())
+            self._on_no_answer(contact.id, error)
         except LocalError as error:  # an address that this machine cannot dial
             log.debug("cannot dial %s: %s", contact.id.short, error.message)
         if expects_reply:
-            try:
-                answers.send_nowait((contact.id, reply))
-            except trio.ClosedResourceError:
-                pass  # the walk was over before this answer came
-            except trio.BrokenResourceError:
-                pass
+            _tell(answers, contact.id, reply)
 
     def _channel(self, peer: PeerId) -> KadChannel:
         channel = self._channels.get(peer)
         if channel is None:
-            channel = KadChannel(self.network, peer, self._protocol, self._nursery)
+            channel = KadChannel(self.network, peer, self._protocol, self._pacing, self._nursery)
             if peer in self.network.connected():  # who left meanwhile is forgotten already
                 self._channels[peer] = channel
         return channel
@@ -210,31 +243,46 @@ class Overlay:
         framer = Framer(MAX_MESSAGE_BYTES)
         buffer = memoryview(bytearray(REQUEST_BYTES))
         group = self.network.remote_group(stream.peer)
-        due = trio.current_time() + IDLE_FACTOR * self.tuning.idle_stream
-        while True:
-            with trio.fail_at(due):
-                count = await stream.receive_into(buffer)
-            if not count:
-                return
-            began = framer.pending > 0  # else what is left over now has just begun
-            requests = framer.feed(bytes(buffer[:count]))
-            for request in requests:
-                await self._serve(request, stream, group)
-            if not framer.pending:
-                due = trio.current_time() + IDLE_FACTOR * self.tuning.idle_stream
-            elif requests or not began:
-                due = trio.current_time() + self.tuning.request_timeout  # for the whole of the message
+        idle = IDLE_FACTOR * self.tuning.idle_stream
+        with trio.CancelScope(deadline=trio.current_time() + idle) as scope:
+            while count := await stream.receive_into(buffer):
+                began = framer.pending > 0  # else what is left over now has just begun
+                requests = framer.feed(bytes(buffer[:count]))
+                if requests:
+                    until = trio.current_time() + idle
+                    if began or scope.deadline < until - idle * IDLE_SLACK:
+                        scope.deadline = until
+                for request in requests:
+                    await self._serve(request, stream, group)
+                if framer.pending and (requests or not began):
+                    # for the whole of the message
+                    scope.deadline = trio.current_time() + self.tuning.request_timeout
+        if scope.cancelled_caught:
+            raise trio.TooSlowError
 
     async def _serve(self, request: Message, stream: Stream, group: str | None) -> None:
-        now = trio.current_time()
-        if (delay := self._throttle.delay(stream.peer, now)) > 0:
-            await trio.sleep(delay)
-            now = trio.current_time()
-        reply = self.server.handle(request, stream.peer, group, now, self.wall_us())
-        self.on_answered()
-        if reply is not None:
+        reply: Message | None
+        match self._limits.on_request(
+            stream.peer,
+            trio.current_time(),
+            checks=self.server.checks(request, stream.peer),
+            ours=request.records is not None,
+        ):
+            case SlowDown(retry_ms):
+                kind, key = request.kind, request.key
+                reply = Message(kind, key, records=(), refused=SLOW_DOWN, retry_ms=retry_ms)
+            case delay:
+                if delay > 0:
+                    await trio.sleep(delay)
+                now = trio.current_time()
+                reply = self.server.handle(request, stream.peer, group, now, self.wall_us())
+                self.on_answered()
+        if reply is None:
+            return
+        data = frame(reply)
+        if not stream.send_now(data):
             with trio.fail_after(self.tuning.stall_timeout):
-                await stream.send([frame(reply)])
+                await stream.send([data])
 
     # --- joining, and staying joined ---
 
@@ -276,6 +324,7 @@ class Overlay:
         walk = FindClosest(target, self.seeds(target), me=self.me, tuning=self.tuning, patience=patience)
         await self.run(walk)
         self.table.on_walked(target, trio.current_time())
+        self.density.on_walked(target, [contact.id for contact in walk.closest])
 
     async def _meet(self, peer: PeerId) -> None:
         """Put a connected peer into the table if it says that it speaks our kad protocol."""
@@ -333,14 +382,46 @@ class Overlay:
                 await self.look_around()
 
     async def refresh(self) -> None:
-        """Look up what the table has no news of, and forget what is over."""
+        """Ask the silent, look up what the table has no news of, and forget what is over."""
         while True:
-            await trio.sleep(min(EXPIRE_SECONDS, self.tuning.table_refresh))
+            await trio.sleep(min(REFRESH_SECONDS, self.tuning.table_refresh))
             self.server.store.expire(self.wall_us())
             if len(self.table) == 0:
                 continue
+            doubtful = self.table.doubtful(trio.current_time(), self.tuning.table_refresh)
+            await self.run(Check(doubtful, self.tuning.alpha))
             for index in self.table.stale(trio.current_time(), self.tuning.table_refresh):
                 await self._look_up(self.table.refresh_key(index, os.urandom(32)))
+
+
+async def _hear(walk: Machine, incoming: trio.MemoryReceiveChannel[Answer], until: float) -> None:
+    """Hand the walk all answers that are there; where none is, the first that comes until then."""
+    try:
+        answer = incoming.receive_nowait()
+    except trio.WouldBlock:
+        with trio.move_on_at(until) as scope:
+            answer = await incoming.receive()
+        if scope.cancelled_caught:
+            return
+    while True:
+        peer, reply = answer
+        if reply is None:
+            walk.on_failure(peer, trio.current_time())
+        else:
+            walk.on_reply(peer, reply, trio.current_time())
+        try:
+            answer = incoming.receive_nowait()
+        except trio.WouldBlock:
+            return
+
+
+def _tell(answers: Answers, peer: PeerId, reply: Message | None) -> None:
+    try:
+        answers.send_nowait((peer, reply))
+    except trio.ClosedResourceError:
+        pass  # the walk was over before this answer came
+    except trio.BrokenResourceError:
+        pass
 
 
 def texts(addrs: Sequence[bytes]) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -22,7 +22,7 @@ from modelnet_p2p.node.calls.server import PING
 from modelnet_p2p.node.overlay.batches import FIRST_MODELS, MAX_MODELS_READ, READ_AHEAD, Batch, Batches, Tally
 from modelnet_p2p.node.overlay.driver import Overlay, texts
 from modelnet_p2p.node.overlay.publisher import Publisher
-from modelnet_p2p.node.overlay.reading import MAX_ADDRS, Reading
+from modelnet_p2p.node.overlay.reading import MAX_ADDRS, Reading, read_on
 from modelnet_p2p.node.overlay.watching import Watching
 from modelnet_p2p.node.revoking import Revoking
 from modelnet_p2p.offers import Offer, State
@@ -60,11 +60,14 @@ class Finder:
         publisher: Publisher,
         client: CallClient,
         rank: Callable[[Sequence[Offer]], list[Offer]],
+        shuffle: Callable[[list[str]], None],
     ) -> None:
+        """`shuffle` orders the shards of a full key, by chance."""
         self._overlay = overlay
         self._publisher = publisher
         self._client = client
         self._rank = rank
+        self._shuffle = shuffle
         self._vitals: dict[PeerId, Vital] = {}
         self.watching: Watching | None = None  # who tells of deaths that others found
         self.revoking: Revoking | None = None  # who is told of keys that others found revoked
@@ -106,10 +109,18 @@ class Finder:
 
     async def read(self, keys: Sequence[bytes], limit: int) -> list[Reading]:
         """Walks to all of these at once, in their order."""
+        return await self._all_at_once(keys, limit, self._collect)
+
+    async def _all_at_once(
+        self,
+        keys: Sequence[bytes],
+        limit: int | None,
+        collect: Callable[[bytes, int | None], Awaitable[Reading]],
+    ) -> list[Reading]:
         walks: dict[bytes, Reading] = {}
 
         async def read(key: bytes) -> None:
-            walks[key] = await self._collect(key, limit)
+            walks[key] = await collect(key, limit)
 
         async with trio.open_nursery() as nursery:
             for key in keys:
@@ -126,8 +137,19 @@ class Finder:
         ]
 
     async def _collect(self, key: bytes, limit: int | None) -> Reading:
+        """What lies under this key, and under its shards where it is split."""
+        (found,) = await self._collect_at([key], limit)
+        await read_on(found, limit, self._shuffle, self._collect_at)
+        for reason, count in found.refused.items():
+            self.refused[reason.value] = self.refused.get(reason.value, 0) + count
+        return found
+
+    async def _collect_at(self, keys: Sequence[bytes], limit: int | None) -> list[Reading]:
+        return await self._all_at_once(keys, limit, self._collect_one)
+
+    async def _collect_one(self, key: bytes, limit: int | None) -> Reading:
         overlay = self._overlay
-        walk = Reading(key, overlay, limit)
+        walk = Reading(key, overlay, limit, overlay.server.revocations)
         held = overlay.server.store.page(key, b"", PAGE_BYTES)
         walk.on_local(held.sealeds, held.contacts)
         walk.on_local(self._publisher.under(key), [overlay.contact()])
@@ -136,9 +158,7 @@ class Finder:
             await self.watching.learn(key, walk.ours, (sealed.identity.provider for sealed in walk.records))
         if self.revoking is not None:
             self.revoking.read(walk)
-        refused = walk.refused + Counter({Refusal.REVOKED: len(walk.condemned)})
-        for reason, count in refused.items():
-            self.refused[reason.value] = self.refused.get(reason.value, 0) + count
+        walk.refused.update(Counter({Refusal.REVOKED: len(walk.condemned)}))
         return walk
 
     async def _addresses(

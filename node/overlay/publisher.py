@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 
 import trio
 
 from modelnet_p2p.dht.lookup import Wait
 from modelnet_p2p.dht.republish import Due, Renew, Republisher
-from modelnet_p2p.dht.walks import Store, Stored
+from modelnet_p2p.dht.shards import Spill
+from modelnet_p2p.dht.storing import Store, Stored
 from modelnet_p2p.errors import Code, LocalError, RemoteError
 from modelnet_p2p.identity import KeyPair, PeerId
 from modelnet_p2p.node.overlay.driver import Overlay
 from modelnet_p2p.records import (
+    MAX_LIFETIME_US,
     Identity,
     OfferRecord,
     Revocation,
     Sealed,
     cards_of,
+    kept_until,
     seal_offer,
     seal_tombstone,
     tombstone_of,
@@ -27,6 +31,7 @@ from modelnet_p2p.records import (
 
 log = logging.getLogger(__name__)
 
+PACE_SECONDS = 30.0  # at most, until the calendar is told again how fast peers die
 RENEW_RETRY = 60.0  # seconds until a renewal is tried again that the disk did not allow
 STORE_ATTEMPTS = 3  # walks of one publish; what still lacks its majority then is retried in the background
 
@@ -49,6 +54,7 @@ class Publisher:
         self._take_seq = take_seq
         self._offers: dict[Identity, Sealed] = {}  # what is kept stored
         self._records: dict[Identity, Mapping[bytes, Sealed]] = {}
+        self._spills: dict[bytes, Spill] = {}  # of the keys that were full
         self._calendar = Republisher(overlay.tuning.republish)
         self._changed = trio.Event()
         self.on_revoked: Callable[[Sequence[bytes], set[PeerId]], None] = lambda proofs, signers: None
@@ -59,8 +65,9 @@ class Publisher:
         return [records[key] for records in self._records.values() if key in records]
 
     def keys(self) -> set[bytes]:
-        """The keys under which offers of mine are kept stored."""
-        return {key for identity in self._offers for key in self._records.get(identity, ())}
+        """The keys under which offers of mine are kept stored, shards where a key was full."""
+        keys = {key for identity in self._offers for key in self._records.get(identity, ())}
+        return {self._spills[key].at if key in self._spills else key for key in keys}
 
     def seq(self, identity: Identity) -> int | None:
         """The sequence number under which this offer of mine is known now."""
@@ -116,16 +123,18 @@ class Publisher:
 
     async def keep(self) -> None:
         """Carry out the calendar for as long as the peer lives."""
+        overlay = self._overlay
         async with trio.open_nursery() as nursery:
             while True:
-                changed = self._changed
-                match self._calendar.poll(trio.current_time()):
+                changed, now = self._changed, trio.current_time()
+                self._calendar.pace(overlay.table.churn.interval(now, overlay.tuning.republish))
+                match self._calendar.poll(now):
                     case Due(key, sealeds):
                         nursery.start_soon(self._store_due, key, sealeds)
                     case Renew(identity):
                         self._renew(identity)
                     case Wait(until):
-                        with trio.move_on_at(until):
+                        with trio.move_on_at(min(until, now + PACE_SECONDS)):
                             await changed.wait()
 
     # --- the steps of it ---
@@ -203,7 +212,22 @@ class Publisher:
     async def _store_into(self, reports: dict[bytes, Stored], key: bytes, sealed: Sealed) -> None:
         reports[key] = await self._store(key, (sealed,))
 
-    async def _store(self, key: bytes, sealeds: Sequence[Sealed]) -> Stored:
+    async def _store(self, key: bytes, sealeds: Iterable[Sealed]) -> Stored:
+        """Under the key, or under its shard where it is full."""
+        overlay, sealeds = self._overlay, list(sealeds)
+        known = self._spills.get(key)  # of two stores of one key at the same time each has its own
+        spill = copy(known) if known else Spill(key, overlay.me, overlay.tuning.record_lifetime)
+        at: bytes | None = spill.start(trio.current_time())
+        while at is not None:
+            report = await self._store_at(at, sealeds)
+            at = spill.after(report)
+        if spill.depth:
+            self._spills[key] = spill
+        else:
+            self._spills.pop(key, None)
+        return replace(report, key=key)
+
+    async def _store_at(self, key: bytes, sealeds: Sequence[Sealed]) -> Stored:
         overlay = self._overlay
         contact = overlay.contact()
         walk = Store(
@@ -213,9 +237,10 @@ class Publisher:
             overlay.seeds(key),
             tuning=overlay.tuning,
             patience=overlay.patience.seconds,
+            region=overlay.density.region,
         )
         await overlay.run(walk)
-        overlay.server.keep_own(key, sealeds, contact)
+        overlay.server.keep_own(key, [_placed(sealed, overlay.wall_us()) for sealed in sealeds], contact)
         if walk.proofs:
             signers = {signer for sealed in sealeds for signer in sealed.identity[:2]}
             self.on_revoked(walk.proofs, signers)
@@ -241,6 +266,11 @@ class Publisher:
     def _wake(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
+
+
+def _placed(sealed: Sealed, now_us: int) -> Sealed:
+    """A revocation lies in my own store as it does in others': a day at a time."""
+    return kept_until(sealed, now_us + MAX_LIFETIME_US) if isinstance(sealed.record, Revocation) else sealed
 
 
 def records_of(sealed: Sealed, key: KeyPair) -> dict[bytes, Sealed]:

@@ -7,35 +7,72 @@ turns and no more.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Protocol
 
-import trio
-
+from modelnet_p2p.dht.density import Density
+from modelnet_p2p.dht.lookup import Patience
+from modelnet_p2p.dht.revocations import Revocations
+from modelnet_p2p.dht.shards import ShardReads
 from modelnet_p2p.dht.walks import MAX_MERGED, Collect
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import Contact, Message
-from modelnet_p2p.node.overlay.driver import Overlay
 from modelnet_p2p.records import Sealed
+from modelnet_p2p.tuning import Tuning
 
 MAX_ADDRS = 16  # of one provider: as many as one dial tries
+SHARDS_AT_ONCE = 8  # of a split key: one after the other, 16 would take half a minute
+MAX_TAKEN = 16_384  # records of a key and its shards that one reader keeps: 64 MiB at the very worst
+
+
+class Standpoint(Protocol):
+    """What a read needs to know of the peer that reads: an `Overlay`, or a peer of the simulator."""
+
+    @property
+    def me(self) -> PeerId: ...
+
+    @property
+    def name(self) -> str: ...  # of its network
+
+    @property
+    def tuning(self) -> Tuning: ...
+
+    @property
+    def patience(self) -> Patience: ...
+
+    @property
+    def density(self) -> Density: ...
+
+    def seeds(self, key: bytes) -> list[Contact]: ...
+
+    def now(self) -> float: ...
+
+    def wall_us(self) -> int: ...
 
 
 class Reading(Collect):
     """A read that remembers in which place of its holder's answer each record and address stood."""
 
     # `Collect` merges in the order of arrival: whoever answers first with most would be all that is seen
-    def __init__(self, key: bytes, overlay: Overlay, limit: int | None) -> None:
+    def __init__(
+        self,
+        key: bytes,
+        overlay: Standpoint,
+        limit: int | None,
+        revocations: Revocations | None = None,
+    ) -> None:
         super().__init__(
             key,
             overlay.seeds(key),
             me=overlay.me,
             network=overlay.name,
             tuning=overlay.tuning,
-            now=trio.current_time(),
+            now=overlay.now(),
             now_us=overlay.wall_us(),
             limit=limit,
             patience=overlay.patience.seconds,
-            revocations=overlay.server.revocations,
+            region=overlay.density.region,
+            revocations=revocations,
         )
         self._me = overlay.me
         self._told: Counter[PeerId] = Counter()  # records that each holder has told so far
@@ -50,6 +87,23 @@ class Reading(Collect):
     def on_reply(self, peer: PeerId, reply: Message, now: float) -> None:
         super().on_reply(peer, reply, now)
         self._note(peer, reply.records or (), reply.providers)
+
+    def take(self, shard: Reading) -> None:
+        """What one of this key's shards holds belongs to it, too."""
+        if len(self.proofs) < MAX_TAKEN:
+            self.proofs.update(shard.proofs)
+        for sealed in shard.records:
+            if len(self._merged) < MAX_TAKEN:
+                self._merge(sealed)
+        for envelope, place in shard._places.items():
+            if len(self._places) < MAX_TAKEN:
+                self._places[envelope] = min(place, self._places.get(envelope, place))
+        for provider, addrs in shard._addrs.items():
+            if provider in self._addrs or len(self._addrs) < MAX_TAKEN:
+                for addr, place in addrs.items():
+                    self._addrs[provider][addr] = min(place, self._addrs[provider].get(addr, place))
+        self.refused.update(shard.refused)
+        self.messages += shard.messages
 
     @property
     def in_turns(self) -> list[Sealed]:
@@ -73,3 +127,22 @@ class Reading(Collect):
             places = self._addrs[contact.id]
             for place, addr in enumerate(contact.addrs[:MAX_ADDRS]):
                 places[addr] = min(place, places.get(addr, place))
+
+
+async def read_on(
+    found: Reading,
+    limit: int | None,
+    shuffle: Callable[[list[str]], None],
+    read: Callable[[Sequence[bytes], int | None], Awaitable[Sequence[Reading]]],
+) -> None:
+    """Take in the shards of a key that turned out to be split: one, then as many at once as are needed."""
+    if not found.split:
+        return
+    shards, at_once = ShardReads(found.target, limit, shuffle), 1
+    while places := [at for _ in range(at_once) if (at := shards.next(len(found.records))) is not None]:
+        for at, shard in zip(places, await read(places, limit), strict=True):
+            shards.on_read(split=shard.split, at=at)
+            found.take(shard)
+            each = max(1, len(shard.records))
+        missing = MAX_TAKEN if limit is None else limit - len(found.records)
+        at_once = max(1, min(SHARDS_AT_ONCE, missing // each))

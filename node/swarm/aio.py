@@ -19,10 +19,12 @@ from typing import Self
 import anyio
 from anyio.to_thread import run_sync
 
+from modelnet_p2p.changes import Change
 from modelnet_p2p.names import PUBLIC_NETWORK
 from modelnet_p2p.node.calls.router import Outcome
 from modelnet_p2p.node.hosting import Notice
 from modelnet_p2p.node.overlay.driver import Bootstrap
+from modelnet_p2p.node.searches import WATCH_SECONDS, Explained
 from modelnet_p2p.node.swarm.notebook import Offers
 from modelnet_p2p.node.swarm.streams import AsyncStream, next_item
 from modelnet_p2p.node.swarm.sync import Swarm
@@ -128,6 +130,39 @@ class AsyncSwarm:
         found = self._peer.search(task, model, tag, where=where, limit=limit, all=all, timeout=timeout)
         while (got := await self._thread.run_async(partial(next_item, found))) is not None:
             yield got[0]
+
+    async def watch(
+        self,
+        task: str | None = None,
+        model: str | None = None,
+        tag: str | None = None,
+        *,
+        where: str | None = None,
+        all: bool = False,
+        interval: float = WATCH_SECONDS,
+    ) -> AsyncIterator[Change]:
+        """As `Peer.watch`: what becomes of the offers that `find` returns, without end."""
+        self._thread.check()
+        news = self._peer.watch(task, model, tag, where=where, all=all, interval=interval)
+        while (got := await self._thread.run_async(partial(next_item, news))) is not None:
+            yield got[0]
+
+    async def explain(
+        self,
+        task: str | None = None,
+        model: str | None = None,
+        tag: str | None = None,
+        *,
+        where: str | None = None,
+        limit: int = 20,
+        all: bool = False,
+        timeout: float = 30.0,
+    ) -> Explained:
+        """As `Peer.explain`."""
+        asked = partial(
+            self._peer.explain, task, model, tag, where=where, limit=limit, all=all, timeout=timeout
+        )
+        return await self._thread.run_async(asked)
 
     async def show(self, model: str, *, timeout: float = 30.0) -> list[dict[str, object]]:
         """As `Peer.show`."""

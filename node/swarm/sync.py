@@ -18,11 +18,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from modelnet_p2p.changes import Change
 from modelnet_p2p.names import PUBLIC_NETWORK
 from modelnet_p2p.node.calls.router import Outcome
 from modelnet_p2p.node.hosting import Notice
 from modelnet_p2p.node.overlay.driver import Bootstrap
 from modelnet_p2p.node.peer import Peer
+from modelnet_p2p.node.searches import WATCH_SECONDS, Explained
 from modelnet_p2p.node.swarm.notebook import Offers
 from modelnet_p2p.node.swarm.streams import Stream, next_item
 from modelnet_p2p.node.swarm.thread import Opening, PeerThread, Telling
@@ -175,6 +177,39 @@ class Swarm:
         found = self._peer.search(task, model, tag, where=where, limit=limit, all=all, timeout=timeout)
         while (got := self._thread.run(partial(next_item, found))) is not None:
             yield got[0]
+
+    def watch(
+        self,
+        task: str | None = None,
+        model: str | None = None,
+        tag: str | None = None,
+        *,
+        where: str | None = None,
+        all: bool = False,
+        interval: float = WATCH_SECONDS,
+    ) -> Iterator[Change]:
+        """What becomes of the offers that `find` returns, without end; see `Peer.watch`."""
+        self._thread.check()
+        news = self._peer.watch(task, model, tag, where=where, all=all, interval=interval)
+        while (got := self._thread.run(partial(next_item, news))) is not None:
+            yield got[0]
+
+    def explain(
+        self,
+        task: str | None = None,
+        model: str | None = None,
+        tag: str | None = None,
+        *,
+        where: str | None = None,
+        limit: int = 20,
+        all: bool = False,
+        timeout: float = 30.0,
+    ) -> Explained:
+        """What `find` returns, with the reasons for each, and what was read and ruled out by what."""
+        asked = partial(
+            self._peer.explain, task, model, tag, where=where, limit=limit, all=all, timeout=timeout
+        )
+        return self._thread.run(asked)
 
     def show(self, model: str, *, timeout: float = 30.0) -> list[dict[str, object]]:
         """The signed records of a model, whoever is alive; raises NotFound, RemoteError (deadline)."""

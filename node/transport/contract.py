@@ -60,6 +60,13 @@ class Stream(ABC):
         stream is reset, for nobody could tell how much of it went out.
         """
 
+    def send_now(self, data: bytes) -> bool:
+        """Send these few bytes as `send` would, if that takes no waiting; False: nothing of them went out.
+
+        No checkpoint, so it suits who answers many small messages. Raises what `send` raises.
+        """
+        return False
+
     @abstractmethod
     async def receive_into(self, buffer: memoryview) -> int:
         """Fill some of `buffer` and return how many bytes, at least 1; 0 is the far side's end.

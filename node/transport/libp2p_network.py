@@ -225,6 +225,10 @@ class Libp2pNetwork(Network):
             log.debug("disconnected peer=%s", connection.peer.short)
             self._callbacks.tell_disconnected(connection.peer)
 
+    async def watch(self) -> None:
+        """Give up connections whose far side is no longer there; for as long as the network lives."""
+        await self._upgrader.watch()
+
     async def leave_all(self) -> None:
         """Close every connection with a word; for the way out."""
         with trio.CancelScope(shield=True):  # each bounds itself in time
@@ -323,6 +327,7 @@ async def open_libp2p(
     try:
         async with trio.open_nursery() as tasks:
             mine = Libp2pNetwork(key, tuning, listeners, tasks, stack)
+            tasks.start_soon(mine.watch)
             if listeners:
                 tasks.start_soon(_accept, listeners, mine, tasks)
             try:

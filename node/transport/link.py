@@ -1,4 +1,4 @@
-"""One connection's socket, and what is sealed and multiplexed on it: three tasks read, write and watch.
+"""One connection's socket, and what is sealed and multiplexed on it: two tasks read and write.
 
 Whoever has something to send says `kick`: as much as the kernel takes goes out at once and without a
 checkpoint, so no cancellation can cut a message in half; the writing task sends the rest. When one read
@@ -29,16 +29,18 @@ FRAMES_AT_ONCE = 128  # about as many of a receive, half a millisecond of work o
 OPENED_AT_ONCE = 8  # streams that begin to be served, for the same reason: each is a tenth of a millisecond
 READ_AT_LEAST = 4096  # bytes, however small its frames are
 TOGETHER = 8  # answers that leave together: the far side works on them while we make the next
-LOOK = 1.0  # seconds between two looks at whether the far side is there
+LOOK = 1.0  # seconds between two looks at whether the far sides are there
 FLUSH = 0.2  # seconds that a closing connection may take to send what waits, and to be read to its end
 
 log = logging.getLogger(__name__)
 
 
 class Workbench:
-    """Memory in which all links of one network work, one step at a time: never across a checkpoint."""
+    """What all links of one network share: memory in which they work, one step at a time and never across
+    a checkpoint, and the watch over them."""
 
     def __init__(self) -> None:
+        self.running: dict[Link, None] = {}
         self.pool = WindowPool()
         self.room = memoryview(bytearray(READ_AT_ONCE + MAX_WIRE))
         self.scratch = memoryview(bytearray(MAX_PLAIN))
@@ -51,6 +53,14 @@ class Workbench:
     def give_back(self, out: memoryview) -> None:
         if len(self._outs) < 4:  # more are needed only where many kernels' buffers are full at once
             self._outs.append(out)
+
+    async def watch(self) -> None:
+        """Look after all links that run, for ever: a timer for each would cost a hundred times as much."""
+        while True:
+            await trio.sleep(LOOK)
+            now = trio.current_time()
+            for link in list(self.running):  # at most as many as a network has connections: no checkpoint
+                link.look(now)
 
 
 class Link:
@@ -101,10 +111,10 @@ class Link:
 
     async def run(self, on_opened: Callable[[Flow], None]) -> None:
         """Until either side closes the connection or it fails. `on_opened` takes the far side's streams."""
+        self._bench.running[self] = None
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._write)
-                nursery.start_soon(self._watch)
                 self.session.ping(trio.current_time())
                 self.kick()
                 await self._read(on_opened)
@@ -308,19 +318,17 @@ class Link:
 
     # --- watching and ending -------------------------------------------------------------------
 
-    async def _watch(self) -> None:
-        while True:
-            await trio.sleep(LOOK)
-            now = trio.current_time()
-            waiting = self._out is not None or self.session.waiting
-            flooded = self.session.flooded
-            match self._vitality.poll(now, written=self._written, waiting=waiting, flooded=flooded):
-                case Ping():
-                    self.session.ping(now)
-                    self.kick()
-                case Dead(why):
-                    log.info("connection-given-up peer=%s cause=%s", self.peer.short, why)
-                    self.lose()
+    def look(self, now: float) -> None:
+        """Whether the far side is still there; due about once a second while the link runs."""
+        waiting = self._out is not None or self.session.waiting
+        flooded = self.session.flooded
+        match self._vitality.poll(now, written=self._written, waiting=waiting, flooded=flooded):
+            case Ping():
+                self.session.ping(now)
+                self.kick()
+            case Dead(why):
+                log.info("connection-given-up peer=%s cause=%s", self.peer.short, why)
+                self.lose()
 
     async def leave(self) -> None:
         """Close with a word to the far side, which gets all that was sent before; bounded in time."""
@@ -346,6 +354,7 @@ class Link:
         if self.lost:
             return
         self.lost = True
+        self._bench.running.pop(self, None)
         self._read_to_end.set()
         trio.lowlevel.notify_closing(self._sock.fileno())
         self._sock.close()

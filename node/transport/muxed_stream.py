@@ -86,18 +86,12 @@ class MuxedStream(Stream):
             raise trio.BusyResourceError("another task is sending on this stream")
         await trio.lowlevel.checkpoint_if_cancelled()
         self._check_sendable()
+        size = sum(map(len, buffers))  # of views of bytes: of others it is too small, and they are not eager
+        if self._may_be_eager(size) and all(map(_small, buffers)):
+            self._send_eagerly(b"".join((self._take_preface(), *buffers)), size)
+            return
         flow, link = self._flow, self._link
         session = link.session
-        size = sum(map(len, buffers))  # of views of bytes: of others it is too small, and they are not eager
-        if (
-            size <= EAGER_BYTES
-            and flow.copied <= MAX_EAGER_BYTES - size
-            and session.copied <= MAX_EAGER_IN_ALL
-            and all(map(_small, buffers))
-        ):
-            session.send(flow, (b"".join((self._take_preface(), *buffers)),), size + PIECE_BYTES)
-            link.kick()
-            return
         self._sending = True
         sent = False
         try:
@@ -112,6 +106,25 @@ class MuxedStream(Stream):
             if not (sent or flow.broken or link.lost):  # cancelled: nobody can tell how much went out
                 await self.reset()
             self._sending = False
+
+    def send_now(self, data: bytes) -> bool:
+        if self._sending or not self._may_be_eager(len(data)):
+            return False
+        self._check_sendable()
+        self._send_eagerly(self._take_preface() + data, len(data))
+        return True
+
+    def _may_be_eager(self, size: int) -> bool:
+        """Whether so much may be copied, to be sent when there is room for it."""
+        return (
+            size <= EAGER_BYTES
+            and self._flow.copied <= MAX_EAGER_BYTES - size
+            and self._link.session.copied <= MAX_EAGER_IN_ALL
+        )
+
+    def _send_eagerly(self, data: bytes, size: int) -> None:
+        self._link.session.send(self._flow, (data,), size + PIECE_BYTES)
+        self._link.kick()
 
     def _check_sendable(self) -> None:
         if self._gone or self._flow.finished:

@@ -52,6 +52,10 @@ class Upgrader:
         self._max_streams = max_streams
         self._turn = trio.Lock()  # a crowd of strangers shakes hands one step at a time, between others' work
 
+    async def watch(self) -> None:
+        """Look after all links that were made here, for as long as the network lives."""
+        await self._bench.watch()
+
     async def upgrade(self, stream: trio.SocketStream, expect: PeerId | None) -> Link:
         """`expect` is whom we dialled, None if they did. Raises HandshakeFailed.
 

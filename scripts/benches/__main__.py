@@ -9,12 +9,13 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from benches import environment, figure, first, marks, overlay, wire
+from benches import crowd, environment, figure, first, marks, overlay, wire
 from benches.figure import Figure
 from benches.systems import ABROAD, MODULES, OURS
 from processes import Failed, end_on_sigterm
 
 GROUPS = {"wire": wire, "overlay": overlay, "first": first}
+LARGE = {"crowd": crowd}  # measured only where it is asked for: minutes, and most of a machine
 OTHERS = tuple(name for name in MODULES if name != OURS)
 OK, FAILED, INTERRUPTED = 0, 1, 130
 
@@ -24,7 +25,7 @@ def measure(options: argparse.Namespace, against: Sequence[str], console: Consol
     figures = []
     for group in options.group or GROUPS:
         console.print(f"measuring {group}", highlight=False)
-        for one in GROUPS[group].measure(options.quick, against, console):
+        for one in (GROUPS | LARGE)[group].measure(options.quick, against, console):
             figures.append(one)
             if options.json:
                 print(json.dumps(one.to_map()), flush=True)
@@ -45,7 +46,11 @@ def read_options() -> argparse.Namespace:
         prog="scripts/bench",
         description="Medians over loopback; only figures of one run compare.",
     )
-    parser.add_argument("group", nargs="*", help=f"of {', '.join(GROUPS)}; all of them where none is named")
+    parser.add_argument(
+        "group",
+        nargs="*",
+        help=f"of {', '.join(GROUPS)} (all of them where none is named), {', '.join(LARGE)}",
+    )
     parser.add_argument("--quick", action="store_true", help="fewer repetitions: less than two minutes")
     parser.add_argument("--json", action="store_true", help="a line on stdout for each figure")
     parser.add_argument(
@@ -57,7 +62,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--prepare", action="store_true", help=f"make {environment.FOLDER} first, for them")
     options = parser.parse_args()
     options.against = [name for name in options.against.split(",") if name]
-    for kind, given, known in (("group", options.group, GROUPS), ("system", options.against, OTHERS)):
+    for kind, given, known in (("group", options.group, GROUPS | LARGE), ("system", options.against, OTHERS)):
         if unknown := set(given) - set(known):
             parser.error(f"no {kind} {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     return options

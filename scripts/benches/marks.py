@@ -25,7 +25,7 @@ class Sense(Enum):
 class Mark:
     """Our figure against a bound: times the median of `against` in the same run, or plain where that is None.
 
-    It holds for our figures whose params have all of `only`.
+    It holds for our figures whose params have all of `only`, and against those of theirs that are the `same`.
     """
 
     figure: str
@@ -33,6 +33,7 @@ class Mark:
     bound: float
     against: str | None = None
     only: Mapping[str, object] = field(default_factory=dict)
+    same: tuple[str, ...] = ()  # params in which theirs must be like ours
 
 
 IN_PEER = {"answered": "in the peer"}
@@ -54,6 +55,19 @@ MARKS = (
     Mark("small_call_p99_during_bulk", AT_MOST, 5.0),
     Mark("slow_link_128MiB", AT_LEAST, 0.8, "trio"),
     Mark("handshake_cpu", AT_MOST, 5.0),
+    Mark("dht_store", AT_MOST, 0.6, "hivemind", same=("bytes",)),
+    Mark("dht_get", AT_MOST, 0.8, "hivemind", same=("bytes",)),
+    Mark("dht_stores_per_s", AT_LEAST, 1.5, "hivemind"),
+    Mark("dht_gets_per_s", AT_LEAST, 1.5, "hivemind"),
+    Mark("dht_store_100", AT_MOST, 0.5, "hivemind"),
+    Mark("dht_read_100", AT_MOST, 0.3, "hivemind"),
+    Mark("peer_rss", AT_MOST, 0.5, "hivemind"),
+    Mark("find_task_cold", AT_MOST, 15.0),
+    Mark("find_task_cold_p99", AT_MOST, 60.0),
+    Mark("visible_to_all", AT_MOST, 1000.0),
+    Mark("gone_after_kill", AT_MOST, 20.0),
+    Mark("crowd_store_failures", AT_MOST, 0.0),
+    Mark("crowd_get_failures", AT_MOST, 0.0),
     Mark("help", AT_MOST, 300.0),
     Mark("join_ready", AT_MOST, 3000.0),
     Mark("sync_overhead", AT_MOST, 0.3),
@@ -79,9 +93,9 @@ def judge(figures: Sequence[Figure], marks: Sequence[Mark] = MARKS) -> list[Verd
     """The marks that this run can say something about, in their order."""
     verdicts = []
     for mark in marks:
-        theirs = [median(f.samples) for f in figures if f.name == mark.figure and f.via == mark.against]
         for ours in figures:
             fits = ours.name == mark.figure and ours.via == OURS and mark.only.items() <= ours.params.items()
+            theirs = [median(f.samples) for f in figures if fits and compares(f, ours, mark)]
             if not fits or (mark.against and not theirs):
                 continue
             value = median(ours.samples)
@@ -91,6 +105,12 @@ def judge(figures: Sequence[Figure], marks: Sequence[Mark] = MARKS) -> list[Verd
     return verdicts
 
 
+def compares(other: Figure, ours: Figure, mark: Mark) -> bool:
+    """Whether this figure is one that the mark holds ours against."""
+    alike = all(other.params.get(key) == ours.params.get(key) for key in mark.same)
+    return other.name == mark.figure and other.via == mark.against and alike
+
+
 def show(verdicts: Sequence[Verdict], *, to_stderr: bool) -> None:
     """A row for each mark."""
     table = Table(title="beside the marks (medians of this run)")
@@ -98,7 +118,9 @@ def show(verdicts: Sequence[Verdict], *, to_stderr: bool) -> None:
         table.add_column(heading, justify="left" if heading in ("figure", "against") else "right")
     for verdict in verdicts:
         mark, times = verdict.mark, "x" if verdict.mark.against else ""
-        params = [str(value) for key, value in verdict.ours.params.items() if key in ("end", "answered")]
+        params = [
+            str(value) for key, value in verdict.ours.params.items() if key in ("end", "answered", "bytes")
+        ]
         table.add_row(
             " ".join([mark.figure, *params]),
             f"{median(verdict.ours.samples):.2f} {verdict.ours.unit}",

@@ -1,4 +1,4 @@
-"""Joining, finding, and what an idle peer weighs."""
+"""Joining and finding in a swarm of our own; storing, reading and memory beside another DHT (`dht`)."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from time import perf_counter
 import trio
 from rich.console import Console
 
+from benches import dht, finding
 from benches.figure import Figure
 from benches.host import ECHO_TASK
 from benches.swarm import PEERS, Swarm, open_swarm
 from modelnet_p2p import Peer
 from processes import Failed
 
-MIB = 1024.0 * 1024.0
-
 
 def measure(quick: bool, against: Sequence[str], console: Console) -> Iterator[Figure]:
-    """Nobody else is measured here: the systems that compare do not find by task."""
+    """Joining and finding are ours alone: the systems that compare do not find by task."""
     console.print(f"  starting a swarm of {PEERS} peers ...", style="dim", highlight=False)
     with open_swarm(quick) as swarm:
         yield trio.run(join, swarm)
         yield trio.run(find_task, swarm)
-        yield peer_rss(swarm)
+    yield from finding.measure(quick, console)
+    yield from dht.measure(quick, against, console)
 
 
 async def join(swarm: Swarm) -> Figure:
@@ -48,11 +48,3 @@ async def find_task(swarm: Swarm) -> Figure:
                 raise Failed(f"nobody was found for {ECHO_TASK}")
             samples.append((perf_counter() - started) * 1000)
     return Figure("find_task", "ms", samples[1:], {"peers": PEERS})
-
-
-def peer_rss(swarm: Swarm) -> Figure:
-    """Resident memory of `modelnet-peer join` that serves nothing, as it says itself."""
-    names = [f"idle{number}" for number in range(swarm.rounds(2, 5))]
-    idle = swarm.troupe.start(*names, bootstrap=[swarm.address])
-    samples = [swarm.troupe.ask(peer, "status")[0]["rss_bytes"] / MIB for peer in idle]
-    return Figure("peer_rss", "MiB", samples, {"peers": PEERS, "models": 0})

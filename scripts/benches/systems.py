@@ -67,13 +67,17 @@ class Running:
 
     def order(self, **order: object) -> Line:
         """What the rig answers; it must be awake. Raises Failed."""
+        self.ask(**order)
+        return self.read_line(ORDER_TIMEOUT)
+
+    def ask(self, **order: object) -> None:
+        """Only tells it; the answer is the next line. Raises Failed."""
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(json.dumps(order).encode() + b"\n")
             self.process.stdin.flush()
         except BrokenPipeError:
             raise self.failed(f"could not be asked for {order}") from None
-        return self.read_line(ORDER_TIMEOUT)
 
     def read_line(self, patience: float) -> Line:
         out = self.process.stdout
@@ -157,11 +161,17 @@ def running(names: Sequence[str], place: Place = LOOPBACK) -> Iterator[list[Runn
 
 
 def start(name: str, place: Place) -> Running:
-    python = str(environment.PYTHON) if name in ABROAD else sys.executable
     inside = ["ip", "netns", "exec", place.caller_netns] if place.caller_netns else []
-    command = [*inside, python, "-m", MODULES[name], "--host", place.host]
+    arguments = ["--host", place.host]
     if place.server_netns:
-        command += ["--server-netns", place.server_netns]
+        arguments += ["--server-netns", place.server_netns]
+    return spawn(name, MODULES[name], arguments, inside)
+
+
+def spawn(name: str, module: str, arguments: Sequence[str], inside: Sequence[str] = ()) -> Running:
+    """A module of the scripts as a process that takes orders, under the interpreter of that system."""
+    python = str(environment.PYTHON) if name in ABROAD else sys.executable
+    command = [*inside, python, "-m", module, *arguments]
     log = tempfile.TemporaryFile()  # noqa: SIM115 closed by Running.end
     rest = {key: value for key, value in os.environ.items() if not key.startswith(("MODELNET_", "PYTHON"))}
     process = subprocess.Popen(

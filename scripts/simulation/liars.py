@@ -11,7 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
+from modelnet_p2p.dht.density import Density
 from modelnet_p2p.dht.keyspace import position
+from modelnet_p2p.dht.server import KadServer
 from modelnet_p2p.dht.simulator import Node, Simulator
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import Contact, Kind, Message
@@ -37,11 +39,36 @@ class Sybil:
                 return Message(request.kind, request.key, records=())
 
 
-def besiege(town: Town, key: bytes, count: int, *, one_net: bool) -> None:
-    """Put `count` Sybils closer to `key` than the closest honest peer, and have them join."""
+class Misjudging(Density):
+    """The estimate of the network's size, wrong by a factor."""
+
+    def __init__(self, me: PeerId, k: int, factor: float) -> None:
+        super().__init__(me, k)
+        self._factor = factor
+
+    @property
+    def peers(self) -> float | None:
+        told = super().peers
+        return None if told is None else told * self._factor
+
+
+def mislead(town: Town, factor: float) -> None:
+    """Have everybody take the network for so many times as large as it is."""
+    for node in town.honest:
+        assert isinstance(node.server, KadServer)
+        node.server.density = Misjudging(node.id, node.table.k, factor)
+        if not node.asleep:
+            node.on_walked(node.id, node.table.closest(node.id, node.table.k))
+
+
+def besiege(town: Town, key: bytes, count: int, *, one_net: bool, spread: bool = False) -> None:
+    """Put `count` Sybils closer to `key` than the closest honest peer, and have them join.
+
+    With `spread` they lie anywhere among the k closest, which is less work for them.
+    """
     sim, rng = town.sim, town.rng
     gang: list[Contact] = []
-    for peer in _ground(sim, key, count, rng):
+    for peer in _ground(sim, key, count, rng, sim.tuning.k if spread else 1):
         number = NET if one_net else len(sim.nodes)
         addr = address(number)
         if one_net:  # hosts of one network
@@ -61,10 +88,10 @@ def _enter(sim: Simulator, node: Node, via: list[Node], key: bytes) -> None:
     sim.join(node, via, lambda _: look())
 
 
-def _ground(sim: Simulator, key: bytes, count: int, rng: Random) -> list[PeerId]:
-    [nearest] = sim.closest_alive(key, 1)
+def _ground(sim: Simulator, key: bytes, count: int, rng: Random, nth: int) -> list[PeerId]:
+    """Identities closer to `key` than the `nth` closest that is alive."""
     place = position(key)
-    bound = position(nearest) ^ place
+    bound = position(sim.closest_alive(key, nth)[-1]) ^ place
     found: list[PeerId] = []
     while len(found) < count:
         peer = PeerId.of_key(rng.randbytes(32))

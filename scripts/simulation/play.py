@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from random import Random
 
+from modelnet_p2p.dht.shards import ShardReads
 from modelnet_p2p.dht.simulator import Node, Run, Simulator
 from modelnet_p2p.dht.walks import Collect
+from modelnet_p2p.records import Identity, Sealed
 from modelnet_p2p.tuning import WAN
 from simulation import liars
 from simulation.scenario import Mark, Phase, Scenario
@@ -27,18 +29,32 @@ class Reading:
 
     reader: Node
     sought: Publication
-    walk: Collect
+    walk: Collect  # of the key itself
+    records: dict[Identity, Sealed] = field(default_factory=dict)
+    messages: int = 0
+    told: int = 0  # records of this key that are there to be found
     seconds: float | None = None  # once it has ended
     void: bool = False  # what it sought died meanwhile, so it says nothing
     found: bool = False
     newest: bool = False
 
-    def on_end(self, run: Run) -> None:
+    def take(self, walk: Collect) -> None:
+        """What lies at the key, or at one of its shards."""
+        self.messages += walk.messages
+        self.records.update((sealed.identity, sealed) for sealed in walk.records)
+
+    def on_end(self, now: float, began: float) -> None:
         sealed = self.sought.sealed
-        self.seconds = run.seconds
+        self.seconds = now - began
         self.void = not self.sought.node.alive
-        self.found = any(one.identity == sealed.identity for one in self.walk.records)
-        self.newest = any(one.envelope == sealed.envelope for one in self.walk.records)
+        found = self.records.get(sealed.identity)
+        self.found = found is not None
+        self.newest = found is not None and found.envelope == sealed.envelope
+
+    @property
+    def share(self) -> float:
+        """Of all that is to be found under the key."""
+        return len(self.records) / max(1, self.told)
 
     @property
     def over(self) -> bool:
@@ -146,6 +162,8 @@ class _Stage:
             living = town.living
             for node in town.rng.sample(living, round(phase.kill * len(living))):
                 town.kill(node)
+        if phase.misjudged != 1.0:
+            liars.mislead(town, phase.misjudged)
         if phase.churn or town.churning:
             town.churn(phase.churn)
         if phase.update:
@@ -163,7 +181,7 @@ class _Stage:
             for number, owner in enumerate(owners)
         ]
         for victim in victims:
-            liars.besiege(town, victim.key, phase.sybils, one_net=phase.one_net)
+            liars.besiege(town, victim.key, phase.sybils, one_net=phase.one_net, spread=phase.spread)
         self._let_pass(SETTLE_SECONDS)
         for victim in victims:
             town.tell(victim)
@@ -179,7 +197,7 @@ class _Stage:
 
     def _read(self, targets: list[Publication]) -> None:
         """All reads, spread evenly over the phase's seconds; returns when the last has ended."""
-        sim, count = self.sim, self.town.world.reads
+        sim, count = self.sim, self.phase.reads or self.town.world.reads
         before = {node.id: node.served for node in sim.nodes.values()}
         gap = self.phase.seconds / count
         for number in range(count):
@@ -203,24 +221,47 @@ class _Stage:
             return self._begin(targets)
         if sim.cut and reader.side != sought.node.side:
             return self._begin(targets)  # each side is asked for what is its own
-        seeds = sim.seeds(reader, sought.key)
         self._connect(reader)
-        walk = Collect(
-            sought.key,
+        walk = self._collect(reader, sought.key)
+        held = reader.store.page(sought.key, b"", PAGE_BYTES)
+        walk.on_local(held.sealeds, held.contacts)
+        reading = Reading(reader, sought, walk, told=sum(p.key == sought.key for p in known))
+        self._readings.append(reading)
+        shards = ShardReads(sought.key, self._limit, town.rng.shuffle)
+        began = sim.now
+
+        def ended(run: Run) -> None:
+            assert isinstance(run.walk, Collect)
+            reading.take(run.walk)
+            if run.walk is not walk:
+                shards.on_read(split=run.walk.split)
+            at = shards.next(len(reading.records)) if walk.split else None
+            if at is None:
+                reading.on_end(sim.now, began)
+            else:
+                sim.start(reader, self._collect(reader, at), READ, ended)
+
+        sim.start(reader, walk, READ, ended)
+
+    @property
+    def _limit(self) -> int | None:
+        return None if self.phase.all_records else self.town.world.limit
+
+    def _collect(self, reader: Node, key: bytes) -> Collect:
+        sim = self.sim
+        seeds = sim.seeds(reader, key)
+        return Collect(
+            key,
             seeds,
             me=reader.id,
             network=sim.network,
             tuning=sim.tuning,
             now=sim.now,
             now_us=sim.now_us,
-            limit=town.world.limit,
+            limit=self._limit,
             patience=reader.patience.seconds,
+            region=reader.region,
         )
-        held = reader.store.page(sought.key, b"", PAGE_BYTES)
-        walk.on_local(held.sealeds, held.contacts)
-        reading = Reading(reader, sought, walk)
-        self._readings.append(reading)
-        sim.start(reader, walk, READ, reading.on_end)
 
     def _connect(self, reader: Node) -> None:
         """The reader's connections, where the phase says how they are."""
@@ -242,16 +283,17 @@ def _figures(readings: list[Reading], round_trip: float) -> dict[str, float]:
     patience = statistics.median(reading.walk.patience for reading in readings)
     found = {
         "found": sum(reading.found for reading in readings) / n,
-        "answered": sum(bool(reading.walk.records) for reading in readings) / n,  # with any record at all
+        "answered": sum(bool(reading.records) for reading in readings) / n,  # with any record at all
         "newest": sum(reading.newest for reading in readings) / n,
         "patience_s": patience,
         "round_trips_p95": (_quantile(seconds, 0.95) - patience) / round_trip,
-        "messages_mean": statistics.mean(reading.walk.messages for reading in readings),
+        "messages_mean": statistics.mean(reading.messages for reading in readings),
+        "share": statistics.mean(reading.share for reading in readings),
     }
     for name, values in (
         ("seconds", seconds),
         ("hops", [float(reading.walk.hops) for reading in readings]),
-        ("messages", [float(reading.walk.messages) for reading in readings]),
+        ("messages", [float(reading.messages) for reading in readings]),
     ):
         found[f"{name}_p50"], found[f"{name}_p95"] = _quantile(values, 0.5), _quantile(values, 0.95)
     return found

@@ -66,7 +66,11 @@ class Phase:
     update: bool = False  # each publisher signs its record anew and stores it
     sybils: int = 0  # identities ground closest to each of some keys that are published only then
     one_net: bool = False  # ... all with addresses of one /24
+    spread: bool = False  # ... not closest, but all over where the key's holders are
+    misjudged: float = 1.0  # times the size of the network that everybody takes it for
+    all_records: bool = False  # readers walk through everything under the key
     readers: str = "as they are"  # warm: connected to all their table; cold: to nobody
+    reads: int = 0  # as many as the world says, where it is 0
     wait: float = 0.0
     seconds: float = 1.0
     marks: tuple[Mark, ...] = ()
@@ -86,6 +90,7 @@ class World:
     apart: bool = False  # each phase in a world of its own
     readers: int = 0  # who read in all phases, and so have learnt how long answers take; 0: everybody
     limit: int = 20  # records after which a reader has enough
+    per_key: int = 4096  # records that a holder keeps under one key
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +148,8 @@ def _phase(values: object, where: str) -> Phase:
     phase = _made(Phase, {**values, "marks": found}, where)
     if phase.readers not in READERS:
         raise BadScenario(f"{where}: readers are {', '.join(READERS)}, not {phase.readers!r}")
+    if phase.misjudged <= 0:
+        raise BadScenario(f"{where}: the size can be misjudged by 0.5 or by 2, not by {phase.misjudged:g}")
     if not 0 <= phase.kill < 1 or not 0 <= phase.churn <= 1 or min(phase.wait, phase.seconds) < 0:
         raise BadScenario(f"{where}: a share is not within 0 and 1, or a time is negative")
     return phase

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
+from modelnet_p2p.dht.checking import Check
 from modelnet_p2p.dht.keyspace import BITS, position
 from modelnet_p2p.dht.lookup import Wait
 from modelnet_p2p.dht.republish import Due, Renew, Republisher
 from modelnet_p2p.dht.server import KadServer
+from modelnet_p2p.dht.shards import Spill
 from modelnet_p2p.dht.simulator import Node, Run, Simulator
-from modelnet_p2p.dht.walks import Store
+from modelnet_p2p.dht.storing import Store
 from modelnet_p2p.identity import KeyPair, PeerId
 from modelnet_p2p.names import Keys, provider_key
 from modelnet_p2p.records import Manifest, OfferRecord, Sealed, seal_manifest, seal_offer
@@ -78,7 +80,8 @@ class Atlas:
                 node.table.add(other.contact, now, other.group)
             node.table.on_walked(place ^ (1 << (BITS - index - 1)), now - rng.random() * interval)
             if len(self.below(place, index)) <= 1:  # only itself
-                return
+                break
+        node.table.on_walked(place, now - rng.random() * interval)
 
     def below(self, place: int, index: int) -> range:
         """All that share more than `index` leading bits with `place`."""
@@ -100,6 +103,7 @@ class Town:
         self._churn = (0.0, 0)  # share in a minute, and which change of it this is
         self._calendars: dict[PeerId, Republisher] = {}
         self._polled: dict[PeerId, float] = {}
+        self._spills: dict[tuple[PeerId, bytes], Spill] = {}
         self._held: dict[PeerId, list[Publication]] = {}
         self._keys = Keys(sim.network)
         self._tables = Random(rng.randbytes(8))  # of its own: when a table is drawn changes nothing else
@@ -156,6 +160,7 @@ class Town:
         pair = KeyPair(self.rng.randbytes(32)) if publishes else None
         addr = address(len(self.sim.nodes))
         node = self.sim.add(pair.id if pair else None, group_of(addr), addr)
+        node.store.bounds = replace(node.store.bounds, per_key=self.world.per_key)
         self.honest.append(node)
         if pair is not None:
             model = "sim/hot" if self.world.hot else f"sim/m{len(self.publications)}"
@@ -212,6 +217,8 @@ class Town:
     def _poll(self, node: Node) -> None:
         """Do what the calendar of that peer says."""
         calendar = self._calendars.get(node.id)
+        if calendar is not None:
+            calendar.pace(node.table.churn.interval(self.sim.now, self.sim.tuning.republish))
         while calendar is not None and node.alive:
             match calendar.poll(self.sim.now):
                 case Due(key, sealeds):
@@ -227,19 +234,29 @@ class Town:
                     return
 
     def _store(self, node: Node, key: bytes, sealeds: tuple[Sealed, ...]) -> None:
+        """Under the key, or under a shard of it where it is full."""
+        spill = self._spills.setdefault((node.id, key), Spill(key, node.id, self.sim.tuning.record_lifetime))
+        self._store_at(node, spill, spill.start(self.sim.now), sealeds)
+
+    def _store_at(self, node: Node, spill: Spill, at: bytes, sealeds: tuple[Sealed, ...]) -> None:
+        seeds, key = self.sim.seeds(node, at), spill.key
         walk = Store(
-            key,
+            at,
             sealeds,
             node.contact,
-            self.sim.seeds(node, key),
+            seeds,
             tuning=self.sim.tuning,
             patience=node.patience.seconds,
+            region=node.region,
         )
 
         def stored(_: Run) -> None:
             report = walk.report
             if isinstance(node.server, KadServer):
-                node.server.keep_own(key, sealeds, node.contact)
+                node.server.keep_own(at, sealeds, node.contact)
+            if (shard := spill.after(report)) is not None:
+                self._store_at(node, spill, shard, sealeds)
+                return
             calendar = self._calendars.get(node.id)
             if calendar is not None:
                 calendar.on_stored(key, self.sim.now, promised=report.promised, alone=report.alone)
@@ -258,12 +275,19 @@ class Town:
             self._poll(node)
 
     def _refresh(self, node: Node) -> None:
-        """Look up, one after the other, what the table has no news of; look again in a while."""
+        """Ask the silent, then look up, one by one, what the table has no news of; again in a while."""
         if not node.alive:
             return
         self.sim.seeds(node, bytes(node.id))  # its table is there
         node.store.expire(self.sim.now_us)
-        self._walk_stale(node, node.table.stale(self.sim.now, self.sim.tuning.table_refresh))
+        self._poll(node)  # records are told again as often as peers are seen to die
+        tuning = self.sim.tuning
+
+        def checked(_: Run) -> None:
+            self._walk_stale(node, node.table.stale(self.sim.now, tuning.table_refresh))
+
+        check = Check(node.table.doubtful(self.sim.now, tuning.table_refresh), tuning.alpha)
+        self.sim.start(node, check, "check", checked)
 
     def _walk_stale(self, node: Node, stale: list[int]) -> None:
         if not stale:

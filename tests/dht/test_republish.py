@@ -148,3 +148,33 @@ def test_newcomers_close_to_a_key_are_told_of_it_soon_and_together(alice: Person
     assert calendar.poll(104.0) == Due(b"task", (card,))
     assert calendar.poll(111.9) == Wait(102.0 + NEWCOMER_PAUSE)
     assert calendar.poll(112.0) == Due(b"model", (offer,))
+
+
+def test_a_longer_interval_counts_from_the_next_store_and_a_shorter_one_at_once(alice: Person) -> None:
+    calendar, offer = Republisher(600.0), alice.offer()
+    calendar.add({b"key": offer}, 0.0, stored=True)
+    step = calendar.poll(0.0)
+    assert isinstance(step, Wait)
+    assert 540 <= step.until <= 600
+    calendar.pace(3600.0)
+    assert calendar.poll(0.0) == step
+    assert isinstance(calendar.poll(step.until), Due)
+    calendar.on_stored(b"key", 600.0, promised=True)
+    later = calendar.poll(600.0)
+    assert isinstance(later, Wait)
+    assert 600 + 3240 <= later.until <= 600 + 3600
+    calendar.pace(60.0)  # peers began to die
+    soon = calendar.poll(610.0)
+    assert isinstance(soon, Wait)
+    assert 600 + 54 <= soon.until <= 600 + 60
+    assert calendar.poll(700.0) == Due(b"key", (offer,))
+
+
+def test_a_retry_that_is_due_sooner_is_not_put_off_by_the_pace(alice: Person) -> None:
+    calendar = Republisher(600.0)
+    calendar.add({b"key": alice.offer()}, 0.0)
+    assert isinstance(calendar.poll(0.0), Due)
+    calendar.on_stored(b"key", 1.0, promised=False)
+    for interval in (3600.0, 60.0):
+        calendar.pace(interval)
+        assert calendar.poll(1.0) == Wait(1.0 + FIRST_RETRY)

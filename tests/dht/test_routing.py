@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelnet_p2p.dht.keyspace import common_prefix, position
+from modelnet_p2p.dht.keyspace import MAX_GROUND_BITS, common_prefix, position
 from modelnet_p2p.dht.routing import MAX_FAILURES, Place, RoutingTable
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import Contact
@@ -84,18 +84,56 @@ def test_one_network_cannot_hold_a_contested_bucket_and_loses_nothing_in_an_unco
     assert len(table) == K
 
 
+def test_a_flood_of_waiting_peers_of_one_network_does_not_inherit_the_bucket() -> None:
+    table, peers, flood = RoutingTable(ME, K), in_bucket(0), "198.51.100.0/24"
+    honest = [next(peers) for _ in range(K)]
+    for number, peer in enumerate(honest):
+        table.add(peer, 0.0, f"203.0.{number}.0/24")
+    late = next(peers)
+    table.add(late, 1.0, "192.0.2.0/24")
+    for _ in range(10 * K):
+        assert table.add(next(peers), 2.0, flood) is Place.WAITING
+    table.failed(honest[0].id, 3.0)  # one place is that network's share of four
+    assert late.id not in table
+    table.failed(honest[1].id, 3.0)
+    assert late.id in table  # though all the others were seen after it, and were more than may wait
+    assert not {honest[0].id, honest[1].id} & {peer.id for peer in table}
+    for peer in honest[2:]:
+        table.failed(peer.id, 4.0)
+    assert {peer.id for peer in honest[2:]} <= {peer.id for peer in table}
+    for _ in range(MAX_FAILURES):
+        table.failed(honest[2].id, 5.0)
+    assert honest[2].id not in table  # the dead go all the same ...
+    newcomer = next(peers)
+    assert table.add(newcomer, 6.0, "192.0.3.0/24") is Place.TABLE  # ... and who comes displaces the crowd
+    assert len(table) == K
+
+
 def test_a_bucket_is_stale_until_a_walk_goes_through_it() -> None:
     table = RoutingTable(ME, K)
-    for index in range(3):
-        table.add(next(in_bucket(index)), 0.0)
-    assert table.stale(0.0, 60.0) == [0, 1, 2]
+    for index in range(4):
+        peers = in_bucket(index)
+        for _ in range(K):
+            table.add(next(peers), 0.0)
+    assert table.stale(0.0, 60.0) == [0, 1, 2, MAX_GROUND_BITS]
     for index in (0, 2):
         key = table.refresh_key(index, b"seed")
         assert common_prefix(position(key), position(ME)) == index
         table.on_walked(key, 10.0)
+    assert table.stale(20.0, 60.0) == [1, MAX_GROUND_BITS]
+    assert table.refresh_key(MAX_GROUND_BITS, b"") == ME
+    table.on_walked(bytes(ME), 20.0)
     assert table.stale(20.0, 60.0) == [1]
-    assert table.stale(70.0, 60.0) == [0, 1, 2]
-    assert table.refresh_key(16, b"") == ME
+    assert table.stale(80.0, 60.0) == [0, 1, 2, MAX_GROUND_BITS]
+
+
+def test_one_walk_towards_me_stands_for_all_buckets_of_my_nearest() -> None:
+    table = RoutingTable(ME, K)
+    assert table.stale(0.0, 60.0) == [MAX_GROUND_BITS]
+    for index in range(6):
+        table.add(next(in_bucket(index)), 0.0)
+    # the four nearest lie in the buckets 2 to 5: such a walk ends when it has asked them all
+    assert table.stale(0.0, 60.0) == [0, 1, MAX_GROUND_BITS]
 
 
 def test_addresses_and_groups_survive_a_sign_of_life_that_brings_none() -> None:

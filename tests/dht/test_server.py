@@ -14,7 +14,7 @@ from modelnet_p2p.dht.routing import RoutingTable
 from modelnet_p2p.dht.server import KadServer, parse_value_key, value_key
 from modelnet_p2p.dht.store import Bounds, OfferStore
 from modelnet_p2p.identity import PeerId
-from modelnet_p2p.kad import MAX_MESSAGE_BYTES, Contact, Kind, Message, Value, encode
+from modelnet_p2p.kad import MAX_MESSAGE_BYTES, MAX_RECORDS_ADDED, Contact, Kind, Message, Value, encode
 from modelnet_p2p.records import Refusal, Sealed
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def test_each_bad_record_is_refused_with_its_reason_and_counted(
         (add(model_key, carol, alice.offer(seq=6).envelope), carol, Refusal.WRONG_OWNER),
         (add(model_key, alice, bytes(5000)), alice, Refusal.OVERSIZED),
         (add(model_key, alice), alice, Refusal.MALFORMED),
-        (add(model_key, alice, envelope, envelope), alice, Refusal.MALFORMED),
+        (add(model_key, alice, *[envelope] * (MAX_RECORDS_ADDED + 1)), alice, Refusal.MALFORMED),
         (add(b"no multihash", alice, envelope), alice, Refusal.MALFORMED),
         (Message(Kind.GET_PROVIDERS, b"no multihash"), alice, Refusal.MALFORMED),
         (Message(Kind.GET_PROVIDERS, model_key, cursor=b"guess"), alice, Refusal.MALFORMED),
@@ -119,7 +119,7 @@ def test_where_there_is_no_room_the_reply_says_so(
     bob: Person, alice: Person, carol: Person, model_key: bytes, now_us: int
 ) -> None:
     server = KadServer(bob.id, "public", RoutingTable(bob.id, 20), OfferStore(Bounds(per_key=1)))
-    for person, refused in ((alice, ""), (carol, "full_key")):
+    for person, refused in ((alice, ""), (carol, "split")):
         message = add(model_key, person, person.offer().envelope)
         reply = server.handle(message, person.id, None, 0.0, now_us)
         assert reply is not None

@@ -17,9 +17,10 @@ from modelnet_p2p.dht.routing import RoutingTable
 from modelnet_p2p.dht.server import KadServer
 from modelnet_p2p.dht.simulator import Node, Simulator
 from modelnet_p2p.dht.store import OfferStore
-from modelnet_p2p.dht.walks import Collect, FindPeer, Send, Store
+from modelnet_p2p.dht.storing import Store
+from modelnet_p2p.dht.walks import Collect, FindPeer, Send
 from modelnet_p2p.identity import PeerId
-from modelnet_p2p.kad import Contact, Kind, Message
+from modelnet_p2p.kad import MAX_RECORDS_ADDED, Contact, Kind, Message
 from modelnet_p2p.records import Refusal, Sealed
 from modelnet_p2p.tuning import TEST
 
@@ -145,20 +146,34 @@ def test_a_publish_is_promised_by_a_majority_of_ours_and_stock_peers_are_told_be
         (alice.contact,),
     )
     assert {send.contact.id for send in ours} == {peer.id for peer in PEERS[:4]}
-    assert {send.message.records for send in ours} == {(cards[0].envelope,)}
-    for send in ours:
-        acknowledge(walk, send)
-    second = sends(walk)
-    assert {send.message.records for send in second} == {(cards[1].envelope,)}
-    acknowledge(walk, second[0])
-    acknowledge(walk, second[1])
-    acknowledge(walk, second[2], refused="full_key")
+    assert {send.message.records for send in ours} == {tuple(card.envelope for card in cards)}
+    acknowledge(walk, ours[0])
+    acknowledge(walk, ours[1])
+    acknowledge(walk, ours[2], refused="full_provider")
     assert not walk.report.promised  # two of four are no majority
     assert walk.poll(0.0) == Wait(float("inf"))
-    acknowledge(walk, second[3])
+    acknowledge(walk, ours[3])
     assert walk.poll(0.0) == Done()
     report = walk.report
-    assert (report.asked, report.stored, report.promised, report.refused) == (4, 3, True, {"full_key": 1})
+    assert (report.asked, report.stored, report.promised, report.refused) == (
+        4,
+        3,
+        True,
+        {"full_provider": 1},
+    )
+
+
+def test_many_records_go_in_messages_that_each_have_room(alice: Person, task_key: bytes) -> None:
+    cards = [alice.card(f"alice/model{number}") for number in range(MAX_RECORDS_ADDED + 1)]
+    walk = Store(task_key, cards, alice.contact, PEERS, tuning=TEST)
+    [first] = [send for send in walked(walk, ours=1) if send.message.records]
+    assert first.message.records == tuple(card.envelope for card in cards[:-1])
+    acknowledge(walk, first)
+    [second] = sends(walk)
+    assert second.message.records == (cards[-1].envelope,)
+    assert not walk.report.promised
+    acknowledge(walk, second)
+    assert (walk.report.stored, walk.report.promised) == (1, True)
 
 
 def test_once_promised_the_silent_have_their_patience_and_no_more(alice: Person, model_key: bytes) -> None:

@@ -8,7 +8,8 @@
 import { createInterface } from 'node:readline'
 import { makeNode, say, write } from './common.mjs'
 import {
-  addProvider, getProviders, keyOf, keyPair, openOffer, pack, parseMessage, readUvarint, seal, sealOffer, sha256
+  addProvider, getProviders, keyOf, keyPair, openOffer, pack, parseMessage, readUvarint, seal, sealOffer, sha256,
+  summary
 } from './modelnet.mjs'
 import { kadDHT, passthroughMapper } from '@libp2p/kad-dht'
 import { generateKeyPairFromSeed } from '@libp2p/crypto/keys'
@@ -107,9 +108,11 @@ const actions = {
 
   async publish ({ model, task }) {
     const sealed = sealOffer({ name: model, task }, key, { network, framework: 'js' })
-    const { seq, expires } = openOffer(sealed, { network })
+    const offer = openOffer(sealed, { network })
     const card = seal('/modelnet/card/1', pack({
-      p: key.id, n: network, o: key.id, m: model, t: task, f: 'js', s: seq, e: expires, h: sha256(sealed)
+      ...summary(sealed, offer),
+      ...{ p: key.id, n: network, o: key.id, m: model, t: task, f: 'js' },
+      ...{ s: offer.seq, e: offer.expires, h: sha256(sealed) }
     }), key)
     const addresses = node.getMultiaddrs().map((address) => Buffer.from(address.decapsulateCode(421).bytes))
     const places = { [`model/${model}`]: sealed, [`peer/${text(key.id)}`]: sealed, [`task/${task}`]: card }

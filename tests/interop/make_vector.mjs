@@ -1,6 +1,6 @@
 // Prints the vector that tests/values/vectors/js.json holds, written by modelnet.mjs:
 //   node tests/interop/make_vector.mjs > tests/values/vectors/js.json
-import { addProvider, keyOf, keyPair, pack, seal, sha256 } from './modelnet.mjs'
+import { addProvider, keyOf, keyPair, openOffer, pack, seal, sha256, summary } from './modelnet.mjs'
 
 const named = (name) => keyPair(Buffer.alloc(32, '.').fill(name, 0, name.length))
 
@@ -25,11 +25,14 @@ const offer = seal('/modelnet/offer/1', pack({
   'x-müsli': 'é', 'x-\u{1f600}': [-33, 255, 65_536, 2 ** 40], 'x-\uffee': true
 }), bob)
 
-const card = seal('/modelnet/card/1', pack({
+const names = {
   p: bob.id, n: 'public', o: alice.id, m: model.name, v: model.version, t: model.task, g: 'fast',
   d: digest, f: 'torch', s: 1_900_000_000_000, e: now + 7_200_000_000,
   h: sha256(offer)
-}), bob)
+}
+const card = seal('/modelnet/card/1', pack(names), bob)
+const told = summary(offer, openOffer(offer, { network: 'public', now }))
+const summedUp = seal('/modelnet/card/1', pack({ ...names, ...told }), bob)
 
 const tombstone = seal('/modelnet/tombstone/1', pack({
   provider: bob.id, network: 'public', owner: alice.id, ...model, tags: ['fast'], digest,
@@ -43,6 +46,7 @@ const revocation = seal('/modelnet/revocation/1', pack({
 const key = keyOf('public', 'model/acme/sentiment')
 const address = Buffer.from('047f000001060fa1', 'hex')
 
-const hex = { manifest, offer, card, tombstone, revocation, add_provider: addProvider(key, bob.id, [address], offer) }
+const sealed = { manifest, offer, card, card_summed_up: summedUp, tombstone, revocation }
+const hex = { ...sealed, add_provider: addProvider(key, bob.id, [address], offer) }
 const shown = Object.fromEntries(Object.entries(hex).map(([what, data]) => [what, data.toString('hex')]))
 console.log(JSON.stringify({ made_by: 'tests/interop/make_vector.mjs', now_us: now, key: key.toString('hex'), ...shown }, null, 2))

@@ -204,6 +204,34 @@ export function sealOffer (model, key, { network, now = Date.now() * 1000, ...mo
   return seal('/modelnet/offer/1', pack({ provider: key.id, network, manifest, ...times, ...more }), key)
 }
 
+// What a card may say of its offer beside its names: marks of the words that searches ask for, and numbers.
+export function summary (sealed, offer) {
+  const specs = (list = []) => list.flatMap(({ kind, dtype }) => [kind, dtype])
+  const languages = offer.languages ?? []
+  const said = {
+    tag: offer.tags,
+    language: [...languages, ...languages.map((language) => language.split('-')[0])],
+    licence: [offer.manifest.licence],
+    precision: [offer.precision],
+    tier: [offer.tier],
+    access: [offer.access ?? 'open'],
+    family: [offer.family],
+    gives: offer.gives,
+    input: specs(offer.inputs),
+    output: specs(offer.outputs)
+  }
+  const mark = (name, word) =>
+    sha256(Buffer.concat([sha256(sealed), Buffer.from(`${name}:${word.toLowerCase()}`)])).readUInt16BE(0)
+  const marks = new Set(Object.entries(said).flatMap(([name, words = []]) =>
+    words.filter(Boolean).map((word) => mark(name, word))))
+  const found = { w: Buffer.concat([...marks].sort((one, other) => one - other).map((value) => uint(value, 2))) }
+  if (offer.parameters !== undefined) found.a = offer.parameters
+  if (offer.context_length !== undefined) found.c = offer.context_length
+  const prices = Object.values(offer.price ?? {})
+  if (prices.some((price) => price !== 0)) found.x = [Math.min(...prices), Math.max(...prices)]
+  return found
+}
+
 // --- the DHT ---
 
 export const ADD_PROVIDER = 2

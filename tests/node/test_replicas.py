@@ -52,6 +52,25 @@ async def test_a_name_served_by_two_providers_of_one_owner_is_one_model(
         assert (outcome.output, outcome.provider) == ("HELLO", bob.id if first == alice.id else alice.id)
 
 
+async def test_all_that_an_owner_signed_is_found_by_its_id_until_it_is_withdrawn(
+    open_town: OpenTown, shop: Path
+) -> None:
+    async with open_town() as town:
+        alice, bob = await town.peer("alice"), await town.peer("bob")
+        carol = await town.peer("carol", listen=False)
+        for peer in (alice, bob):
+            await peer.publish("replicashop:one", manifest=SEAL, cwd=str(shop))
+        await alice.publish("replicashop:two", model="alice/two", task="x-acme/loud", cwd=str(shop))
+
+        async def found(owner: object) -> set[tuple[str, str]]:
+            return {(offer.model, offer.provider) for offer in await carol.find(where=f"owner:{owner}")}
+
+        assert await found(ACME.id) == {("acme/loud@1", alice.id), ("acme/loud@1", bob.id)}
+        assert await found(alice.id) == {("alice/two", alice.id)}
+        await alice.unpublish("acme/loud")
+        assert await found(ACME.id) == {("acme/loud@1", bob.id)}
+
+
 async def test_a_provider_takes_the_owners_seal_up_in_the_place_of_its_own(
     open_town: OpenTown, shop: Path
 ) -> None:

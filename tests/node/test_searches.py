@@ -10,11 +10,23 @@ import trio
 import trio.testing
 
 from modelnet_p2p.changes import Event
+from modelnet_p2p.envelope import seal
 from modelnet_p2p.errors import Code, LocalError, RemoteError
-from modelnet_p2p.node.overlay.batches import FIRST_MODELS
+from modelnet_p2p.node.overlay import batches
+from modelnet_p2p.node.overlay.batches import FIRST_MODELS, OFFERS_A_WALK
 from modelnet_p2p.node.peer import Peer
 from modelnet_p2p.offers import State
-from modelnet_p2p.records import Manifest, OfferRecord, cards_of, seal_manifest, seal_offer
+from modelnet_p2p.records import (
+    CARD_TYPE,
+    Card,
+    Manifest,
+    OfferRecord,
+    Sealed,
+    admit,
+    card_of,
+    seal_manifest,
+    seal_offer,
+)
 
 # Any: the fixture that opens a town, see conftest.py
 OpenTown = Any
@@ -22,12 +34,21 @@ TASK = "text-generation"
 
 
 async def offered(
-    peer: Peer, key: Any, name: str, *, task: str = TASK, licence: str = "", **said: Any
-) -> None:
-    """`peer` tells its network of a model that nobody runs: enough to be found."""
+    peer: Peer,
+    key: Any,
+    name: str,
+    *,
+    task: str = TASK,
+    licence: str = "",
+    owner: Any = None,
+    summed_up: bool = True,
+    **said: Any,
+) -> list[Sealed]:
+    """`peer` tells its network of a model that nobody runs: enough to be found. The offer, and its cards."""
     now_us = peer._overlay.wall_us()
-    manifest = Manifest(owner=key.id, name=name, task=task, licence=licence, issued_unix=1)
-    envelope = seal_manifest(manifest, key)
+    owner = owner or key
+    manifest = Manifest(owner=owner.id, name=name, task=task, licence=licence, issued_unix=1)
+    envelope = seal_manifest(manifest, owner)
     offer = OfferRecord(
         provider=key.id,
         network="town",
@@ -39,11 +60,13 @@ async def offered(
         **said,
     )
     sealed = seal_offer(offer, key)
+    cards = [card_of(sealed, key, tag, summed_up=summed_up) for tag in ("", *offer.tags)]
     contact = replace(peer._overlay.contact(), id=key.id)
-    for record in (sealed, *cards_of(sealed, key)):
+    for record in (sealed, *cards):
         for place in record.keys:
             refused = peer._overlay.server.store.add(place, record, contact)
             assert refused is None
+    return [sealed, *cards]
 
 
 def models(offers: Any) -> set[str]:
@@ -78,6 +101,88 @@ async def test_the_one_that_is_meant_is_found_behind_a_crowd(open_town: OpenTown
         await offered(alice, town.key("alice"), "acme/needle", parameters=5)
         found = await bob.find(TASK, where="parameters<=7B", limit=1)
         assert models(found) == {"acme/needle"}
+
+
+async def test_what_one_of_many_has_is_found_and_the_others_offers_are_not_read(
+    open_town: OpenTown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "FIRST_SIFTED", 64)
+    async with open_town() as town:
+        alice, bob = await town.peer("alice"), await town.peer("bob")
+        for number in range(100):  # more than the first look takes
+            key = town.key(f"one of {number % 5}")
+            said: dict[str, Any] = {"languages": ("de",), "parameters": 10**9, "precision": "int8"}
+            await offered(alice, key, f"crowd/m{number}", **said)
+        await offered(alice, town.key("alice"), "acme/needle", languages=("gsw-CH",), licence="MIT")
+        for where in ("language:gsw", "licence:mit", "parameters:..1M or language:gsw-ch"):
+            explained = await bob.explain(TASK, where=where, limit=5)
+            assert models(explained.offers) == {"acme/needle"}
+            course = explained.to_map()
+            assert course["cards"] == 101
+            assert course["cards_ruled_out"] >= 98  # a few words are there by chance
+            assert course["read"] <= 3
+        # of who has a mark it is not sure that he has the word: they are read after those without it
+        first = bob.search(TASK, where="not precision:int8")
+        assert (await anext(first)).model == "acme/needle"
+        everybody = await bob.find(TASK, where="not language:gsw", limit=30, all=True)
+        assert len(everybody) == 30
+
+
+async def test_an_offer_is_found_in_a_crowd_of_the_same_model(open_town: OpenTown) -> None:
+    """Under the model's own key it would be one of too many to be read."""
+    async with open_town() as town:
+        alice, bob = await town.peer("alice"), await town.peer("bob")
+        for number in range(2 * OFFERS_A_WALK):
+            await offered(alice, town.key(f"one of {number}"), "acme/common", tier="cloud")
+        await offered(alice, town.key("rare"), "acme/common", tier="edge")
+        explained = await bob.explain(TASK, where="tier:edge", all=True)
+        assert [offer.provider for offer in explained.offers] == [str(town.key("rare").id)]
+        assert explained.tally.read <= 3
+        many = await bob.explain(TASK, where="tier:cloud", all=True, limit=20)
+        assert len(many.offers) == 20
+        assert many.tally.messages <= 6  # the task's key and the model's
+
+
+async def test_whoever_does_not_sum_its_offer_up_is_still_read(open_town: OpenTown) -> None:
+    async with open_town() as town:
+        alice, bob = await town.peer("alice"), await town.peer("bob")
+        await offered(alice, town.key("alice"), "acme/new", languages=("de",))
+        await offered(alice, town.key("alice"), "acme/other", languages=("fr",))
+        await offered(alice, town.key("alice"), "acme/old", languages=("de",), summed_up=False)
+        await offered(alice, town.key("alice"), "acme/old-other", languages=("fr",), summed_up=False)
+        explained = await bob.explain(TASK, where="language:de")
+        assert models(explained.offers) == {"acme/new", "acme/old"}
+        course = explained.to_map()
+        assert (course["cards_ruled_out"], course["read"]) == (1, 3)
+
+
+async def test_a_summary_that_lies_hides_the_liar_alone(open_town: OpenTown) -> None:
+    async with open_town() as town:
+        alice, bob = await town.peer("alice"), await town.peer("bob")
+        await offered(alice, town.key("alice"), "acme/honest", languages=("de",))
+        for name, marks in (("acme/boaster", tuple(range(0, 65_536, 1024))), ("acme/hider", (1,))):
+            key = town.key(name)
+            _, card = await offered(alice, key, name, languages=("fr",))
+            assert isinstance(card.record, Card)
+            lie = seal(CARD_TYPE, replace(card.record, marks=marks, seq=card.seq + 1).to_payload(), key)
+            lied = admit(lie, network="town", now_us=alice._overlay.wall_us())
+            (place,) = lied.keys
+            contact = replace(alice._overlay.contact(), id=key.id)
+            assert alice._overlay.server.store.add(place, lied, contact) is None
+        assert models(await bob.find(TASK, where="language:de", all=True)) == {"acme/honest"}
+        assert models(await bob.find(TASK, where="language:fr", all=True)) <= {"acme/boaster"}
+
+
+async def test_an_owner_is_found_by_its_id_alone(open_town: OpenTown) -> None:
+    async with open_town() as town:
+        alice, carol = await town.peer("alice"), await town.peer("carol")
+        dora = town.key("dora")
+        await offered(alice, dora, "dora/own")
+        await offered(alice, town.key("bob"), "dora/lent", owner=dora)
+        await offered(alice, town.key("bob"), "bob/own")
+        explained = await carol.explain(where=f"owner:{dora.id}", all=True)
+        assert models(explained.offers) == {"dora/own", "dora/lent"}
+        assert explained.tally.keys == [f"/modelnet/town/peer/{dora.id}", f"/modelnet/town/owner/{dora.id}"]
 
 
 async def test_a_stream_gives_the_first_offers_before_all_are_read(open_town: OpenTown) -> None:
@@ -128,9 +233,13 @@ async def test_the_reasons_for_each_and_against_the_others(open_town: OpenTown) 
         assert (task, size) == (f"task:{TASK}", "parameters<=7B (3B)")
         assert framework == "not framework:onnx (not said)"
         assert standing.startswith("answered in ")
-        assert explained.to_map() == {
+        course = explained.to_map()
+        assert course.pop("messages") >= 2  # the task's key, and one model's
+        assert course == {
             "keys": [f"/modelnet/town/task/{TASK}"],
-            "read": 3,
+            "cards": 3,
+            "cards_ruled_out": 2,
+            "read": 1,
             "ruled_out": {"parameters<=7B": 1, "not framework:onnx": 1},
         }
 

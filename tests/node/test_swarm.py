@@ -107,7 +107,19 @@ def test_both_faces_have_every_word_of_the_peer_with_its_names() -> None:
         parameters = inspect.signature(function).parameters.values()
         return [(one.name, one.kind, one.default) for one in parameters if one.name != "cls"]
 
-    words = ["bootstrap", "find", "search", "show", "invoke", "call", "stream", "ping", "open"]
+    words = [
+        "bootstrap",
+        "find",
+        "search",
+        "watch",
+        "explain",
+        "show",
+        "invoke",
+        "call",
+        "stream",
+        "ping",
+        "open",
+    ]
     words += ["publish", "unpublish", "status", "peers"]
     for word in words:
         assert names(getattr(Swarm, word)) == names(getattr(Peer, word)), word
@@ -131,6 +143,18 @@ def test_a_script_finds_and_calls(swarm: Swarm, town: dict[str, Peer]) -> None:
     assert swarm.bootstrap(town["alice"].addrs).reached == town["alice"].addrs
     assert swarm.addrs == ()
     assert swarm.network_name in repr(swarm)
+
+
+def test_a_script_is_told_why_and_follows_what_changes(swarm: Swarm, town: dict[str, Peer]) -> None:
+    explained = swarm.explain(task=TASK)
+    [offer] = explained.offers
+    assert "answered in" in explained.why(offer)[-1]
+    news = swarm.watch(task=TASK, interval=0.2)
+    first = next(news)
+    assert (first.event, first.offer.model) == ("appeared", "modelnet/digits@1")
+    swarm._thread.run(lambda: town["alice"].unpublish("modelnet/digits"))
+    last = next(news)
+    assert (last.event, last.offer.model) == ("gone", "modelnet/digits@1")
 
 
 def test_what_goes_wrong_is_the_same_error(swarm: Swarm) -> None:

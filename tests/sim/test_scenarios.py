@@ -27,9 +27,6 @@ TINY: dict[str, object] = {
 KNOWN_MISSED = {
     "churn-10": {"seconds_p95_vs_first"},
     "latency": {"round_trips_p95"},
-    "mass-death-30": {"dead_entries"},
-    "mass-death-50": {"dead_entries"},
-    "mass-death-70": {"dead_entries"},
     "sybil": {"found", "messages_mean_vs_first"},
 }
 

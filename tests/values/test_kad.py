@@ -96,6 +96,38 @@ def test_a_missing_type_is_put_value() -> None:
     assert decode(b"\x12\x01k") == Message(Kind.PUT_VALUE, b"k")
 
 
+@settings(max_examples=300, deadline=None)
+@given(_MESSAGES)
+def test_the_bytes_are_those_of_the_protobuf_runtime(message: Message) -> None:
+    """Peers are written and read apart from the rest, and remembered; nobody can see that from outside."""
+    wire = KadMessage.FromString(encode(message))
+    assert wire.SerializeToString(deterministic=True) == encode(message)
+    for ours, theirs in ((message.closer, wire.closer_peers), (message.providers, wire.provider_peers)):
+        assert [(bytes(c.id), list(c.addrs)) for c in ours] == [(p.id, list(p.addrs)) for p in theirs]
+    assert decode(b"".join(_fields(wire)[::-1])) == message
+
+
+def _fields(wire: KadMessage) -> list[bytes]:
+    """Each field of a message by itself: others may write them in any order."""
+    parts = []
+    for descriptor, value in wire.ListFields():
+        part = KadMessage()
+        target = getattr(part, descriptor.name)
+        if isinstance(value, int | str | bytes):
+            setattr(part, descriptor.name, value)
+        else:
+            target.MergeFrom(value)
+        parts.append(part.SerializeToString())
+    return parts
+
+
+def test_a_peer_behind_a_tag_of_two_bytes_costs_no_more() -> None:
+    """66 written as 0xC2 0x00, which the protobuf runtime takes for the same field."""
+    with pytest.raises(BadMessage):
+        decode(b"\xc2\x00\xfc\xff\x3f" + b"\x12\x00" * 524_286)
+    assert decode(b"\xc2\x00\x04\x0a\x02ab").closer == (Contact(PeerId(b"ab")),)
+
+
 def test_unknown_fields_are_skipped() -> None:
     """clusterLevelRaw, the connection type of a peer, the time a record came, and later extensions."""
     data = b"\x08\x04\x12\x01k" + b"\x50\x01" + b"\xa2\x06\x02hi" + b"\x42\x06\x0a\x02ab\x18\x01"

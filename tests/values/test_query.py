@@ -11,7 +11,16 @@ from modelnet_p2p.identity import KeyPair
 from modelnet_p2p.names import Keys, ModelUri, provider_key
 from modelnet_p2p.offers import Offer, State
 from modelnet_p2p.query import Query
-from modelnet_p2p.records import OfferRecord, Sealed, seal_tombstone, tombstone_of
+from modelnet_p2p.records import (
+    Manifest,
+    OfferRecord,
+    Sealed,
+    card_of,
+    seal_manifest,
+    seal_offer,
+    seal_tombstone,
+    tombstone_of,
+)
 
 
 def test_the_key_walked_to_is_the_most_exact_one(bob: KeyPair) -> None:
@@ -84,10 +93,31 @@ def test_which_records_are_meant(
         assert not any(query.matches(record) for query in others)
 
 
-def test_a_card_leaves_tags_to_its_offer(sealed: Sealed, cards: list[Sealed]) -> None:
-    query = Query(task="text-classification", tag="huge")
-    assert query.matches(cards[0].record)
-    assert not query.matches(sealed.record)
+def test_a_card_leaves_tags_to_its_offer_where_it_does_not_sum_it_up(
+    sealed: Sealed, cards: list[Sealed], bob: KeyPair
+) -> None:
+    huge, small = (Query(task="text-classification", tag=tag) for tag in ("huge", "small"))
+    plain = card_of(sealed, bob, summed_up=False)
+    assert huge.matches(plain.record)
+    assert small.matches(plain.record)
+    assert not huge.matches(cards[0].record)
+    assert small.matches(cards[0].record)
+    assert not huge.matches(sealed.record)
+
+
+def test_an_owner_is_found_under_its_own_key_and_among_what_it_serves(
+    sealed: Sealed, alice: KeyPair, now_us: int
+) -> None:
+    keys = Keys("public")
+    query = Query(owner=alice.id)
+    assert [query.key_name(index) for index in query.indexes()] == [keys.peer(alice.id), keys.owner(alice.id)]
+    assert Query.asked(where=f"owner:{alice.id}").indexes() == query.indexes()
+    manifest = Manifest(alice.id, "echo", "x-test/echo", 1_900_000_000)
+    envelope = seal_manifest(manifest, alice)
+    own = seal_offer(OfferRecord(alice.id, "public", manifest, envelope, 1, now_us, now_us + 1), alice)
+    for offer in (sealed, own):
+        assert query.matches(offer.record)
+        assert len(offer.keys & {query.key(index) for index in query.indexes()}) == 1
 
 
 def test_a_uri_asks_for_all_that_it_names(alice: KeyPair, bob: KeyPair) -> None:

@@ -10,17 +10,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modelnet_p2p.canonical import unpack
-from modelnet_p2p.envelope import open_envelope
+from modelnet_p2p.canonical import pack, unpack
+from modelnet_p2p.envelope import open_envelope, seal
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.identity import KeyPair
 from modelnet_p2p.names import Keys, provider_key
 from modelnet_p2p.records import (
+    CARD_TYPE,
     CLOCK_SKEW_US,
     MAX_CARD_BYTES,
     MAX_LIFETIME_US,
     MAX_RECORD_BYTES,
     MAX_SEQ,
+    MAX_TAGS,
     MAX_TOMBSTONE_BYTES,
     BadRecord,
     Card,
@@ -41,6 +43,9 @@ from modelnet_p2p.records import (
     seal_tombstone,
     tombstone_of,
 )
+from modelnet_p2p.records.kinds import MAX_GIVES, MAX_LANGUAGES, MAX_MARKS
+from modelnet_p2p.records.manifest import MAX_SPECS
+from modelnet_p2p.records.summary import WORDS, marks, rules_out
 
 
 def test_carol_admits_what_bob_sealed_and_reads_every_field(
@@ -89,17 +94,18 @@ def test_fields_at_their_defaults_are_left_out(bob: KeyPair, now_us: int) -> Non
     assert keys == {"provider", "network", "manifest", "seq", "issued", "expires"}
     assert small.identity == Identity(bob.id, bob.id, "echo", "", "")
     assert provider_key(Keys("public").model("echo")) in small.keys
-    assert len(small.keys) == 2  # no digest
+    assert len(small.keys) == 2  # no digest, and its owner is its provider
 
 
 def test_where_each_record_may_lie(sealed: Sealed, cards: list[Sealed], bob: KeyPair, now_us: int) -> None:
     keys = Keys("public")
     model, digest, peer = keys.model("acme/sentiment"), keys.digest(bytes(range(32))), keys.peer(bob.id)
     task, fast, small = keys.task("text-classification"), keys.tag("fast"), keys.tag("small")
+    owner = keys.owner(sealed.identity.owner)
     tombstone = seal_tombstone(tombstone_of(sealed, seq=sealed.seq, now_us=now_us), bob)
-    assert sealed.keys == set(map(provider_key, (model, digest, peer)))
+    assert sealed.keys == set(map(provider_key, (model, digest, peer, owner)))
     assert [card.keys for card in cards] == [{provider_key(name)} for name in (task, fast, small)]
-    assert tombstone.keys == set(map(provider_key, (model, digest, peer, task, fast, small)))
+    assert tombstone.keys == set(map(provider_key, (model, digest, peer, owner, task, fast, small)))
     for record in (sealed, tombstone, *cards):
         for key in record.keys:
             assert admit(record.envelope, network="public", now_us=now_us, key=key) == record
@@ -123,6 +129,81 @@ def test_a_card_holds_the_longest_name_and_tag_beside_usual_fields(
     envelope = seal_manifest(long, alice)
     sealed = seal_offer(replace(offer, manifest=long, manifest_envelope=envelope, tags=("t" * 32,)), bob)
     assert len(card_of(sealed, bob, "t" * 32).envelope) <= MAX_CARD_BYTES
+
+
+def test_a_card_sums_its_offer_up_where_its_names_leave_room(
+    manifest: Manifest, alice: KeyPair, bob: KeyPair, offer: OfferRecord, sealed: Sealed
+) -> None:
+    card = card_of(sealed, bob).record
+    assert isinstance(card, Card)
+    assert (card.parameters, card.context_length, card.cost) == (22_713_216, 512, (12, 12))
+    said = {
+        **{"tag": ("fast", "small"), "language": ("en", "de"), "licence": ("apache-2.0",)},
+        **{
+            "precision": ("float32",),
+            "tier": ("edge",),
+            "access": ("token",),
+            "gives": ("answer", "hidden:5"),
+        },
+        **{"family": ("acme/sentiment-family",), "input": ("text",), "output": ("tensor", "float32", "json")},
+    }
+    assert set(said) == set(WORDS)
+    assert card.marks is not None
+    assert len(card.marks) == sum(map(len, said.values()))
+    for attribute, words in said.items():
+        assert not any(rules_out(card, attribute, word) for word in words)
+        assert rules_out(card, attribute, "another")
+    assert len(card_of(sealed, bob).envelope) - len(card_of(sealed, bob, summed_up=False).envelope) < 60
+
+    long = replace(manifest, name="a" * 80, version="12.10", task="automatic-speech-recognition")
+    wordy = replace(offer, manifest=long, manifest_envelope=seal_manifest(long, alice), tags=("t" * 32,))
+    languages = tuple(f"l{number}" for number in range(MAX_LANGUAGES))
+    full = card_of(seal_offer(replace(wordy, languages=languages), bob), bob).record
+    assert isinstance(full, Card)
+    assert full.marks is None
+    assert (full.parameters, full.cost) == (None, (0, 0))
+    assert not rules_out(full, "language", "another")
+
+
+@pytest.mark.parametrize(
+    ("field", "says"),
+    [
+        ({"w": b""}, "not 1 to 128 marks"),
+        ({"w": bytes(3)}, "cut off"),
+        ({"w": b"\0\1\0\1"}, "ascending"),
+        ({"w": b"\0\2\0\1"}, "ascending"),
+        ({"w": [1]}, "not 1 to 128 marks"),
+        ({"a": -1}, "parameters"),
+        ({"c": "many"}, "context_length"),
+        ({"x": [2, 1]}, "above the highest"),
+        ({"x": [0, 0]}, "at its default"),
+        ({"x": 0}, "lowest and a highest"),
+    ],
+)
+def test_a_summary_that_is_none(
+    sealed: Sealed, bob: KeyPair, now_us: int, field: dict[str, object], says: str
+) -> None:
+    plain = card_of(sealed, bob, summed_up=False)
+    wire = {**unpack(open_envelope(plain.envelope, max_bytes=512).payload), **field}
+    with pytest.raises(BadRecord, match=says) as caught:
+        admit(seal(CARD_TYPE, pack(wire), bob), network="public", now_us=now_us)
+    assert caught.value.refusal is Refusal.MALFORMED
+
+
+def test_the_fullest_offers_words_all_have_marks(offer: OfferRecord, sealed: Sealed) -> None:
+    """One more kind of word, and the bound of what a card may hold has to grow."""
+    dtypes = [f"d{number}" for number in range(MAX_SPECS)]
+    full = replace(
+        offer,
+        languages=tuple(f"{number:03}-x" for number in range(MAX_LANGUAGES)),
+        tags=tuple(f"t{number}" for number in range(MAX_TAGS)),
+        gives=tuple(f"g{number}" for number in range(MAX_GIVES)),
+        inputs=tuple(Spec(dtype, "tensor", dtype) for dtype in dtypes),
+        outputs=tuple(Spec(dtype, "tensor", dtype) for dtype in dtypes),
+    )
+    words = [word for read in WORDS.values() for word in read(full)]
+    assert len(words) == 125 <= MAX_MARKS
+    assert len(marks(full, sealed.sha256)) <= len(words)
 
 
 def test_a_card_that_cannot_hold_its_names_says_so(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import assume, given, settings
@@ -13,8 +15,19 @@ from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.expression import MAX_KEYS, Index, Range, fits, keys_of, reasons
 from modelnet_p2p.identity import KeyPair
 from modelnet_p2p.query import Query
-from modelnet_p2p.records import Manifest, OfferRecord, Sealed, cards_of, seal_manifest, seal_offer
+from modelnet_p2p.records import (
+    Manifest,
+    OfferRecord,
+    Sealed,
+    Spec,
+    card_of,
+    cards_of,
+    seal_manifest,
+    seal_offer,
+)
 from modelnet_p2p.searching import MAX_CHARS, MAX_DEPTH, MAX_TERMS, parse_search
+
+ALICE = KeyPair(b"alice".ljust(32, b".")).id.text
 
 TRUE = (  # of Bob's offer in conftest.py
     "task:text-classification",
@@ -92,13 +105,42 @@ def test_a_language_is_found_in_all_its_countries(offer: OfferRecord) -> None:
     assert parse_search("language:de-DE").test(austrian) is False
 
 
-def test_a_card_leaves_open_what_it_does_not_say(cards: list[Sealed]) -> None:
-    of_task, of_fast, _ = (sealed.record for sealed in cards)
+def test_a_card_leaves_open_what_it_does_not_say(sealed: Sealed, bob: KeyPair) -> None:
+    of_task, of_fast = (card_of(sealed, bob, tag, summed_up=False).record for tag in ("", "fast"))
     for text in ("parameters<=7B", "licence:mit", "tag:huge", "not language:de"):
         assert parse_search(text).test(of_task) is None
     assert parse_search("tag:fast").test(of_fast) is True
     assert parse_search("tag:huge or framework:torch").test(of_task) is True
     assert parse_search("tag:huge and framework:onnx").test(of_task) is False
+
+
+@pytest.mark.parametrize("text", FALSE)
+def test_a_summary_rules_out_all_but_what_may_be_a_word_by_chance(text: str, cards: list[Sealed]) -> None:
+    perhaps = text in ("not tag:fast", "not (tag:fast or tag:slow)")  # a mark alone proves no word
+    assert parse_search(text).test(cards[0].record) is (None if perhaps else False)
+
+
+@pytest.mark.parametrize("text", TRUE)
+def test_a_summary_rules_nothing_out_that_the_offer_has(text: str, cards: list[Sealed]) -> None:
+    for card in cards:
+        assert parse_search(text).test(card.record) is not False
+
+
+def test_of_stars_and_foreign_letters_a_summary_says_nothing(cards: list[Sealed]) -> None:
+    for text in ("licence:mit*", 'family:"ümit"'):
+        assert parse_search(text).test(cards[0].record) is None
+        assert parse_search(f"not {text}").test(cards[0].record) is None
+
+
+def test_two_words_that_share_a_mark_share_it_in_one_offer_alone(
+    sealed_with: Callable[..., Sealed], bob: KeyPair
+) -> None:
+    """Else every card with a common word would be read for some rare one, for ever."""
+    card = card_of(sealed_with(gives=("answer",)), bob).record
+    words = (f"w{number}" for number in range(100_000))
+    twin = next(word for word in words if parse_search(f"language:{word}").test(card) is None)
+    others = [card_of(sealed_with(gives=("answer",), seq=seq), bob).record for seq in range(1, 40)]
+    assert sum(parse_search(f"language:{twin}").test(other) is None for other in others) <= 1
 
 
 @pytest.mark.parametrize(
@@ -117,6 +159,10 @@ def test_a_card_leaves_open_what_it_does_not_say(cards: list[Sealed]) -> None:
         ("model:acme/*", None),
         ("not (task:a and tag:b)", None),
         ("parameters<=7B", None),
+        (f"owner:{ALICE}", {("owner", ALICE), ("provider", ALICE)}),
+        (f"owner:{ALICE} and task:a", {("owner", ALICE), ("provider", ALICE)}),
+        (f"owner:{ALICE} and model:m", {("model", "m")}),
+        (f"task:a and not owner:{ALICE}", {("task", "a")}),
     ],
 )
 def test_where_it_looks(text: str, keys: set[tuple[str, str]] | None) -> None:
@@ -286,10 +332,13 @@ def _people() -> list[tuple[Sealed, list[Sealed]]]:
     """A few offers with their cards, unlike each other."""
     key = KeyPair(b"somebody".ljust(32, b"."))
     made = []
-    for name, task, tags in (
-        ("acme/sentiment", "text-classification", ("fast", "small")),
-        ("acme/chat", "text-generation", ("a",)),
-        ("fast", "image-classification", ()),
+    said: dict[str, Any]  # fields of an offer, by name
+    for name, task, tags, said in (
+        ("acme/sentiment", "text-classification", ("fast", "small"), {"parameters": 22_713_216}),
+        ("acme/chat", "text-generation", ("a",), {"languages": ("de-AT", "fr"), "context_length": 512}),
+        ("fast", "image-classification", (), {"tier": "edge", "price": {"usd_per_call": 12, "eur": -1}}),
+        ("acme/x", "text-classification", ("a",), {"inputs": (Spec("x", "tensor", "float32"),)}),
+        ("acme/y", "text-classification", (), {"precision": "float32", "gives": ("hidden:5",)}),
     ):
         manifest = Manifest(owner=key.id, name=name, task=task, issued_unix=1, licence="MIT")
         offer = OfferRecord(
@@ -301,6 +350,7 @@ def _people() -> list[tuple[Sealed, list[Sealed]]]:
             issued_us=1_000_000,
             expires_us=2_000_000,
             tags=tags,
+            **said,
         )
         sealed = seal_offer(offer, key)
         made.append((sealed, cards_of(sealed, key)))

@@ -124,7 +124,13 @@ def vectors() -> dict[str, dict[str, object]]:
             "small": small.envelope.hex(),
             "full": full.envelope.hex(),
         },
-        "card": {"seed": BOB.seed.hex(), "cards": [card.envelope.hex() for card in cards_of(full, BOB)]},
+        "card": {
+            "seed": BOB.seed.hex(),
+            "cards": [
+                card_of(full, BOB, tag, summed_up=False).envelope.hex() for tag in ("", "fast", "small")
+            ],
+            "summed_up": [card.envelope.hex() for card in cards_of(full, BOB)],
+        },
         "tombstone": {"seed": BOB.seed.hex(), "envelope": withdrawn.envelope.hex()},
         "revocation": {"seed": BOB.seed.hex(), "envelope": seal_revocation(END, BOB).envelope.hex()},
         "kad": {name: frame(message).hex() for name, message in messages.items()},
@@ -147,7 +153,8 @@ def test_another_language_writes_the_same_bytes(javascript: dict[str, str]) -> N
     offer = seal_offer(SMALL, BOB)
     assert javascript["manifest"] == SMALL.manifest_envelope.hex()
     assert javascript["offer"] == offer.envelope.hex()
-    assert javascript["card"] == card_of(offer, BOB, "fast").envelope.hex()
+    assert javascript["card"] == card_of(offer, BOB, "fast", summed_up=False).envelope.hex()
+    assert javascript["card_summed_up"] == card_of(offer, BOB, "fast").envelope.hex()
     tombstone = seal_tombstone(tombstone_of(offer, seq=offer.seq + 1, now_us=NOW_US), BOB)
     assert javascript["tombstone"] == tombstone.envelope.hex()
     assert javascript["revocation"] == seal_revocation(END, BOB).envelope.hex()
@@ -155,7 +162,7 @@ def test_another_language_writes_the_same_bytes(javascript: dict[str, str]) -> N
 
 def test_what_another_language_wrote_is_admitted(javascript: dict[str, str]) -> None:
     assert open_manifest(bytes.fromhex(javascript["manifest"])) == MANIFEST
-    for name in ("offer", "card", "tombstone", "revocation"):
+    for name in ("offer", "card", "card_summed_up", "tombstone", "revocation"):
         admitted = admit(bytes.fromhex(javascript[name]), network="public", now_us=NOW_US)
         assert admitted.record.provider == BOB.id
     (message,) = Framer().feed(bytes.fromhex(javascript["add_provider"]))

@@ -107,7 +107,10 @@ def test_what_is_spelt_well_and_not_there(
 
 
 def explained(*offers: dict[str, Any]) -> Any:
-    tally = {"keys": ["/modelnet/public/task/a"], "read": 9, "ruled_out": {"tier:edge": 2, "cost:0": 6}}
+    tally = {
+        **{"keys": ["/modelnet/public/task/a"], "read": 9, "ruled_out": {"tier:edge": 2, "cost:0": 6}},
+        **{"cards": 40, "cards_ruled_out": 31, "messages": 12},
+    }
     return SimpleNamespace(
         offers=[SimpleNamespace(to_map=lambda offer=offer: offer) for offer in offers],
         why=lambda offer: ["task:a", "answered\x1b[31m in 1.0 ms"],
@@ -124,6 +127,7 @@ def test_the_reasons(cli: Cli, bob: Any) -> None:
     assert ran.status == 0
     assert ran.out.splitlines()[-1].startswith("1. acme/echo: task:a; answered")
     assert "looked under task/a: 9 offers read, 1 shown" in ran.err
+    assert "cards read: 40, ruled out without their offers: 31; requests to holders: 12" in ran.err
     assert ran.err.index("ruled out by cost:0: 6") < ran.err.index("ruled out by tier:edge: 2")
     line = json.loads(cli("find", "--task", "a", "--explain", "--json").out)
     assert (line["model"], line["why"][0]) == ("acme/echo", "task:a")

@@ -66,7 +66,7 @@ async def flood(alice: Any, mallory: Network, bob: Any) -> None:
     for stream in streams:
         await stream.send([frame(Message(Kind.PING)) * 100])
     for stream in streams:
-        assert len(await replies(stream, 100)) == 100
+        assert not any(reply.refused for reply in await replies(stream, 100))  # a stock peer is never refused
     assert 7 <= trio.current_time() - began <= 8  # 200 requests, 50 at once and then 20 a second
     began = trio.current_time()
     await bob.find(task="x-town/any")  # an honest one waits for nobody

@@ -11,6 +11,7 @@ import pytest
 import trio
 import trio.testing
 
+from modelnet_p2p.dht.pacing import Pacing
 from modelnet_p2p.errors import Code, RemoteError
 from modelnet_p2p.identity import KeyPair
 from modelnet_p2p.kad import Framer, Kind, Message, frame
@@ -53,7 +54,7 @@ async def open_channel(replies: Replies) -> AsyncIterator[KadChannel]:
         bob.handle(PROTOCOL, handle)
         await carol.connect(bob.id, bob.addrs)
         async with trio.open_nursery() as nursery:
-            yield KadChannel(carol, bob.id, PROTOCOL, nursery)
+            yield KadChannel(carol, bob.id, PROTOCOL, Pacing(), nursery)
             nursery.cancel_scope.cancel()
 
 

@@ -43,7 +43,7 @@ async def test_a_holder_that_tells_hundreds_of_records_hides_no_other(open_town:
         key = provider_key(Keys("town").model(NAME))
         reading = Reading(key, bob._overlay, 80)
         liar, holder = town.key("liar").id, alice.peer_id
-        reading.lookup._hear(Contact(liar, (to_binary("/ip4/10.9.9.9/tcp/1"),)), 0)
+        reading.lookup._hear(Contact(liar, (to_binary("/ip4/10.9.9.9/tcp/1"),)), 0, 0)
         asked, now = [], trio.current_time()
         while isinstance(step := reading.poll(now), Send):
             asked.append(step.contact.id)

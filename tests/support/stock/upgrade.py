@@ -39,6 +39,9 @@ class Upgrader:
         self._max_streams = max_streams
         self._noise = Noise(create_new_key_pair(key.seed), create_noise_key_pair().private_key)
 
+    async def watch(self) -> None:
+        """Nothing to look after: a vanished host is found by TCP's keep-alives, set on each socket."""
+
     async def upgrade(self, stream: trio.SocketStream, expect: PeerId | None) -> Muxer:
         """`expect` is whom we dialled, None if they did. Raises HandshakeFailed.
 

@@ -1,0 +1,55 @@
+"""How many peers there are, told from how densely they lie.
+
+The k-th closest of N evenly placed peers lies about k/N of the space away. Each walk that found the k closest
+to a place that nobody could foresee is a sample; their median is the estimate, so that a gang around one
+place, mine for instance, moves it little.
+
+Source: as for a Poisson process, whose rate (k - 1) / d estimates without bias; one sample is right to within
+1 / sqrt(k - 2), a quarter with k = 20. go-libp2p-kad-dht's `netsize` does it with the mean of all k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from statistics import median
+
+from modelnet_p2p.dht.keyspace import BITS, common_prefix, position
+from modelnet_p2p.dht.region import Region
+from modelnet_p2p.identity import PeerId
+
+
+class Density:
+    """One peer's estimate. For each bucket the newest walk there is kept as a sample: at most 257."""
+
+    def __init__(self, me: PeerId, k: int) -> None:
+        self._place = position(me)
+        self._k = k
+        self._samples: dict[int, float] = {}
+        self._region: Region | None = None
+
+    def on_walked(self, target: int | bytes, closest: Iterable[PeerId]) -> None:
+        """A walk towards `target`, which nobody could foresee, found these closest to it; or towards me."""
+        place = target if isinstance(target, int) else position(target)
+        distances = sorted(position(peer) ^ place for peer in closest)[: self._k]
+        if not distances:
+            return
+        if len(distances) < self._k:
+            peers = float(len(distances))  # these are all
+        else:
+            peers = (self._k - 1) * 2.0**BITS / distances[-1]
+        self._samples[common_prefix(self._place, place)] = peers
+        self._region = self._expected()
+
+    @property
+    def peers(self) -> float | None:
+        """About how many there are; None before the first walk."""
+        return median(self._samples.values()) if self._samples else None
+
+    @property
+    def region(self) -> Region | None:
+        """Where a key's holders are expected; None where that is most of the space, or nothing is known."""
+        return self._region
+
+    def _expected(self) -> Region | None:
+        peers = self.peers
+        return Region.expecting(self._k, peers) if peers is not None and peers >= 2 * self._k else None

@@ -1,0 +1,163 @@
+"""Storing some of my records under one key: a walk to its surroundings, then a few messages to each holder.
+
+The k that count for the promise are the closest, but no more of one slot of the region than a reader asks
+there: a crowd of identities around the key cannot make a publish succeed, or fail, by itself. Everybody else
+of ours in the region is told too, so that there is no place near the key where a reader finds only the crowd.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from modelnet_p2p.dht.keyspace import position
+from modelnet_p2p.dht.lookup import DONE, Done, Wait
+from modelnet_p2p.dht.region import Region
+from modelnet_p2p.dht.walks import Send, Walk
+from modelnet_p2p.identity import PeerId
+from modelnet_p2p.kad import MAX_MESSAGE_BYTES, MAX_RECORDS_ADDED, Contact, Kind, Message
+from modelnet_p2p.records import Sealed
+from modelnet_p2p.tuning import Tuning
+
+MAX_PROOFS = 8  # taken of the answers to one store: the provider's key, the owners', and room for nonsense
+ROOM = MAX_MESSAGE_BYTES - 8192  # for records: the rest is more than key and addresses take
+TAG_BYTES = 4  # around a record
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """How a store went. Peers of ours only: stock ones are told beside them and never counted."""
+
+    key: bytes
+    asked: int
+    stored: int  # holders that acknowledged every record
+    promised: bool  # a majority of min(k, known) acknowledged, or nobody of ours is there
+    refused: Counter[str]  # reasons of those that refused
+
+    @property
+    def alone(self) -> bool:
+        return self.promised and self.asked == 0
+
+
+class Store(Walk):
+    """My records for one key, to each of its holders; a bad or refused one keeps no other from being stored.
+
+    Ends when all have answered or failed, or when the promise is kept and the rest lost their patience.
+    """
+
+    def __init__(
+        self,
+        key: bytes,
+        sealeds: Sequence[Sealed],
+        provider: Contact,
+        seeds: Iterable[Contact],
+        *,
+        tuning: Tuning,
+        patience: float | None = None,
+        region: Region | None = None,
+    ) -> None:
+        request = Message(Kind.FIND_NODE, key)
+        super().__init__(
+            key,
+            request,
+            seeds,
+            me=provider.id,
+            tuning=tuning,
+            patience=patience,
+            reading=False,
+            region=region,
+        )
+        self._provider = provider
+        self._messages = [
+            Message(Kind.ADD_PROVIDER, key, providers=(provider,), records=batch)
+            for batch in batches(sealeds)
+        ]
+        self._stock: deque[Contact] = deque()
+        self._ready: deque[Contact] = deque()  # to send the next message to
+        self._open: dict[PeerId, float] = {}  # sent a message, and when
+        self._sent: Counter[PeerId] = Counter()  # messages sent to each
+        self._acknowledged: Counter[PeerId] = Counter()
+        self._holders: dict[PeerId, Contact] | None = None  # once the walk is over
+        self._counted: tuple[PeerId, ...] = ()  # those of them that make the promise
+        self._refused: Counter[str] = Counter()
+        self.proofs: list[bytes] = []  # that a key was revoked, as holders say that refuse my records
+
+    def poll(self, now: float) -> Send | Wait | Done:
+        if self._holders is None:
+            step = super().poll(now)
+            if not isinstance(step, Done):
+                return step
+            self._holders = self._choose()
+        if self._stock:
+            stock = Message(Kind.ADD_PROVIDER, self.target, providers=(self._provider,))
+            return self._send(self._stock.popleft(), stock, expects_reply=False)
+        if self._ready:
+            contact = self._ready.popleft()
+            self._open[contact.id] = now
+            message = self._messages[self._sent[contact.id]]
+            self._sent[contact.id] += 1
+            return self._send(contact, message)
+        if not self._open:
+            return DONE
+        if not self.report.promised:
+            return Wait(float("inf"))  # each of them still ends, at the latest at the driver's timeout
+        until = max(self._open.values()) + self.patience
+        return Wait(until) if until > now else DONE
+
+    def on_reply(self, peer: PeerId, reply: Message, now: float) -> None:
+        if self._holders is None or self._open.pop(peer, None) is None:
+            super().on_reply(peer, reply, now)
+            return
+        if reply.kind is not Kind.ADD_PROVIDER or reply.records is None:
+            self._refused["unacknowledged"] += 1
+        elif reply.refused:
+            self._refused[reply.refused] += 1
+            self._hear(reply.records)
+        else:
+            self._acknowledged[peer] += 1
+        if self._sent[peer] < len(self._messages):
+            self._ready.append(self._holders[peer])
+
+    def on_failure(self, peer: PeerId, now: float) -> None:
+        if self._open.pop(peer, None) is None:
+            super().on_failure(peer, now)
+
+    def _hear(self, proofs: Iterable[bytes]) -> None:
+        for proof in proofs:
+            if proof not in self.proofs and len(self.proofs) < MAX_PROOFS:
+                self.proofs.append(proof)
+
+    @property
+    def report(self) -> Stored:
+        stored = sum(self._acknowledged[peer] == len(self._messages) for peer in self._counted)
+        # with nobody of ours there it succeeds; but known peers that are all silent are not nobody
+        nobody = not self._counted and (self.lookup.asked == 0 or bool(self.lookup.closest(1)))
+        promised = self._holders is not None and (nobody or 2 * stored > len(self._counted))
+        return Stored(self.target, len(self._counted), stored, promised, Counter(self._refused))
+
+    def _choose(self) -> dict[PeerId, Contact]:
+        first, rest = ([c for c in part if c.id in self.ours] for part in self.lookup.spread())
+        counted, others = first[: self.tuning.k], first[self.tuning.k :] + rest
+        self._counted = tuple(contact.id for contact in counted)
+        if (region := self.lookup.region) is not None:
+            place = self.lookup.target
+            counted += [other for other in others if position(other.id) ^ place < region.radius]
+        self._stock.extend(c for c in self.lookup.closest() if c.id not in self.ours)
+        if self._messages:
+            self._ready.extend(counted)
+        return {contact.id: contact for contact in counted}
+
+
+def batches(sealeds: Iterable[Sealed]) -> list[tuple[bytes, ...]]:
+    """The envelopes in messages that each have room for theirs."""
+    found: list[list[bytes]] = []
+    size = 0
+    for sealed in sealeds:
+        cost = len(sealed.envelope) + TAG_BYTES
+        if not found or size + cost > ROOM or len(found[-1]) >= MAX_RECORDS_ADDED:
+            found.append([])
+            size = 0
+        found[-1].append(sealed.envelope)
+        size += cost
+    return [tuple(batch) for batch in found]

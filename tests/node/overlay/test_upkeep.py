@@ -1,0 +1,115 @@
+"""What a peer does by itself while nothing is asked of it: the silent are asked, records are told again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
+from typing import Any
+
+import trio
+import trio.testing
+
+from modelnet_p2p.identity import PeerId
+from modelnet_p2p.kad import Kind, Message
+from modelnet_p2p.names import protocol
+from modelnet_p2p.node.overlay.driver import REFRESH_SECONDS
+from modelnet_p2p.node.transport.contract import Stream
+from modelnet_p2p.tuning import TEST
+
+OpenTown = Callable[[], AbstractAsyncContextManager[Any]]
+LOOKS = 7  # two until it is doubted, and three until it is given up; a walk comes after ten
+QUIET = replace(TEST, beat=60.0, idle_stream=7200.0)  # so that hours of virtual time are soon over
+
+
+def stores_at(holder: Any) -> list[tuple[PeerId, bytes, float]]:
+    """Who stored what there from now on, and when."""
+    seen: list[tuple[PeerId, bytes, float]] = []
+    handle = holder._overlay.server.handle
+
+    def watched(request: Message, sender: PeerId, *rest: Any) -> Message | None:
+        if request.kind is Kind.ADD_PROVIDER:
+            seen.append((sender, request.key, trio.current_time()))
+        reply: Message | None = handle(request, sender, *rest)
+        return reply
+
+    holder._overlay.server.handle = watched
+    return seen
+
+
+async def test_a_peer_that_falls_silent_leaves_the_table_though_nobody_waits_for_its_place(
+    open_town: OpenTown, autojump_clock: trio.testing.MockClock
+) -> None:
+    tuning = replace(QUIET, k=3)  # so that a walk does not ask everybody
+    async with open_town() as town:
+        peers = {name: await town.peer(name, tuning=tuning) for name in ("alice", *"bcdefghijk")}
+        await trio.sleep(60)
+        table = peers["alice"]._overlay.table
+        far = [name for name, peer in peers.items() if peer.peer_id in table][-1]
+        town.freeze(far)
+        await trio.sleep(LOOKS * REFRESH_SECONDS)
+        assert peers[far].peer_id not in table
+        living = sum(peer.peer_id in table for peer in peers.values())
+        assert living == len(table) >= 3
+
+
+async def test_in_a_calm_network_records_are_told_ever_more_rarely(
+    open_town: OpenTown, autojump_clock: trio.testing.MockClock
+) -> None:
+    tuning = replace(QUIET, republish=600.0, record_lifetime=86400.0)
+    async with open_town() as town:
+        alice = await town.peer("alice", tuning=tuning)
+        bobs = [await town.peer(f"bob{number}", tuning=tuning) for number in range(5)]
+        await alice.publish("builtin:digits")
+        seen = stores_at(bobs[0])
+        hours = 3
+        await trio.sleep(hours * 3600)
+        keys = {key for _, key, _ in seen}
+        assert len(keys) >= 3
+        for key in keys:
+            times = [at for _, stored, at in seen if stored == key]
+            # at a fixed 600 s, less up to a tenth, there would be 18 or more
+            assert 2 <= len(times) <= hours * 3
+            assert times[-1] - times[-2] > 1500
+
+
+async def test_where_peers_die_records_are_told_at_once_more_often(
+    open_town: OpenTown, autojump_clock: trio.testing.MockClock
+) -> None:
+    tuning = replace(QUIET, republish=600.0, record_lifetime=86400.0)
+    async with open_town() as town:
+        alice = await town.peer("alice", tuning=tuning)
+        names = [f"bob{number}" for number in range(12)]
+        bobs = [await town.peer(name, tuning=tuning) for name in names]
+        await alice.publish("builtin:digits")
+        await trio.sleep(3600)
+        seen = stores_at(bobs[0])
+        while not seen:
+            await trio.sleep(10)
+        await trio.sleep(500)  # all keys, for their times differ by up to a tenth of the interval
+        seen.clear()
+        await trio.sleep(800)
+        assert not seen  # a fixed 600 s would be over
+        for name in names[3:]:
+            town.freeze(name)
+        await trio.sleep(400)
+        assert seen
+
+
+async def test_who_speaks_our_protocol_but_can_be_dialled_nowhere_is_in_no_table(
+    open_town: OpenTown, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with open_town() as town:
+        alice, bob = await town.peer("alice", tuning=QUIET), await town.peer("bob", tuning=QUIET)
+        async with town.world.open(town.key("mallory"), listen=False) as mallory:
+
+            async def answer(stream: Stream) -> None:
+                raise AssertionError("nobody asks a client")
+
+            mallory.handle(protocol("town", "kad"), answer)
+            await mallory.connect(alice.peer_id, alice.addrs)
+            await trio.sleep(1)
+            assert mallory.id in alice._overlay.network.connected()
+            assert mallory.id not in alice._overlay.table
+            await trio.sleep(400)
+            assert {contact.id for contact in bob._overlay.table} == {alice.peer_id}
