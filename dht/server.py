@@ -256,8 +256,7 @@ class KadServer:
             return self._refuse(kind, key, Refusal.MALFORMED)
         addrs = next((c.addrs for c in request.providers if c.id == sender), ())
         contact = told(Contact(sender, addrs))
-        refused = ""
-        proofs: list[bytes] = []
+        refused, proofs = "", list[bytes]()
         for envelope in request.records or ():
             if self.store.renew(key, envelope, contact):
                 continue

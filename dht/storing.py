@@ -20,9 +20,9 @@ from modelnet_p2p.kad import MAX_MESSAGE_BYTES, MAX_RECORDS_ADDED, Contact, Kind
 from modelnet_p2p.records import Sealed
 from modelnet_p2p.tuning import Tuning
 
+MAX_PROOFS = 8  # taken of the answers to one store: the provider's key, the owners', and room for nonsense
 ROOM = MAX_MESSAGE_BYTES - 8192  # for records: the rest is more than key and addresses take
 TAG_BYTES = 4  # around a record
-MAX_PROOFS = 8  # taken of the answers to one store: the provider's key, the owners', and room for nonsense
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +113,7 @@ class Store(Walk):
             self._refused["unacknowledged"] += 1
         elif reply.refused:
             self._refused[reply.refused] += 1
-            new = [proof for proof in reply.records if proof not in self.proofs]
-            self.proofs = (self.proofs + new)[:MAX_PROOFS]
+            self._hear(reply.records)
         else:
             self._acknowledged[peer] += 1
         if self._sent[peer] < len(self._messages):
@@ -123,6 +122,11 @@ class Store(Walk):
     def on_failure(self, peer: PeerId, now: float) -> None:
         if self._open.pop(peer, None) is None:
             super().on_failure(peer, now)
+
+    def _hear(self, proofs: Iterable[bytes]) -> None:
+        for proof in proofs:
+            if proof not in self.proofs and len(self.proofs) < MAX_PROOFS:
+                self.proofs.append(proof)
 
     @property
     def report(self) -> Stored:

@@ -93,7 +93,7 @@ class Ending:
         used = [known.name for known in self._owners.all() if known.owner == key]
         names = dict.fromkeys([*models, *used, *(i.name for i in kept if i.name and key in i[:2])])
         queries = [Query(model=name, network=network) for name in names][:MAX_MODELS]
-        queries.append(Query(provider=key, network=network))
+        queries += [Query(provider=key, network=network), Query(owner=key, network=network)]
         found = [offer for query in queries for offer in await self._finder.offers(query, MAX_OFFERS)]
         mine = [offer.record for offer in found if key in offer.record.identity[:2]]
         names |= dict.fromkeys(record.name for record in mine)

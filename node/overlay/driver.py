@@ -91,7 +91,6 @@ class Overlay:
         self.name = name
         self.wall_us = wall_us
         self.density = server.density
-        self.revocations = server.revocations
         self.patience = Patience(tuning.patience, tuning.request_timeout)
         self.on_answered: Callable[[], None] = lambda: None  # after each request that was served; quick
         self._survey = Survey(table)

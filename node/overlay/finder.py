@@ -7,6 +7,7 @@ same time: one round trip tells who is there, how far away, and how loaded.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -26,7 +27,7 @@ from modelnet_p2p.node.overlay.watching import Watching
 from modelnet_p2p.node.revoking import Revoking
 from modelnet_p2p.offers import Offer, State
 from modelnet_p2p.query import Query
-from modelnet_p2p.records import OfferRecord
+from modelnet_p2p.records import OfferRecord, Refusal
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +149,7 @@ class Finder:
 
     async def _collect_one(self, key: bytes, limit: int | None) -> Reading:
         overlay = self._overlay
-        walk = Reading(key, overlay, limit)
+        walk = Reading(key, overlay, limit, overlay.server.revocations)
         held = overlay.server.store.page(key, b"", PAGE_BYTES)
         walk.on_local(held.sealeds, held.contacts)
         walk.on_local(self._publisher.under(key), [overlay.contact()])
@@ -159,6 +160,7 @@ class Finder:
             await self.watching.learn(key, walk.ours, (sealed.identity.provider for sealed in walk.records))
         if self.revoking is not None:
             self.revoking.read(walk)
+        walk.refused.update(Counter({Refusal.REVOKED: len(walk.condemned)}))
         return walk
 
     async def _addresses(

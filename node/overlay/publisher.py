@@ -17,11 +17,13 @@ from modelnet_p2p.errors import Code, LocalError, RemoteError
 from modelnet_p2p.identity import KeyPair, PeerId
 from modelnet_p2p.node.overlay.driver import Overlay
 from modelnet_p2p.records import (
+    MAX_LIFETIME_US,
     Identity,
     OfferRecord,
     Revocation,
     Sealed,
     cards_of,
+    kept_until,
     seal_offer,
     seal_tombstone,
     tombstone_of,
@@ -238,7 +240,7 @@ class Publisher:
             region=overlay.density.region,
         )
         await overlay.run(walk)
-        overlay.server.keep_own(key, sealeds, contact)
+        overlay.server.keep_own(key, [_placed(sealed, overlay.wall_us()) for sealed in sealeds], contact)
         if walk.proofs:
             signers = {signer for sealed in sealeds for signer in sealed.identity[:2]}
             self.on_revoked(walk.proofs, signers)
@@ -264,6 +266,11 @@ class Publisher:
     def _wake(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
+
+
+def _placed(sealed: Sealed, now_us: int) -> Sealed:
+    """A revocation lies in my own store as it does in others': a day at a time."""
+    return kept_until(sealed, now_us + MAX_LIFETIME_US) if isinstance(sealed.record, Revocation) else sealed
 
 
 def records_of(sealed: Sealed, key: KeyPair) -> dict[bytes, Sealed]:

@@ -40,9 +40,6 @@ class Standpoint(Protocol):
     @property
     def density(self) -> Density: ...
 
-    @property
-    def revocations(self) -> Revocations: ...
-
     def seeds(self, key: bytes) -> list[Contact]: ...
 
     def now(self) -> float: ...
@@ -54,7 +51,13 @@ class Reading(Collect):
     """A read that remembers in which place of its holder's answer each record and address stood."""
 
     # `Collect` merges in the order of arrival: whoever answers first with most would be all that is seen
-    def __init__(self, key: bytes, overlay: Standpoint, limit: int | None) -> None:
+    def __init__(
+        self,
+        key: bytes,
+        overlay: Standpoint,
+        limit: int | None,
+        revocations: Revocations | None = None,
+    ) -> None:
         super().__init__(
             key,
             overlay.seeds(key),
@@ -66,7 +69,7 @@ class Reading(Collect):
             limit=limit,
             patience=overlay.patience.seconds,
             region=overlay.density.region,
-            revocations=overlay.revocations,
+            revocations=revocations,
         )
         self._me = overlay.me
         self._turns = Turns()
@@ -82,6 +85,8 @@ class Reading(Collect):
 
     def take(self, shard: Reading) -> None:
         """What one of this key's shards holds belongs to it, too."""
+        if len(self.proofs) < MAX_TAKEN:
+            self.proofs.update(shard.proofs)
         for sealed in shard.records:
             if len(self._merged) < MAX_TAKEN:
                 self._merge(sealed)

@@ -22,7 +22,6 @@ from typing import Any
 from modelnet_p2p.dht.density import Density
 from modelnet_p2p.dht.keyspace import BITS, position
 from modelnet_p2p.dht.lookup import Patience
-from modelnet_p2p.dht.revocations import Revocations
 from modelnet_p2p.dht.server import KadServer
 from modelnet_p2p.dht.shards import Spill
 from modelnet_p2p.dht.simulator import Node, Run, Simulator
@@ -242,11 +241,6 @@ class Desk:
     def density(self) -> Density:
         assert isinstance(self._node.server, KadServer)
         return self._node.server.density
-
-    @property
-    def revocations(self) -> Revocations:
-        assert isinstance(self._node.server, KadServer)
-        return self._node.server.revocations
 
     def seeds(self, key: bytes) -> list[Contact]:
         return self._sim.seeds(self._node, key)
