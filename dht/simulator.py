@@ -82,6 +82,8 @@ class Node:
     patience: Patience
     group: str | None = None
     alive: bool = True
+    refuses: bool = False  # dead, but its machine runs on and says so; else the dead are silent
+    thaws: float = 0.0  # until then it stands still: what comes to it, and what it would do, waits
     side: int = 0  # of a partition
     asleep: bool = False  # its table is not made yet: `Simulator.wake` is called before it is needed
     spot: int = 0  # on the map that delays are taken from
@@ -220,6 +222,33 @@ class Simulator:
         self._count += 1
         heapq.heappush(self._events, (self.now + delay, self._count, event))
 
+    def carry(
+        self,
+        here: Node,
+        there: Node,
+        size: int,
+        purpose: str,
+        then: Callable[[], None],
+        *,
+        reply: bool = False,
+    ) -> None:
+        """Send `size` bytes that are no request of a walk; `then` happens where and when they arrive.
+
+        A `reply` goes back over the connection that its question came over.
+        """
+        self.sent[purpose] += 1
+        self.sent_bytes[purpose] += size
+        self._history.update(here.id + there.id + int(self.now * 1e6).to_bytes(8))
+        delay = self._one_way(here, there) + (0.0 if reply else self._dial(here, there))
+        self.after(delay, lambda: self._hand_over(here, there, then))
+
+    def postponed(self, node: Node, event: Callable[[], None]) -> bool:
+        """Whether that peer stands still; if so, this happens as soon as it moves again."""
+        if node.thaws <= self.now:
+            return False
+        self.after(node.thaws - self.now, event)
+        return True
+
     def closest_alive(self, key: bytes, n: int) -> list[PeerId]:
         """The truth that walks are measured against."""
         place = position(key)
@@ -247,7 +276,16 @@ class Simulator:
                 around = node.table.closest(node.id, node.table.k)
                 node.table.on_walked(node.id, self.now, around)
 
+    def _hand_over(self, here: Node, there: Node, then: Callable[[], None]) -> None:
+        if not there.alive or self._parted(here, there):
+            return
+        if not self.postponed(there, lambda: self._hand_over(here, there, then)):
+            self.connect(there, here)
+            then()
+
     def _poll(self, run: Run) -> None:
+        if self.postponed(run.node, lambda: self._poll(run)):
+            return
         while run.ended is None and run.node.alive:
             match run.walk.poll(self.now):
                 case Send(contact, message, expects_reply):
@@ -287,6 +325,10 @@ class Simulator:
     def _arrive(self, run: Run, there: Node, message: Message, number: int, sent: float) -> None:
         node = run.node
         if not there.alive or self._parted(node, there):
+            if there.refuses and not self._parted(node, there):
+                self.after(self._one_way(there, node), lambda: self._fail(run, there.id, number))
+            return
+        if self.postponed(there, lambda: self._arrive(run, there, message, number, sent)):
             return
         self._awake(there)
         there.served += 1
@@ -302,6 +344,8 @@ class Simulator:
         node = run.node
         if not node.alive or run.open.get(there.id) != number or self._parted(node, there):
             return
+        if self.postponed(node, lambda: self._answer(run, there, reply, number, sent)):
+            return
         del run.open[there.id]
         node.patience.on_round_trip(self.now - sent)
         self._met(node, there)
@@ -310,6 +354,8 @@ class Simulator:
 
     def _fail(self, run: Run, peer: PeerId, number: int) -> None:
         if run.node.alive and run.open.get(peer) == number:
+            if self.postponed(run.node, lambda: self._fail(run, peer, number)):
+                return
             del run.open[peer]
             if (there := self.nodes.get(peer)) is not None:
                 self.disconnect(run.node, there)

@@ -24,6 +24,8 @@ TABLES = ("drawn", "joined")
 CLAIMS = 0.999  # a share that is promised from here on ...
 CLAIM_TRIALS = 3000  # ... takes this many trials to claim: with 0 misses of 3,000, 95 % certain
 
+RULE_OF_THREE = 3.0  # of what happens so often an hour: as many would have been seen, were it true
+
 
 class BadScenario(ValueError):
     """A scenario file that says what cannot be played."""
@@ -48,7 +50,9 @@ class Mark:
         return value >= self.bound if self.sense == ">=" else value <= self.bound
 
     def claims(self, trials: int) -> bool:
-        """Whether that many trials are enough to speak of such a share at all."""
+        """Whether that many trials, or hours for what happens so often an hour, are enough to speak of it."""
+        if self.figure.endswith("_per_peer_hour"):
+            return trials * self.bound >= RULE_OF_THREE
         return self.sense != ">=" or self.bound < CLAIMS or trials >= CLAIM_TRIALS
 
     def __str__(self) -> str:
@@ -70,6 +74,13 @@ class Phase:
     spread: bool = False  # ... not closest, but all over where the key's holders are
     misjudged: float = 1.0  # times the size of the network that everybody takes it for
     all_records: bool = False  # readers walk through everything under the key
+    deaths: int = 0  # of a watched world: providers killed one after the other while somebody looks for them
+    loud: bool = False  # ... their machines run on, so that their connections break; else they are silent
+    freeze: float = 0.0  # ... share that stands still at once, then others, and so on
+    freeze_seconds: float = 3.0
+    freeze_every: float = 0.0  # seconds from one to the next; 0: one right after the other
+    liars: bool = False  # ... one watcher of each peer says that it is dead, as far as that can be arranged
+    calls: int = 0  # ... of whoever serves the first publisher's model
     readers: str = "as they are"  # warm: connected to all their table; cold: to nobody
     reads: int = 0  # as many as the world says, where it is 0
     wait: float = 0.0
@@ -93,6 +104,8 @@ class World:
     readers: int = 0  # who read in all phases, and so have learnt how long answers take; 0: everybody
     limit: int = 20  # records after which a reader has enough
     per_key: int = 4096  # records that a holder keeps under one key
+    stretch: float = 1.0  # of a watched world: its phases without deaths last so many times as long
+    watched: bool = False  # all serve and watch over each other; phases are of life and death, not of reads
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +168,8 @@ def _phase(values: object, where: str) -> Phase:
         raise BadScenario(f"{where}: readers are {', '.join(READERS)}, not {phase.readers!r}")
     if phase.misjudged <= 0:
         raise BadScenario(f"{where}: the size can be misjudged by 0.5 or by 2, not by {phase.misjudged:g}")
-    if not 0 <= phase.kill < 1 or not 0 <= phase.churn <= 1 or min(phase.wait, phase.seconds) < 0:
+    shares, times = (phase.churn, phase.freeze), (phase.wait, phase.seconds, phase.freeze_every)
+    if not 0 <= phase.kill < 1 or not all(0 <= share <= 1 for share in shares) or min(times) < 0:
         raise BadScenario(f"{where}: a share is not within 0 and 1, or a time is negative")
     return phase
 
