@@ -16,14 +16,16 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from modelnet_p2p.dht.checking import Check
+from modelnet_p2p.dht.collecting import Collect
 from modelnet_p2p.dht.keyspace import position
-from modelnet_p2p.dht.lookup import Done, Patience, Wait
+from modelnet_p2p.dht.lookup import Done, Wait
+from modelnet_p2p.dht.patience import Patience
 from modelnet_p2p.dht.region import Region
 from modelnet_p2p.dht.routing import RoutingTable
 from modelnet_p2p.dht.server import KadServer
 from modelnet_p2p.dht.store import OfferStore
 from modelnet_p2p.dht.storing import Store
-from modelnet_p2p.dht.walks import Collect, FindClosest, FindPeer, Send, Walk
+from modelnet_p2p.dht.walks import FindClosest, FindPeer, Send, Walk
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import Contact, Message
 from modelnet_p2p.tuning import WAN, Tuning

@@ -20,8 +20,9 @@ import trio
 
 from modelnet_p2p.dht.checking import Check
 from modelnet_p2p.dht.limits import Limits, SlowDown, Throttle
-from modelnet_p2p.dht.lookup import Done, Patience, Wait
+from modelnet_p2p.dht.lookup import Done, Wait
 from modelnet_p2p.dht.pacing import Pacing
+from modelnet_p2p.dht.patience import Patience
 from modelnet_p2p.dht.routing import RoutingTable
 from modelnet_p2p.dht.server import KadServer
 from modelnet_p2p.dht.survey import Look, Survey

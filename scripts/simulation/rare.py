@@ -21,7 +21,7 @@ from typing import Any
 
 from modelnet_p2p.dht.density import Density
 from modelnet_p2p.dht.keyspace import BITS, position
-from modelnet_p2p.dht.lookup import Patience
+from modelnet_p2p.dht.patience import Patience
 from modelnet_p2p.dht.server import KadServer
 from modelnet_p2p.dht.shards import Spill
 from modelnet_p2p.dht.simulator import Node, Run, Simulator
