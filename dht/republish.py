@@ -1,9 +1,9 @@
 """What of mine must be told to its holders again, and when.
 
 Holders die and newcomers take their places, so every record is stored again at an interval, and signed anew
-when half of its life is over. The interval follows from how fast peers die (`dht/churn.py`). This machine is
-only the calendar: the driver signs, stores, and says how it went. It keeps nothing on disk: after a restart
-it is filled again from the peer's own state.
+when half of its life is over. The interval follows from how fast peers die (`dht/table/churn.py`). This
+machine is only the calendar: the driver signs, stores, and says how it went. It keeps nothing on disk: after
+a restart it is filled again from the peer's own state.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from modelnet_p2p.dht.keyspace import position
-from modelnet_p2p.dht.lookup import Wait
+from modelnet_p2p.dht.walks.lookup import Wait
 from modelnet_p2p.records import Identity, Sealed
 
 JITTER = 0.1  # of the interval, by the key's place: keys published together part, so no walks in bursts

@@ -15,17 +15,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from modelnet_p2p.dht.checking import Check
-from modelnet_p2p.dht.collecting import Collect
+from modelnet_p2p.dht.holding.server import KadServer
+from modelnet_p2p.dht.holding.store import OfferStore
 from modelnet_p2p.dht.keyspace import position
-from modelnet_p2p.dht.lookup import Done, Wait
-from modelnet_p2p.dht.patience import Patience
-from modelnet_p2p.dht.region import Region
-from modelnet_p2p.dht.routing import RoutingTable
-from modelnet_p2p.dht.server import KadServer
-from modelnet_p2p.dht.store import OfferStore
-from modelnet_p2p.dht.storing import Store
-from modelnet_p2p.dht.walks import FindClosest, FindPeer, Send, Walk
+from modelnet_p2p.dht.table.checking import Check
+from modelnet_p2p.dht.table.routing import RoutingTable
+from modelnet_p2p.dht.walks.collecting import Collect
+from modelnet_p2p.dht.walks.finding import FindClosest, FindPeer, Send, Walk
+from modelnet_p2p.dht.walks.lookup import Done, Wait
+from modelnet_p2p.dht.walks.patience import Patience
+from modelnet_p2p.dht.walks.region import Region
+from modelnet_p2p.dht.walks.storing import Store
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import Contact, Message
 from modelnet_p2p.tuning import WAN, Tuning

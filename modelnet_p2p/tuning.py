@@ -34,7 +34,7 @@ class Tuning:
     checks_per_second: float = 1000.0  # sustained signature checks for one peer: 2 of some 100 us an offer
     checks_burst: int = 1000
 
-    # --- liveness: all its other times follow from this one (`dht/suspicion.py`) ---
+    # --- liveness: all its other times follow from this one (`dht/liveness/suspicion.py`) ---
     beat: float = 2.0  # between two signs of life to each watcher; a death is found after three of them
 
     # --- connections ---

@@ -24,9 +24,9 @@ from pathlib import Path
 import trio
 
 import modelnet_p2p
-from modelnet_p2p.dht.routing import RoutingTable
-from modelnet_p2p.dht.server import KadServer
-from modelnet_p2p.dht.store import OfferStore
+from modelnet_p2p.dht.holding.server import KadServer
+from modelnet_p2p.dht.holding.store import OfferStore
+from modelnet_p2p.dht.table.routing import RoutingTable
 from modelnet_p2p.errors import Code, LocalError, NotFound
 from modelnet_p2p.identity import SEED_BYTES, KeyPair, PeerId
 from modelnet_p2p.names import PUBLIC_NETWORK, ModelUri, check_network, protocol

@@ -16,9 +16,9 @@ from typing import TypeVar
 
 import trio
 
-from modelnet_p2p.dht.collecting import Collect
-from modelnet_p2p.dht.revocations import PINNED, READ
-from modelnet_p2p.dht.server import KadServer
+from modelnet_p2p.dht.holding.revocations import PINNED, READ
+from modelnet_p2p.dht.holding.server import KadServer
+from modelnet_p2p.dht.walks.collecting import Collect
 from modelnet_p2p.errors import Code, LocalError, NotFound
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.node.disk.files import DISK, Disk

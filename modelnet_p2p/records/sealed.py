@@ -107,7 +107,7 @@ def admit(envelope: bytes, *, network: str, now_us: int, key: bytes | None = Non
     under which the record was sent. In this order: length, the provider's signature over the
     received bytes, form, signer, the owner's seal, network, time, key. A revocation is of every network
     and may lie under every key. Whether the keys of the seals were revoked, who knows of revocations
-    asks next (`dht/revocations.py`).
+    asks next (`dht/holding/revocations.py`).
     """
     sealed = _open(envelope)
     record = sealed.record

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 
-from modelnet_p2p.dht.revocations import MAX_REMEMBERED
+from modelnet_p2p.dht.holding.revocations import MAX_REMEMBERED
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.node.disk.files import (

@@ -18,15 +18,15 @@ from typing import Protocol
 
 import trio
 
-from modelnet_p2p.dht.checking import Check
-from modelnet_p2p.dht.limits import Limits, SlowDown, Throttle
-from modelnet_p2p.dht.lookup import Done, Wait
+from modelnet_p2p.dht.holding.limits import Limits, SlowDown, Throttle
+from modelnet_p2p.dht.holding.server import KadServer
 from modelnet_p2p.dht.pacing import Pacing
-from modelnet_p2p.dht.patience import Patience
-from modelnet_p2p.dht.routing import RoutingTable
-from modelnet_p2p.dht.server import KadServer
-from modelnet_p2p.dht.survey import Look, Survey
-from modelnet_p2p.dht.walks import FindClosest, FindPeer, Send
+from modelnet_p2p.dht.table.checking import Check
+from modelnet_p2p.dht.table.routing import RoutingTable
+from modelnet_p2p.dht.table.survey import Look, Survey
+from modelnet_p2p.dht.walks.finding import FindClosest, FindPeer, Send
+from modelnet_p2p.dht.walks.lookup import Done, Wait
+from modelnet_p2p.dht.walks.patience import Patience
 from modelnet_p2p.errors import Code, LocalError, ModelnetError, RemoteError
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import MAX_MESSAGE_BYTES, SLOW_DOWN, BadMessage, Contact, Framer, Message, frame
@@ -56,7 +56,7 @@ Answers = trio.MemorySendChannel[Answer]
 
 
 class Machine(Protocol):
-    """What `run` drives: any walk of `dht/walks.py`, or a check of `dht/checking.py`."""
+    """What `run` drives: any walk of `dht/walks/finding.py`, or a check of `dht/table/checking.py`."""
 
     def poll(self, now: float) -> Send | Wait | Done: ...
     def on_reply(self, peer: PeerId, reply: Message, now: float) -> None: ...

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 
 import trio
 
-from modelnet_p2p.dht.lookup import Wait
 from modelnet_p2p.dht.republish import Due, Renew, Republisher
-from modelnet_p2p.dht.shards import Spill
-from modelnet_p2p.dht.storing import Store, Stored
+from modelnet_p2p.dht.walks.lookup import Wait
+from modelnet_p2p.dht.walks.shards import Spill
+from modelnet_p2p.dht.walks.storing import Store, Stored
 from modelnet_p2p.errors import Code, LocalError, RemoteError
 from modelnet_p2p.identity import KeyPair, PeerId
 from modelnet_p2p.node.overlay.driver import Overlay

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Protocol
 
-from modelnet_p2p.dht.collecting import Collect
-from modelnet_p2p.dht.density import Density
-from modelnet_p2p.dht.patience import Patience
-from modelnet_p2p.dht.revocations import Revocations
-from modelnet_p2p.dht.shards import ShardReads
-from modelnet_p2p.dht.turns import MAX_ADDRS, Turns
+from modelnet_p2p.dht.holding.revocations import Revocations
+from modelnet_p2p.dht.table.density import Density
+from modelnet_p2p.dht.walks.collecting import Collect
+from modelnet_p2p.dht.walks.patience import Patience
+from modelnet_p2p.dht.walks.shards import ShardReads
+from modelnet_p2p.dht.walks.turns import MAX_ADDRS, Turns
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import Contact, Message
 from modelnet_p2p.records import Sealed

@@ -25,12 +25,12 @@ from modelnet_p2p.beats import (
     Seals,
     frame,
 )
-from modelnet_p2p.dht.beating import Beater
+from modelnet_p2p.dht.holding.limits import Throttle
 from modelnet_p2p.dht.keyspace import position
-from modelnet_p2p.dht.limits import Throttle
-from modelnet_p2p.dht.liveness import Announce, Effect, Tell, Watcher
-from modelnet_p2p.dht.obituaries import Obituaries, is_timely
-from modelnet_p2p.dht.walks import FindClosest
+from modelnet_p2p.dht.liveness.beating import Beater
+from modelnet_p2p.dht.liveness.obituaries import Obituaries, is_timely
+from modelnet_p2p.dht.liveness.watcher import Announce, Effect, Tell, Watcher
+from modelnet_p2p.dht.walks.finding import FindClosest
 from modelnet_p2p.errors import ModelnetError, RemoteError
 from modelnet_p2p.identity import KeyPair, PeerId
 from modelnet_p2p.names import Keys, protocol, provider_key

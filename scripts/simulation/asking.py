@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 from random import Random
 
 from modelnet_p2p.beats import MAX_ASKED, Ask, Obituary
-from modelnet_p2p.dht.collecting import Collect
 from modelnet_p2p.dht.keyspace import position
-from modelnet_p2p.dht.obituaries import is_timely
+from modelnet_p2p.dht.liveness.obituaries import is_timely
 from modelnet_p2p.dht.simulator import Node, Run
+from modelnet_p2p.dht.walks.collecting import Collect
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.node.calls.router import FOUND_SECONDS
 from modelnet_p2p.node.overlay.batches import READ_AHEAD

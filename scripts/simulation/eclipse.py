@@ -16,8 +16,8 @@ from random import Random
 
 from modelnet_p2p.dht.keyspace import common_prefix, position
 from modelnet_p2p.dht.simulator import Node
-from modelnet_p2p.dht.survey import Look, Survey
-from modelnet_p2p.dht.walks import FindClosest
+from modelnet_p2p.dht.table.survey import Look, Survey
+from modelnet_p2p.dht.walks.finding import FindClosest
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import Contact, Kind, Message
 from simulation.attack import Attack, Measured

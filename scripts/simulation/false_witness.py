@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from modelnet_p2p.beats import Beat, Heard, Message, Obituary, Roster, Verdict, Watch
-from modelnet_p2p.dht.liveness import Announce, Effect, Tell, Watcher
+from modelnet_p2p.dht.liveness.watcher import Announce, Effect, Tell, Watcher
 from modelnet_p2p.dht.simulator import Node
 from modelnet_p2p.identity import PeerId
 from simulation.vigil import Post, Vigil

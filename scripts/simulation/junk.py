@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from modelnet_p2p.dht.collecting import Collect
 from modelnet_p2p.dht.simulator import Node, Run
-from modelnet_p2p.dht.turns import Turns
+from modelnet_p2p.dht.walks.collecting import Collect
+from modelnet_p2p.dht.walks.turns import Turns
 from modelnet_p2p.identity import KeyPair, PeerId
 from modelnet_p2p.kad import Contact, Kind, Message
 from modelnet_p2p.records import Identity, Sealed

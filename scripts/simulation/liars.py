@@ -11,10 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
-from modelnet_p2p.dht.density import Density
+from modelnet_p2p.dht.holding.server import KadServer
 from modelnet_p2p.dht.keyspace import position
-from modelnet_p2p.dht.server import KadServer
 from modelnet_p2p.dht.simulator import Node, Simulator
+from modelnet_p2p.dht.table.density import Density
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import Contact, Kind, Message
 from simulation.town import BOOTSTRAPS, Town, address, group_of

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from random import Random
 
-from modelnet_p2p.dht.collecting import Collect
-from modelnet_p2p.dht.shards import ShardReads
 from modelnet_p2p.dht.simulator import Node, Run, Simulator
+from modelnet_p2p.dht.walks.collecting import Collect
+from modelnet_p2p.dht.walks.shards import ShardReads
 from modelnet_p2p.records import Identity, Sealed
 from modelnet_p2p.tuning import WAN
 from simulation import liars, liveness, sieges

@@ -19,14 +19,14 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
-from modelnet_p2p.dht.density import Density
+from modelnet_p2p.dht.holding.server import KadServer
+from modelnet_p2p.dht.holding.store import Bounds
 from modelnet_p2p.dht.keyspace import BITS, position
-from modelnet_p2p.dht.patience import Patience
-from modelnet_p2p.dht.server import KadServer
-from modelnet_p2p.dht.shards import Spill
 from modelnet_p2p.dht.simulator import Node, Run, Simulator
-from modelnet_p2p.dht.store import Bounds
-from modelnet_p2p.dht.storing import Stored
+from modelnet_p2p.dht.table.density import Density
+from modelnet_p2p.dht.walks.patience import Patience
+from modelnet_p2p.dht.walks.shards import Spill
+from modelnet_p2p.dht.walks.storing import Stored
 from modelnet_p2p.identity import KeyPair, PeerId
 from modelnet_p2p.kad import Contact
 from modelnet_p2p.node.overlay.batches import MAX_MODELS_READ, Batches, Tally

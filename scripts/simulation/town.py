@@ -12,14 +12,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from random import Random
 
-from modelnet_p2p.dht.checking import Check
+from modelnet_p2p.dht.holding.server import KadServer
 from modelnet_p2p.dht.keyspace import BITS, position
-from modelnet_p2p.dht.lookup import Wait
 from modelnet_p2p.dht.republish import Due, Renew, Republisher
-from modelnet_p2p.dht.server import KadServer
-from modelnet_p2p.dht.shards import Spill
 from modelnet_p2p.dht.simulator import Node, Run, Simulator
-from modelnet_p2p.dht.storing import Store
+from modelnet_p2p.dht.table.checking import Check
+from modelnet_p2p.dht.walks.lookup import Wait
+from modelnet_p2p.dht.walks.shards import Spill
+from modelnet_p2p.dht.walks.storing import Store
 from modelnet_p2p.identity import KeyPair, PeerId
 from modelnet_p2p.names import Keys, provider_key
 from modelnet_p2p.records import Manifest, OfferRecord, Sealed, seal_manifest, seal_offer

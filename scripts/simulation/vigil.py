@@ -25,9 +25,9 @@ from modelnet_p2p.beats import (
     Verdict,
     Watch,
 )
-from modelnet_p2p.dht.beating import Beater
-from modelnet_p2p.dht.liveness import Announce, Effect, Tell, Watcher
-from modelnet_p2p.dht.obituaries import Obituaries
+from modelnet_p2p.dht.liveness.beating import Beater
+from modelnet_p2p.dht.liveness.obituaries import Obituaries
+from modelnet_p2p.dht.liveness.watcher import Announce, Effect, Tell, Watcher
 from modelnet_p2p.dht.simulator import Node, Simulator
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.names import Keys, provider_key

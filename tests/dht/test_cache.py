@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from modelnet_p2p.dht.cache import (
+from modelnet_p2p.dht.holding.cache import (
     KEYS_PER_GROUP,
     KEYS_PER_SENDER,
     LEAST_LIFE_SECONDS,
@@ -16,9 +16,9 @@ from modelnet_p2p.dht.cache import (
     MAX_RECORDS,
     Cache,
 )
-from modelnet_p2p.dht.routing import RoutingTable
-from modelnet_p2p.dht.server import KadServer
-from modelnet_p2p.dht.store import OfferStore
+from modelnet_p2p.dht.holding.server import KadServer
+from modelnet_p2p.dht.holding.store import OfferStore
+from modelnet_p2p.dht.table.routing import RoutingTable
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import Contact, Kind, Message, decode, encode
 from modelnet_p2p.records import Refusal, Sealed

@@ -5,10 +5,17 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelnet_p2p.dht.checking import Check
-from modelnet_p2p.dht.lookup import Done, Wait
-from modelnet_p2p.dht.routing import LOST_CHECKS, MAX_CHECKS, MAX_FAILURES, MAX_LOST, Place, RoutingTable
-from modelnet_p2p.dht.walks import Send
+from modelnet_p2p.dht.table.checking import Check
+from modelnet_p2p.dht.table.routing import (
+    LOST_CHECKS,
+    MAX_CHECKS,
+    MAX_FAILURES,
+    MAX_LOST,
+    Place,
+    RoutingTable,
+)
+from modelnet_p2p.dht.walks.finding import Send
+from modelnet_p2p.dht.walks.lookup import Done, Wait
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import Contact, Kind, Message
 

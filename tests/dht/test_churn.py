@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelnet_p2p.dht.churn import FASTEST, LOSS, MAX_GONE, SETTLING, SLOWEST, Churn
-from modelnet_p2p.dht.routing import MAX_FAILURES, RoutingTable
+from modelnet_p2p.dht.table.churn import FASTEST, LOSS, MAX_GONE, SETTLING, SLOWEST, Churn
+from modelnet_p2p.dht.table.routing import MAX_FAILURES, RoutingTable
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import Contact
 

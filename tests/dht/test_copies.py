@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from modelnet_p2p.dht.collecting import HOLDERS, Collect
 from modelnet_p2p.dht.keyspace import position
-from modelnet_p2p.dht.lookup import Done
-from modelnet_p2p.dht.walks import Send
+from modelnet_p2p.dht.walks.collecting import HOLDERS, Collect
+from modelnet_p2p.dht.walks.finding import Send
+from modelnet_p2p.dht.walks.lookup import Done
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import Contact, Kind, Message
 from modelnet_p2p.records import Sealed

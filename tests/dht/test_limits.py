@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from modelnet_p2p.dht.limits import Throttle
+from modelnet_p2p.dht.holding.limits import Throttle
 from modelnet_p2p.identity import KeyPair
 
 ALICE, BOB, CAROL = (KeyPair(bytes([n]) * 32).id for n in (1, 2, 3))

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelnet_p2p.beats import Beat, Heard, Message, Obituary, Probe, Roster, Verdict, Watch
-from modelnet_p2p.dht.beating import Beater
-from modelnet_p2p.dht.liveness import MAX_WARDS, Announce, Effect, Phase, Tell, Watcher
-from modelnet_p2p.dht.obituaries import LIFETIME_US, MAX_SUBJECTS, Obituaries
-from modelnet_p2p.dht.suspicion import MAX_DOUBT, Health, Suspicion, Tempo
+from modelnet_p2p.dht.liveness.beating import Beater
+from modelnet_p2p.dht.liveness.obituaries import LIFETIME_US, MAX_SUBJECTS, Obituaries
+from modelnet_p2p.dht.liveness.suspicion import MAX_DOUBT, Health, Suspicion, Tempo
+from modelnet_p2p.dht.liveness.watcher import MAX_WARDS, Announce, Effect, Phase, Tell, Watcher
 from modelnet_p2p.identity import PeerId
 from simulation.vigil import Pen
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelnet_p2p.dht.keyspace import position
-from modelnet_p2p.dht.lookup import FEW_PATIENCES, MAX_ASKED, MAX_CLOSER, Ask, Done, Lookup, Wait
-from modelnet_p2p.dht.patience import Patience
+from modelnet_p2p.dht.walks.lookup import FEW_PATIENCES, MAX_ASKED, MAX_CLOSER, Ask, Done, Lookup, Wait
+from modelnet_p2p.dht.walks.patience import Patience
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import Contact
 

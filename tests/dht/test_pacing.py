@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelnet_p2p.dht.limits import MAX_TOLD, Limits, SlowDown, Throttle
+from modelnet_p2p.dht.holding.limits import MAX_TOLD, Limits, SlowDown, Throttle
 from modelnet_p2p.dht.pacing import FORGET, MAX_GAP, MAX_HOLD, MIN_HOLD, Pacing
 from modelnet_p2p.identity import KeyPair
 

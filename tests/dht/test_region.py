@@ -7,13 +7,13 @@ from random import Random
 
 import pytest
 
-from modelnet_p2p.dht.density import Density
+from modelnet_p2p.dht.holding.server import KadServer
+from modelnet_p2p.dht.holding.store import OfferStore
 from modelnet_p2p.dht.keyspace import BITS, position
-from modelnet_p2p.dht.lookup import DONE, Ask, Lookup
-from modelnet_p2p.dht.region import CROWD_OF_SLOT, READ_OF_SLOT, STORED_OF_SLOT, Region
-from modelnet_p2p.dht.routing import RoutingTable
-from modelnet_p2p.dht.server import KadServer
-from modelnet_p2p.dht.store import OfferStore
+from modelnet_p2p.dht.table.density import Density
+from modelnet_p2p.dht.table.routing import RoutingTable
+from modelnet_p2p.dht.walks.lookup import DONE, Ask, Lookup
+from modelnet_p2p.dht.walks.region import CROWD_OF_SLOT, READ_OF_SLOT, STORED_OF_SLOT, Region
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import Contact, Kind, Message
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modelnet_p2p.dht.lookup import Wait
 from modelnet_p2p.dht.republish import (
     FIRST_RETRY,
     MAX_OPEN,
@@ -19,6 +18,7 @@ from modelnet_p2p.dht.republish import (
     Renew,
     Republisher,
 )
+from modelnet_p2p.dht.walks.lookup import Wait
 
 if TYPE_CHECKING:
     from tests.dht.conftest import Person

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelnet_p2p.dht.collecting import Collect
-from modelnet_p2p.dht.revocations import MAX_NEWS, PINNED, READ, Revocations
-from modelnet_p2p.dht.routing import RoutingTable
-from modelnet_p2p.dht.server import KadServer
-from modelnet_p2p.dht.store import Bounds, OfferStore
-from modelnet_p2p.dht.storing import Store
-from modelnet_p2p.dht.walks import Send
+from modelnet_p2p.dht.holding.revocations import MAX_NEWS, PINNED, READ, Revocations
+from modelnet_p2p.dht.holding.server import KadServer
+from modelnet_p2p.dht.holding.store import Bounds, OfferStore
+from modelnet_p2p.dht.table.routing import RoutingTable
+from modelnet_p2p.dht.walks.collecting import Collect
+from modelnet_p2p.dht.walks.finding import Send
+from modelnet_p2p.dht.walks.storing import Store
 from modelnet_p2p.envelope import seal
 from modelnet_p2p.identity import KeyPair, PeerId
 from modelnet_p2p.kad import Contact, Kind, Message, Value

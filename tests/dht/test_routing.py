@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelnet_p2p.dht.keyspace import MAX_GROUND_BITS, common_prefix, position
-from modelnet_p2p.dht.routing import MAX_FAILURES, Place, RoutingTable
+from modelnet_p2p.dht.table.routing import MAX_FAILURES, Place, RoutingTable
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import Contact
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modelnet_p2p.dht.routing import RoutingTable
-from modelnet_p2p.dht.server import KadServer, parse_value_key, value_key
-from modelnet_p2p.dht.store import Bounds, OfferStore
+from modelnet_p2p.dht.holding.server import KadServer, parse_value_key, value_key
+from modelnet_p2p.dht.holding.store import Bounds, OfferStore
+from modelnet_p2p.dht.table.routing import RoutingTable
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import MAX_MESSAGE_BYTES, MAX_RECORDS_ADDED, Contact, Kind, Message, Value, encode
 from modelnet_p2p.records import Refusal, Sealed

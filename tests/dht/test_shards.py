@@ -6,13 +6,13 @@ from collections import Counter
 from random import Random
 from typing import TYPE_CHECKING
 
-from modelnet_p2p.dht.collecting import Collect
-from modelnet_p2p.dht.routing import RoutingTable
-from modelnet_p2p.dht.server import KadServer
-from modelnet_p2p.dht.shards import DIGITS, MAX_READS, ShardReads, Spill
-from modelnet_p2p.dht.store import Bounds, Full, OfferStore
-from modelnet_p2p.dht.storing import Stored
-from modelnet_p2p.dht.walks import Send
+from modelnet_p2p.dht.holding.server import KadServer
+from modelnet_p2p.dht.holding.store import Bounds, Full, OfferStore
+from modelnet_p2p.dht.table.routing import RoutingTable
+from modelnet_p2p.dht.walks.collecting import Collect
+from modelnet_p2p.dht.walks.finding import Send
+from modelnet_p2p.dht.walks.shards import DIGITS, MAX_READS, ShardReads, Spill
+from modelnet_p2p.dht.walks.storing import Stored
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import Contact, Kind, Message
 from modelnet_p2p.names import MAX_SHARD_DEPTH, shard_key, shard_prefix

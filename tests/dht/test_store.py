@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modelnet_p2p.dht.store import CURSOR_BYTES, BadCursor, Bounds, Full, OfferStore
+from modelnet_p2p.dht.holding.store import CURSOR_BYTES, BadCursor, Bounds, Full, OfferStore
 from modelnet_p2p.kad import Contact
 from modelnet_p2p.records import Refusal, Sealed
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from itertools import count, islice
 from random import Random
 
-from modelnet_p2p.dht.density import FAR, LEAST_FAR_WALKS, Density
 from modelnet_p2p.dht.keyspace import BITS, common_prefix, position
-from modelnet_p2p.dht.routing import WIDE, WIDEST, RoutingTable
-from modelnet_p2p.dht.survey import MAX_ROOTS, Survey
+from modelnet_p2p.dht.table.density import FAR, LEAST_FAR_WALKS, Density
+from modelnet_p2p.dht.table.routing import WIDE, WIDEST, RoutingTable
+from modelnet_p2p.dht.table.survey import MAX_ROOTS, Survey
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import Contact
 

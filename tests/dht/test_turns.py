@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import cast
 
-from modelnet_p2p.dht.turns import MAX_ADDRS, Turns, network
+from modelnet_p2p.dht.walks.turns import MAX_ADDRS, Turns, network
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import Contact
 from modelnet_p2p.records import Identity, Sealed

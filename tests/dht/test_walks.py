@@ -11,15 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modelnet_p2p.dht.collecting import Collect
+from modelnet_p2p.dht.holding.server import KadServer
+from modelnet_p2p.dht.holding.store import OfferStore
 from modelnet_p2p.dht.keyspace import position
-from modelnet_p2p.dht.lookup import Done, Wait
-from modelnet_p2p.dht.routing import RoutingTable
-from modelnet_p2p.dht.server import KadServer
 from modelnet_p2p.dht.simulator import Node, Simulator
-from modelnet_p2p.dht.store import OfferStore
-from modelnet_p2p.dht.storing import Store
-from modelnet_p2p.dht.walks import FindPeer, Send
+from modelnet_p2p.dht.table.routing import RoutingTable
+from modelnet_p2p.dht.walks.collecting import Collect
+from modelnet_p2p.dht.walks.finding import FindPeer, Send
+from modelnet_p2p.dht.walks.lookup import Done, Wait
+from modelnet_p2p.dht.walks.storing import Store
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import MAX_RECORDS_ADDED, Contact, Kind, Message
 from modelnet_p2p.records import Refusal, Sealed

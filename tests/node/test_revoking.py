@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 
-from modelnet_p2p.dht.revocations import PINNED, READ
+from modelnet_p2p.dht.holding.revocations import PINNED, READ
 from modelnet_p2p.errors import Code, LocalError, NotFound
 from modelnet_p2p.identity import KeyPair
 from modelnet_p2p.names import Keys, provider_key

@@ -21,8 +21,8 @@ from modelnet_p2p.beats import (
     Watch,
     frame,
 )
-from modelnet_p2p.dht.liveness import Phase as Thought
-from modelnet_p2p.dht.liveness import Watcher
+from modelnet_p2p.dht.liveness.watcher import Phase as Thought
+from modelnet_p2p.dht.liveness.watcher import Watcher
 from modelnet_p2p.dht.simulator import Node, Simulator, Weather
 from modelnet_p2p.identity import KeyPair
 from modelnet_p2p.tuning import WAN

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from bad_records import Case, World
-from modelnet_p2p.dht.collecting import Collect
-from modelnet_p2p.dht.lookup import Done
-from modelnet_p2p.dht.routing import RoutingTable
-from modelnet_p2p.dht.server import KadServer
-from modelnet_p2p.dht.store import OfferStore
-from modelnet_p2p.dht.walks import Send
+from modelnet_p2p.dht.holding.server import KadServer
+from modelnet_p2p.dht.holding.store import OfferStore
+from modelnet_p2p.dht.table.routing import RoutingTable
+from modelnet_p2p.dht.walks.collecting import Collect
+from modelnet_p2p.dht.walks.finding import Send
+from modelnet_p2p.dht.walks.lookup import Done
 from modelnet_p2p.identity import KeyPair, PeerId
 from modelnet_p2p.kad import Contact, Kind, Message, decode, encode
 from modelnet_p2p.names import Keys, provider_key

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from modelnet_p2p.dht.holding.store import OfferStore
 from modelnet_p2p.dht.keyspace import position
-from modelnet_p2p.dht.store import OfferStore
 from modelnet_p2p.identity import KeyPair, PeerId
 from modelnet_p2p.names import Keys, provider_key
 from modelnet_p2p.records import Manifest, OfferRecord, Sealed, seal_manifest

@@ -9,8 +9,8 @@ from typing import Any
 import trio
 import trio.testing
 
-from modelnet_p2p.dht.lookup import Wait
-from modelnet_p2p.dht.walks import Send
+from modelnet_p2p.dht.walks.finding import Send
+from modelnet_p2p.dht.walks.lookup import Wait
 from modelnet_p2p.events import Result
 from modelnet_p2p.exchange import Exchange, Role
 from modelnet_p2p.kad import Contact, Message

@@ -13,11 +13,11 @@ import pytest
 import trio
 import trio.testing
 
-from modelnet_p2p.dht.limits import MAX_TOLD
-from modelnet_p2p.dht.routing import RoutingTable
-from modelnet_p2p.dht.server import KadServer
-from modelnet_p2p.dht.store import OfferStore
-from modelnet_p2p.dht.storing import Store
+from modelnet_p2p.dht.holding.limits import MAX_TOLD
+from modelnet_p2p.dht.holding.server import KadServer
+from modelnet_p2p.dht.holding.store import OfferStore
+from modelnet_p2p.dht.table.routing import RoutingTable
+from modelnet_p2p.dht.walks.storing import Store
 from modelnet_p2p.errors import Code, RemoteError
 from modelnet_p2p.identity import KeyPair, PeerId
 from modelnet_p2p.kad import SLOW_DOWN, Framer, Kind, Message, frame

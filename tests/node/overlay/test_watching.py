@@ -9,7 +9,7 @@ import trio
 import trio.testing
 
 from modelnet_p2p.beats import Ask, Obituary, Seals, frame
-from modelnet_p2p.dht.liveness import Phase
+from modelnet_p2p.dht.liveness.watcher import Phase
 from modelnet_p2p.names import protocol
 from modelnet_p2p.node.transport.contract import StreamReset
 from modelnet_p2p.offers import State

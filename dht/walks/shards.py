@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from modelnet_p2p.dht.store import Full
-from modelnet_p2p.dht.storing import Stored
+from modelnet_p2p.dht.holding.store import Full
+from modelnet_p2p.dht.walks.storing import Stored
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.names import MAX_SHARD_DEPTH, shard_key, shard_prefix
 

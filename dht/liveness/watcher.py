@@ -16,7 +16,7 @@ from enum import Enum
 from typing import Protocol
 
 from modelnet_p2p.beats import Beat, Heard, Message, Obituary, Probe, Roster, Verdict, Watch
-from modelnet_p2p.dht.suspicion import Health, Suspicion, Tempo
+from modelnet_p2p.dht.liveness.suspicion import Health, Suspicion, Tempo
 from modelnet_p2p.identity import PeerId
 
 MAX_WARDS = 1024  # peers that one watcher takes on; an honest network asks five of each on average

@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from modelnet_p2p.dht.keyspace import position
-from modelnet_p2p.dht.lookup import DONE, Ask, Done, Lookup, Wait
-from modelnet_p2p.dht.region import Region
+from modelnet_p2p.dht.walks.lookup import DONE, Ask, Done, Lookup, Wait
+from modelnet_p2p.dht.walks.region import Region
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import Contact, Kind, Message
 from modelnet_p2p.tuning import Tuning

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from modelnet_p2p.dht.keyspace import position
-from modelnet_p2p.dht.region import READ_OF_SLOT, STORED_OF_SLOT, Region
+from modelnet_p2p.dht.walks.region import READ_OF_SLOT, STORED_OF_SLOT, Region
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import Contact
 

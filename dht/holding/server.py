@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from modelnet_p2p.dht.cache import MAX_RECORDS as MAX_COPIES
-from modelnet_p2p.dht.cache import Cache
+from modelnet_p2p.dht.holding.cache import MAX_RECORDS as MAX_COPIES
+from modelnet_p2p.dht.holding.cache import Cache
+from modelnet_p2p.dht.holding.revocations import PRIVATE, Revocations
+from modelnet_p2p.dht.holding.store import BadCursor, Full, OfferStore, contact_bytes
 from modelnet_p2p.dht.keyspace import is_provider_key, position
-from modelnet_p2p.dht.region import STORED_OF_SLOT
-from modelnet_p2p.dht.revocations import PRIVATE, Revocations
-from modelnet_p2p.dht.routing import RoutingTable
-from modelnet_p2p.dht.store import BadCursor, Full, OfferStore, contact_bytes
+from modelnet_p2p.dht.table.routing import RoutingTable
+from modelnet_p2p.dht.walks.region import STORED_OF_SLOT
 from modelnet_p2p.errors import LocalError
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import (

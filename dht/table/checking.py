@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 
-from modelnet_p2p.dht.lookup import DONE, Done, Wait
-from modelnet_p2p.dht.walks import Send
+from modelnet_p2p.dht.walks.finding import Send
+from modelnet_p2p.dht.walks.lookup import DONE, Done, Wait
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import Contact, Kind, Message
 

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from modelnet_p2p.dht.keyspace import position
-from modelnet_p2p.dht.lookup import DONE, Done, Wait
-from modelnet_p2p.dht.region import Region
-from modelnet_p2p.dht.walks import Send, Walk
+from modelnet_p2p.dht.walks.finding import Send, Walk
+from modelnet_p2p.dht.walks.lookup import DONE, Done, Wait
+from modelnet_p2p.dht.walks.region import Region
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import MAX_MESSAGE_BYTES, MAX_RECORDS_ADDED, Contact, Kind, Message
 from modelnet_p2p.records import Sealed

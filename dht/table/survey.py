@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from modelnet_p2p.dht.routing import RoutingTable
+from modelnet_p2p.dht.table.routing import RoutingTable
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import Contact
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterable
 
-from modelnet_p2p.dht.cache import MAX_RECORDS as MAX_COPIES
+from modelnet_p2p.dht.holding.cache import MAX_RECORDS as MAX_COPIES
+from modelnet_p2p.dht.holding.revocations import Revocations, revoked_by
+from modelnet_p2p.dht.holding.store import Full
 from modelnet_p2p.dht.keyspace import position
-from modelnet_p2p.dht.lookup import DONE, MAX_ADDRS, Done, Wait, merged
-from modelnet_p2p.dht.region import Region
-from modelnet_p2p.dht.revocations import Revocations, revoked_by
-from modelnet_p2p.dht.store import Full
-from modelnet_p2p.dht.walks import Send, Walk
+from modelnet_p2p.dht.walks.finding import Send, Walk
+from modelnet_p2p.dht.walks.lookup import DONE, MAX_ADDRS, Done, Wait, merged
+from modelnet_p2p.dht.walks.region import Region
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import Contact, Kind, Message
 from modelnet_p2p.records import BadRecord, Identity, Refusal, Sealed, admit, newest

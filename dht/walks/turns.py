@@ -13,7 +13,7 @@ import ipaddress
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 
-from modelnet_p2p.dht.collecting import MAX_MERGED
+from modelnet_p2p.dht.walks.collecting import MAX_MERGED
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import Contact
 from modelnet_p2p.records import Sealed

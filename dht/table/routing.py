@@ -23,9 +23,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from modelnet_p2p.dht.churn import Churn
-from modelnet_p2p.dht.density import Density
 from modelnet_p2p.dht.keyspace import BITS, MAX_GROUND_BITS, common_prefix, key_near, position
+from modelnet_p2p.dht.table.churn import Churn
+from modelnet_p2p.dht.table.density import Density
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import Contact
 

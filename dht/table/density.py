@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from statistics import median
 
 from modelnet_p2p.dht.keyspace import BITS, common_prefix, position
-from modelnet_p2p.dht.region import Region
+from modelnet_p2p.dht.walks.region import Region
 from modelnet_p2p.identity import PeerId
 
 FAR = 4  # buckets whose walks nobody near me can foresee or is worth a forger's while

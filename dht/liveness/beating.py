@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from modelnet_p2p.beats import Beat, Heard, Message, Probe, Roster, Watch
-from modelnet_p2p.dht.liveness import ACK_EVERY, Effect, Tell
+from modelnet_p2p.dht.liveness.watcher import ACK_EVERY, Effect, Tell
 from modelnet_p2p.identity import PeerId
 
 SILENT_ACKS = 2.5  # of them missing, a watcher is taken for gone: 20 s with a beat of 2 s

@@ -1,0 +1,1 @@
+"""What a peer keeps for others, what it answers, and what strangers may cost it."""

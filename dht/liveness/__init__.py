@@ -1,0 +1,1 @@
+"""Who lives: beats, watchers, suspicion, and proofs of death."""

@@ -1,0 +1,1 @@
+"""Ways through the network: to the closest of a key, to what lies there, to store there."""
