@@ -8,7 +8,8 @@ in Peer-to-Peer Networks, IMC 2006): the old go more rarely than the young. What
 - A contested bucket keeps the old, so it would see too few deaths. Only buckets in which nobody waits are
   watched: they hold all the living of their corner, of all ages, as the holders of a record are.
 - A death is found late, so the time since the last sign of life counts for half.
-- One lost answer is no death: there a peer goes after several in a row, and who comes back was not dead.
+- The first answer that is missing counts, or tables younger than a death takes to be proven would see none;
+  whoever answers again was not dead.
 - Holders are lost as well where newcomers push them out of the k closest. Where as many come as go they
   fill the gaps, so it is the greater of both rates that counts.
 - Before much was seen, the rate is a high one: as if one peer had died in a quarter of an hour.
@@ -55,14 +56,19 @@ class Churn:
         self._fade(now)
         if self._began is None:
             self._began = now
+        if not self.revived(peer, now) and now - self._began >= SETTLING:
+            self._arrivals += 1.0
+
+    def revived(self, peer: PeerId, now: float) -> bool:
+        """It is there; whether it was taken for dead, which is put right."""
+        self._fade(now)
         died = self._gone.pop(peer, None)
         if died is not None:
             self._deaths = max(0.0, self._deaths - math.exp((died - now) / MEMORY))
-        elif now - self._began >= SETTLING:
-            self._arrivals += 1.0
+        return died is not None
 
     def died(self, peer: PeerId, seen: float, now: float) -> None:
-        """It was alive last at `seen`, and is given up at `now`."""
+        """It was alive last at `seen`, and did not answer at `now`."""
         self._fade(now)
         self._seconds += max(0.0, now - seen) / 2
         self._deaths += 1.0

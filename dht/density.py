@@ -10,12 +10,18 @@ Source: as for a Poisson process, whose rate (k - 1) / d estimates without bias;
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from statistics import median
 
 from modelnet_p2p.dht.keyspace import BITS, common_prefix, position
 from modelnet_p2p.dht.region import Region
 from modelnet_p2p.identity import PeerId
+
+FAR = 4  # buckets whose walks nobody near me can foresee or is worth a forger's while
+FAR_WALKS = 8  # the last of those that count: one errs by a quarter, the least of eight by a third
+LEAST_FAR_WALKS = 3  # before they say anything
+TORN = 2  # times the least of them, the largest contradicts it: some walks ended in another network
 
 
 class Density:
@@ -25,6 +31,7 @@ class Density:
         self._place = position(me)
         self._k = k
         self._samples: dict[int, float] = {}
+        self._far: deque[float] = deque(maxlen=FAR_WALKS)
         self._region: Region | None = None
 
     def on_walked(self, target: int | bytes, closest: Iterable[PeerId]) -> None:
@@ -37,13 +44,29 @@ class Density:
             peers = float(len(distances))  # these are all
         else:
             peers = (self._k - 1) * 2.0**BITS / distances[-1]
-        self._samples[common_prefix(self._place, place)] = peers
+        bucket = common_prefix(self._place, place)
+        self._samples[bucket] = peers
+        if bucket < FAR:
+            self._far.append(peers)
         self._region = self._expected()
 
     @property
     def peers(self) -> float | None:
         """About how many there are; None before the first walk."""
         return median(self._samples.values()) if self._samples else None
+
+    @property
+    def least(self) -> float | None:
+        """About how many there are at least, as the last walks to far keys say; None before there were some.
+
+        To hide peers from a walk makes this smaller; to make it larger, each has to end among forgers.
+        """
+        return min(self._far) if len(self._far) >= LEAST_FAR_WALKS else None
+
+    @property
+    def torn(self) -> bool:
+        """Whether the walks to far keys contradict each other, as they do where some ended among a gang."""
+        return bool(self._far) and max(self._far) > TORN * min(self._far)
 
     @property
     def region(self) -> Region | None:

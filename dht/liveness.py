@@ -72,7 +72,7 @@ class _Ward:
     until: float = 0.0  # when this phase is over; HEARD follows from `heard`
     suspicion: Suspicion | None = None
     verdicts: dict[PeerId, Verdict] = field(default_factory=dict)  # of its watchers, mine too
-    askers: set[PeerId] = field(default_factory=set)  # watchers who want its next beat
+    askers: dict[PeerId, None] = field(default_factory=dict)  # watchers who want its next beat, in order
     obituary: Obituary | None = None
     tells: bool = False  # it is I who told its holders of the obituary, and tell them of its refutation
 
@@ -282,5 +282,5 @@ class Watcher:
         ward = self.wards.get(subject)
         if ward is None or sender not in self._others(ward):
             return []
-        ward.askers.add(sender)
+        ward.askers[sender] = None
         return [Tell(subject, Probe(subject))]

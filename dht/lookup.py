@@ -143,6 +143,7 @@ class Lookup:
         self._late: dict[PeerId, Candidate] = {}  # oldest first
         self._asked_on: Counter[int] = Counter()  # each path, outside of the region
         self._plan: tuple[Sequence[Candidate], int, int] | None = None  # what `_line` gave, while it holds
+        self.crowded = False  # whether a crowd was seen around the target
         self._done = False
         for number, contact in enumerate(seeds):
             self._hear(contact, 0, number % PATHS)
@@ -202,6 +203,20 @@ class Lookup:
         candidate = self._known.get(peer)
         return candidate is not None and candidate.state in ASKED
 
+    def among_closest(self, peer: PeerId) -> bool:
+        """Whether `peer` is one of the k nearest that are known and not known to fail."""
+        return any(candidate.contact.id == peer for candidate in self._closest_known())
+
+    def ask_spread(self, place: int, now: float) -> Ask | None:
+        """Of the k nearest known and not asked yet, the one that lies nearest to `place` instead."""
+        fresh = [candidate for candidate in self._closest_known() if candidate.state is State.HEARD]
+        if not fresh:
+            return None
+        return self._ask(min(fresh, key=lambda one: position(one.contact.id) ^ place), now)
+
+    def _closest_known(self) -> list[Candidate]:
+        return [candidate for candidate in self._order if candidate.state is not State.FAILED][: self.k]
+
     def on_failure(self, peer: PeerId, now: float) -> bool:
         """`peer` could not be reached, or gave up; False if it was not asked."""
         return self._answered(peer, State.FAILED) is not None
@@ -250,12 +265,12 @@ class Lookup:
             if self.region is None:
                 self._plan = self._order, self.want, 0
             elif self._reading:
-                line, crowded = self.region.line(self._order, READ_OF_SLOT)
-                self._plan = line, self.want + CROWDED_MORE if crowded else self.want, 0
+                line, self.crowded = self.region.line(self._order, READ_OF_SLOT)
+                self._plan = line, self.want + CROWDED_MORE if self.crowded else self.want, 0
             else:
-                line, crowded = self.region.line(self._order, STORED_OF_SLOT)
+                line, self.crowded = self.region.line(self._order, STORED_OF_SLOT)
                 # k beside the crowd, of which more are told than count
-                crowd = len(line) - len(self.region.line(self._order, READ_OF_SLOT)[0]) if crowded else 0
+                crowd = len(line) - len(self.region.line(self._order, READ_OF_SLOT)[0]) if self.crowded else 0
                 self._plan = line, self.want + crowd, self.region.radius
         return self._plan
 

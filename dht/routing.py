@@ -9,24 +9,36 @@ who move up, else a flood of waiting peers of one network would inherit the buck
 
 A walk asks only those nearest to its key, so the table also says of whom nothing was heard for long
 (`doubtful`): the driver asks them, and the dead leave also where nobody waits for their places.
+
+Around myself buckets hold more: whoever grinds identities into my neighbourhood and dials me first must not
+fill the places of those who truly live there (the sibling list of Baumgart, Mies: S/Kademlia, 2007). Where
+that neighbourhood begins the density of peers elsewhere says, which nobody near me can forge.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
+import math
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
 from modelnet_p2p.dht.churn import Churn
+from modelnet_p2p.dht.density import Density
 from modelnet_p2p.dht.keyspace import BITS, MAX_GROUND_BITS, common_prefix, key_near, position
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import Contact
 
 MAX_FAILURES = 3  # in a row, and with nobody waiting: one lost answer is no death
 GROUP_SHARE = 4  # of a contested bucket one IP group keeps at most k / 4 places
-MAX_CHECKS = 32  # of one look: with one each 30 s about a PING a second, 200 bytes with its answer; a table
-# in a world of 100,000 peers has 280 entries, which are all asked once in 300 s so
+MAX_CHECKS = 32  # of peers in the table in one look: with a look each 30 s about a PING a second, 200 bytes
+# with its answer; a table in a world of 100,000 peers has 280 entries, which are all asked once in 300 s so
+MAX_LOST = 64  # peers that fell silent and are asked again now and then: a partition may have healed
+LOST_CHECKS = 2  # of each look, so that each of them is asked about four times in an hour
+WIDE = 6  # times k places has a bucket of my neighbourhood: a hundred forgers do not fill one
+NEAR = 2  # times k peers live in the farthest such bucket, at most: the k closest to me lie in it and nearer
+WIDEST = 9  # times k peers are looked for where a crowd is: a walk asks 200 at most
+CROWDED = 1.5  # times as many neighbours as are expected are a crowd that hides some
 
 
 class Place(Enum):
@@ -56,7 +68,8 @@ class Bucket:
 
 
 class RoutingTable:
-    """The peers that I know and that answer; at most k in and k beside each of the 256 buckets.
+    """The peers that I know and that answer; at most k in and k beside each of the 256 buckets, and WIDE
+    times k in those around me.
 
     Clients, which cannot be dialled, are never added: that is for the caller to see to.
     """
@@ -67,7 +80,10 @@ class RoutingTable:
         self.churn = Churn()  # by what is seen in the buckets in which nobody waits
         self._place = position(me)
         self._buckets: dict[int, Bucket] = {}
+        self._lost: OrderedDict[PeerId, Entry] = OrderedDict()  # asked or lost longest ago first
         self._size = 0
+        self.density = Density(me, k)  # told by my walks
+        self._wide = BITS  # the first bucket of my neighbourhood, as far as is known
 
     def __len__(self) -> int:
         return self._size
@@ -85,7 +101,10 @@ class RoutingTable:
         """This peer is alive, speaks our protocol and can be dialled: it answered, or has just connected."""
         if contact.id == self.me:
             return Place.NOWHERE
-        bucket = self._buckets.setdefault(self._index(contact.id), Bucket())
+        self._lost.pop(contact.id, None)
+        index = self._index(contact.id)
+        bucket = self._buckets.setdefault(index, Bucket())
+        room = self._room(index)
         known = bucket.entries.pop(contact.id, None) or bucket.waiting.pop(contact.id, None)
         if known is not None:
             contact = contact if contact.addrs else known.contact
@@ -93,9 +112,9 @@ class RoutingTable:
         if not bucket.waiting and len(bucket.entries) < self.k:
             self._watch(contact.id, known, now)
         entry = Entry(contact, position(contact.id), now, group)
-        if len(bucket.entries) >= self.k and (crowded := self._crowding(bucket, group)) is not None:
+        if len(bucket.entries) >= room and (crowded := self._crowding(bucket, group)) is not None:
             self._shelve(bucket, bucket.entries.pop(crowded))
-        if len(bucket.entries) < self.k:
+        if len(bucket.entries) < room:
             bucket.entries[contact.id] = entry
             self._count()
             return Place.TABLE
@@ -123,12 +142,15 @@ class RoutingTable:
         if entry is None:
             return
         entry.failures += 1
+        if entry.failures == 1 and not bucket.waiting:
+            self.churn.died(peer, entry.seen, now)
         if self._heir(bucket, peer) is not None:
             self.remove(peer)
         elif entry.failures >= MAX_FAILURES:
-            if not bucket.waiting:
-                self.churn.died(peer, entry.seen, now)
             self.remove(peer)
+            self._lost[peer] = entry
+            if len(self._lost) > MAX_LOST:
+                self._lost.popitem(last=False)
 
     def remove(self, peer: PeerId) -> None:
         """It is gone for certain; whoever was seen last of those waiting moves up, those first whose IP group
@@ -157,7 +179,8 @@ class RoutingTable:
         return [entry.contact for entry in chosen[:n]]
 
     def doubtful(self, now: float, longest: float) -> list[Contact]:
-        """Whom to ask for a sign of life: who failed lately, then who was silent for too long.
+        """Whom to ask for a sign of life: who failed lately, then who was silent for too long, and one or two
+        of those that were given up: after a partition each half would else stay alone.
 
         How long that is follows from how fast peers die here, and is never more than `longest` seconds.
         """
@@ -165,7 +188,10 @@ class RoutingTable:
         entries = [e for b in self._buckets.values() for e in b.entries.values()]
         doubted = [e for e in entries if e.failures or e.seen + silence <= now]
         doubted.sort(key=lambda e: (-e.failures, e.seen))
-        return [e.contact for e in doubted[:MAX_CHECKS]]
+        lost = list(self._lost)[:LOST_CHECKS]
+        for peer in lost:
+            self._lost.move_to_end(peer)
+        return [e.contact for e in (*doubted[:MAX_CHECKS], *map(self._lost.__getitem__, lost))]
 
     def stale(self, now: float, interval: float) -> list[int]:
         """The buckets through which no walk went for `interval` seconds, farthest first.
@@ -180,11 +206,31 @@ class RoutingTable:
         """What a walk that refreshes bucket `index` asks for with FIND_NODE; `seed` is fresh randomness."""
         return bytes(self.me) if index >= MAX_GROUND_BITS else key_near(self._place, index, seed)
 
-    def on_walked(self, target: int | bytes, now: float) -> None:
-        """A walk towards this position ended: its bucket needs no refresh for a while."""
+    def on_walked(self, target: int | bytes, now: float, closest: Sequence[Contact] = ()) -> None:
+        """A walk towards this position ended: its bucket needs no refresh for a while.
+
+        `closest` are the nearest that answered, where nobody could foresee the key, or where it was my own.
+        """
         place = target if isinstance(target, int) else position(target)
         index = min(common_prefix(self._place, place), MAX_GROUND_BITS)
         self._buckets.setdefault(index, Bucket()).refreshed = now
+        if closest:
+            self.density.on_walked(place, (contact.id for contact in closest))
+            self._resize()
+
+    def crowd(self) -> int:
+        """How many peers to look for around me, so that a crowd of forgers hides nobody; 0: there is none.
+
+        Those that wait count as well: they are known to be there.
+        """
+        peers = self.density.least
+        if peers is None:
+            return 0
+        near = [bucket for index, bucket in self._buckets.items() if index >= self._wide]
+        there = sum(len(bucket.entries) + len(bucket.waiting) for bucket in near)
+        if there <= CROWDED * max(self.k, peers / 2**self._wide) and not self.density.torn:
+            return 0
+        return min(there + 2 * self.k, WIDEST * self.k)
 
     def _near(self) -> int:
         """The first bucket of those that hold, all together, no more than k peers."""
@@ -199,6 +245,7 @@ class RoutingTable:
         if known is None:
             self.churn.came(peer, now)
         else:
+            self.churn.revived(peer, now)
             self.churn.lived(known.seen, now)
 
     def _bucket_refreshed(self, index: int) -> float:
@@ -214,6 +261,24 @@ class RoutingTable:
     @property
     def _share(self) -> int:
         return max(1, self.k // GROUP_SHARE)
+
+    def _room(self, index: int) -> int:
+        return WIDE * self.k if index >= self._wide else self.k
+
+    def _resize(self) -> None:
+        """The density has news: who waits moves up where there is more room now, the youngest where less."""
+        peers = self.density.least
+        if peers is None:
+            return
+        self._wide = max(0, math.ceil(math.log2(max(peers, 1.0) / (NEAR * self.k))) - 1)
+        for index, bucket in self._buckets.items():
+            room = self._room(index)
+            while bucket.waiting and len(bucket.entries) < room:
+                peer = next(reversed(bucket.waiting))
+                bucket.entries[peer] = bucket.waiting.pop(peer)
+            while len(bucket.entries) > room:
+                self._shelve(bucket, bucket.entries.pop(next(reversed(bucket.entries))))
+        self._count()
 
     def _shelve(self, bucket: Bucket, entry: Entry) -> None:
         bucket.waiting[entry.contact.id] = entry

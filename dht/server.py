@@ -12,9 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from modelnet_p2p.dht.density import Density
+from modelnet_p2p.dht.cache import MAX_RECORDS as MAX_COPIES
+from modelnet_p2p.dht.cache import Cache
 from modelnet_p2p.dht.keyspace import is_provider_key, position
 from modelnet_p2p.dht.region import STORED_OF_SLOT
+from modelnet_p2p.dht.revocations import PRIVATE, Revocations
 from modelnet_p2p.dht.routing import RoutingTable
 from modelnet_p2p.dht.store import BadCursor, Full, OfferStore, contact_bytes
 from modelnet_p2p.errors import LocalError
@@ -29,7 +31,18 @@ from modelnet_p2p.kad import (
     Value,
 )
 from modelnet_p2p.names import check_model_name, check_version
-from modelnet_p2p.records import BadRecord, Card, Refusal, Sealed, admit
+from modelnet_p2p.records import (
+    MAX_LIFETIME_US,
+    BadRecord,
+    Card,
+    Record,
+    Refusal,
+    Revocation,
+    Sealed,
+    admit,
+    kept_until,
+    revocation_identity,
+)
 
 MAX_KEY_BYTES = 256  # the longest value key of ours is 52 + 20 + 80 + 1 + 32 bytes
 MAX_ADDRS_TOLD = 8  # of one contact in a reply: 30 contacts of 8 addresses are 12 KiB, 33 at the very worst
@@ -76,7 +89,7 @@ def _may_write(sealed: Sealed, key: bytes) -> bool:
     """Whether this value key is that offer's own. A card is no value: task and tag keys alone hold it."""
     identity = sealed.identity
     own = value_key(identity.provider, identity.name, identity.version)
-    return key == own and not isinstance(sealed.record, Card)
+    return key == own and not isinstance(sealed.record, Card | Revocation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +102,21 @@ class _Placed:
 class KadServer:
     """The answering side of `/modelnet/kad/1.0.0`."""
 
-    def __init__(self, me: PeerId, network: str, table: RoutingTable, store: OfferStore) -> None:
+    def __init__(
+        self,
+        me: PeerId,
+        network: str,
+        table: RoutingTable,
+        store: OfferStore,
+        revocations: Revocations | None = None,
+    ) -> None:
         self.me = me
         self.network = network
         self.table = table
         self.store = store
-        self.density = Density(me, table.k)  # whoever walks tells it what was found
+        self.density = table.density
+        self.cache = Cache()
+        self.revocations = Revocations() if revocations is None else revocations
         self.refused: Counter[Refusal] = Counter()
         self.full: Counter[Full] = Counter()  # sound records that found no room
 
@@ -115,7 +137,9 @@ class KadServer:
             case Kind.FIND_NODE:
                 return Message(Kind.FIND_NODE, key, closer=self._closer(key, sender), records=())
             case Kind.GET_PROVIDERS:
-                return self._get_providers(request, sender, now_us)
+                return self._get_providers(request, sender, now, now_us)
+            case Kind.ADD_PROVIDER if request.cached:
+                return self._add_copies(request, sender, sender_group, now, now_us)
             case Kind.ADD_PROVIDER:
                 return self._add_provider(request, sender, sender_group, now_us)
             case Kind.GET_VALUE:
@@ -144,7 +168,7 @@ class KadServer:
 
         They are never counted among the holders that a publish promises: those are other peers.
         """
-        if not self.is_close(key):
+        if not self.is_close(key) or any(self.revocations.condemning(s.record) for s in sealeds):
             return False
         return not [reason for s in sealeds if (reason := self.store.add(key, s, told(contact))) is not None]
 
@@ -167,10 +191,11 @@ class KadServer:
         self.refused[reason] += 1
         return Message(kind, key, records=(), refused=reason.value)
 
-    def _get_providers(self, request: Message, sender: PeerId, now_us: int) -> Message:
+    def _get_providers(self, request: Message, sender: PeerId, now: float, now_us: int) -> Message:
         """First page: closer peers too. Later pages: records alone, for the reader has the rest already.
 
-        A key that is split says so with its records.
+        A key that is split says so with its records. Copies are told only where nothing is held under the
+        key, and as what they are.
         """
         kind, key = request.kind, request.key
         if not is_provider_key(key):
@@ -181,9 +206,48 @@ class KadServer:
             page = self.store.page(key, request.cursor, room)
         except BadCursor:
             return self._refuse(kind, key, Refusal.MALFORMED)
-        records = tuple(sealed.envelope for sealed in page.sealeds)
-        split = Full.KEY.value if self.store.is_split(key, now_us) else ""
-        return Message(kind, key, closer, page.contacts, records=records, cursor=page.cursor, refused=split)
+        sealeds, contacts, cached = page.sealeds, page.contacts, False
+        if not sealeds and not request.cursor:
+            sealeds, contacts = self.cache.get(key, now)
+            cached = bool(sealeds)
+        return Message(
+            kind,
+            key,
+            closer,
+            contacts,
+            records=tuple(sealed.envelope for sealed in sealeds),
+            cursor=page.cursor,
+            refused=Full.KEY.value if self.store.is_split(key, now_us) else "",
+            cached=cached,
+        )
+
+    def _add_copies(
+        self, request: Message, sender: PeerId, group: str | None, now: float, now_us: int
+    ) -> Message:
+        """What a reader hands over. Where I hold the key myself I know better; acknowledged all the same."""
+        kind, key = request.kind, request.key
+        envelopes = request.records or ()
+        if not is_provider_key(key) or not 1 <= len(envelopes) <= MAX_COPIES:
+            return self._refuse(kind, key, Refusal.MALFORMED)
+        if self.store.page(key, b"", 1).sealeds or not self.cache.has_room(key, sender, group, now):
+            return Message(kind, key, records=())
+        said = {contact.id: contact for contact in request.providers}
+        farther = self._nearer(key) // self.table.k
+        for envelope in envelopes:
+            try:
+                sealed = admit(envelope, network=self.network, now_us=now_us, key=key)
+            except BadRecord as bad:
+                return self._refuse(kind, key, bad.refusal)  # nobody hands over what he could not admit
+            provider = sealed.identity.provider
+            contact = told(said.get(provider, Contact(provider, ())))
+            self.cache.put(key, sealed, contact, sender=sender, group=group, farther=farther, now=now)
+        return Message(kind, key, records=())
+
+    def _nearer(self, key: bytes) -> int:
+        """How many peers I know that lie nearer to `key` than I do."""
+        place = position(key)
+        mine = position(self.me) ^ place
+        return sum(position(contact.id) ^ place < mine for contact in self.table)
 
     def _add_provider(self, request: Message, sender: PeerId, group: str | None, now_us: int) -> Message:
         """Each record is judged alone; the reply names the reason of the first that was refused."""
@@ -192,13 +256,15 @@ class KadServer:
             return self._refuse(kind, key, Refusal.MALFORMED)
         addrs = next((c.addrs for c in request.providers if c.id == sender), ())
         contact = told(Contact(sender, addrs))
-        refused = ""
+        refused, proofs = "", list[bytes]()
         for envelope in request.records or ():
             if self.store.renew(key, envelope, contact):
                 continue
-            reason = self._keep(key, key, envelope, contact, group, now_us)
+            reason, proof = self._keep(key, key, envelope, contact, group, now_us)
             refused = refused or ("" if reason is None else reason.value)
-        return Message(kind, key, records=(), refused=refused)
+            if proof is not None and proof.envelope not in proofs:
+                proofs.append(proof.envelope)
+        return Message(kind, key, records=tuple(proofs), refused=refused)
 
     def _get_value(self, key: bytes, sender: PeerId) -> Message:
         closer = self._closer(key, sender)
@@ -214,7 +280,7 @@ class KadServer:
             return self._refuse(kind, key, Refusal.MALFORMED)
         if parse_value_key(key) is None:
             return self._refuse(kind, key, Refusal.FOREIGN_KEY)
-        reason = self._keep(key, None, value.value, Contact(sender, ()), group, now_us)
+        reason, _ = self._keep(key, None, value.value, Contact(sender, ()), group, now_us)
         if reason is not None:
             return Message(kind, key, records=(), refused=reason.value)
         return Message(kind, key, value=value, records=())
@@ -227,22 +293,61 @@ class KadServer:
         contact: Contact,
         group: str | None,
         now_us: int,
-    ) -> Refusal | Full | None:
-        """Admit and store one record of `contact`; why not, counted, otherwise."""
+    ) -> tuple[Refusal | Full | None, Sealed | None]:
+        """Admit and store one record of `contact`; why not, counted, otherwise, and the proof if revoked."""
         reason: Refusal | Full | None
+        proof: Sealed | None = None
         try:
             sealed = admit(envelope, network=self.network, now_us=now_us, key=belongs)
         except BadRecord as bad:
             reason = bad.refusal
         else:
-            if sealed.identity.provider != contact.id:
+            if isinstance(sealed.record, Revocation) and belongs is not None:
+                reason = self._place(key, sealed, group)  # whoever brings it: it proves itself
+            elif (proof := self._proof_against(key, sealed.record, now_us)) is not None:
+                reason = Refusal.REVOKED
+                self.revoke(proof, group or PRIVATE)
+                self.store.add(key, proof, Contact(proof.record.provider), group)  # for those who read here
+            elif sealed.identity.provider != contact.id:
                 reason = Refusal.WRONG_OWNER  # only the provider may say where it is
             elif belongs is None and not _may_write(sealed, key):
                 reason = Refusal.FOREIGN_KEY
             else:
                 reason = self.store.add(key, sealed, contact, group)
+                if reason is None:
+                    self.cache.drop(key)
         if isinstance(reason, Full):
             self.full[reason] += 1
         elif reason is not None:
             self.refused[reason] += 1
-        return reason
+        return reason, proof
+
+    def revoke(self, sealed: Sealed, account: str | None) -> bool:
+        """Keep nothing of a revoked key any more, and say why where it lay; whether that is remembered."""
+        key = sealed.record.provider
+        remembered = self.revocations.remember(sealed, account)
+        for at, group in self.store.banish(key):
+            if is_provider_key(at):
+                self.store.add(at, sealed, Contact(key), group)
+        return remembered
+
+    def _place(self, key: bytes, sealed: Sealed, group: str | None) -> Refusal | Full | None:
+        """Keep a revocation where it was told; remember it if it meets something here.
+
+        Of two that one key has signed either will do: the first stays, and the other is acknowledged.
+        """
+        who = sealed.record.provider
+        known = self.revocations.of(who)
+        if known is None and (who == self.me or self.store.signs(who)):
+            self.revoke(sealed, group or PRIVATE)
+        first = known or self.store.find(key, sealed.identity) or sealed
+        return self.store.add(key, kept_until(first, sealed.expires_us), Contact(who), group)
+
+    def _proof_against(self, key: bytes, record: Record, now_us: int) -> Sealed | None:
+        """Why `record` is not kept under `key`: its provider's or owner's key was revoked."""
+        if isinstance(record, Revocation):
+            return None
+        proof = self.revocations.condemning(record)
+        for signer in (record.provider, record.owner):
+            proof = proof or self.store.find(key, revocation_identity(signer))
+        return None if proof is None else kept_until(proof, now_us + MAX_LIFETIME_US)

@@ -11,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from modelnet_p2p.dht.checking import Check
@@ -82,6 +82,8 @@ class Node:
     patience: Patience
     group: str | None = None
     alive: bool = True
+    refuses: bool = False  # dead, but its machine runs on and says so; else the dead are silent
+    thaws: float = 0.0  # until then it stands still: what comes to it, and what it would do, waits
     side: int = 0  # of a partition
     asleep: bool = False  # its table is not made yet: `Simulator.wake` is called before it is needed
     spot: int = 0  # on the map that delays are taken from
@@ -96,11 +98,7 @@ class Node:
     @property
     def region(self) -> Region | None:
         """Where it expects a key's holders."""
-        return self.server.density.region if isinstance(self.server, KadServer) else None
-
-    def on_walked(self, target: bytes, closest: Iterable[Contact]) -> None:
-        if isinstance(self.server, KadServer):
-            self.server.density.on_walked(target, [contact.id for contact in closest])
+        return self.table.density.region
 
 
 @dataclass(slots=True, eq=False)
@@ -174,7 +172,7 @@ class Simulator:
     def add(self, peer: PeerId | None = None, group: str | None = None, addr: bytes | None = None) -> Node:
         """A new peer that knows nobody; `addr` is the binary multiaddr that others are told."""
         peer = peer or PeerId.of_key(self.rng.randbytes(32))
-        table, store = RoutingTable(peer, self.tuning.k), OfferStore()
+        table, store = RoutingTable(peer, self.tuning.k), OfferStore(secret=bytes(peer))
         server = KadServer(peer, self.network, table, store)
         patience = Patience(self.tuning.patience, self.tuning.request_timeout)
         contact = Contact(peer, (addr or bytes(peer[-6:]),))
@@ -193,9 +191,11 @@ class Simulator:
         self._awake(node)
         return node.table.closest(key, self.tuning.k)
 
-    def closest_walk(self, node: Node, key: bytes) -> FindClosest:
-        seeds = self.seeds(node, key)
-        return FindClosest(key, seeds, me=node.id, tuning=self.tuning, patience=node.patience.seconds)
+    def closest_walk(self, node: Node, key: bytes, n: int = 0, seeds: Sequence[Contact] = ()) -> FindClosest:
+        """Towards the `n` closest, by default k, from the closest known or from these `seeds` alone."""
+        seeds = seeds or self.seeds(node, key)
+        tuning = replace(self.tuning, k=n) if n else self.tuning
+        return FindClosest(key, seeds, me=node.id, tuning=tuning, patience=node.patience.seconds)
 
     def start(
         self, node: Node, walk: AnyWalk, purpose: str = "", then: Callable[[Run], None] | None = None
@@ -204,6 +204,10 @@ class Simulator:
         run = Run(node, walk, self.now, purpose, then)
         self.after(0.0, lambda: self._poll(run))
         return run
+
+    def tell(self, run: Run, send: Send, purpose: str) -> None:
+        """One message of somebody whose walk has ended; what is answered does not matter."""
+        self._send(Run(run.node, run.walk, self.now, purpose), send.contact, send.message, False)
 
     def run(self, until: float = float("inf")) -> None:
         """Let everything happen that happens before `until`."""
@@ -217,6 +221,33 @@ class Simulator:
         """Have something happen so many seconds from now."""
         self._count += 1
         heapq.heappush(self._events, (self.now + delay, self._count, event))
+
+    def carry(
+        self,
+        here: Node,
+        there: Node,
+        size: int,
+        purpose: str,
+        then: Callable[[], None],
+        *,
+        reply: bool = False,
+    ) -> None:
+        """Send `size` bytes that are no request of a walk; `then` happens where and when they arrive.
+
+        A `reply` goes back over the connection that its question came over.
+        """
+        self.sent[purpose] += 1
+        self.sent_bytes[purpose] += size
+        self._history.update(here.id + there.id + int(self.now * 1e6).to_bytes(8))
+        delay = self._one_way(here, there) + (0.0 if reply else self._dial(here, there))
+        self.after(delay, lambda: self._hand_over(here, there, then))
+
+    def postponed(self, node: Node, event: Callable[[], None]) -> bool:
+        """Whether that peer stands still; if so, this happens as soon as it moves again."""
+        if node.thaws <= self.now:
+            return False
+        self.after(node.thaws - self.now, event)
+        return True
 
     def closest_alive(self, key: bytes, n: int) -> list[PeerId]:
         """The truth that walks are measured against."""
@@ -242,9 +273,19 @@ class Simulator:
             node.asleep = False
             if self.wake is not None:
                 self.wake(node)
-                node.on_walked(node.id, node.table.closest(node.id, node.table.k))
+                around = node.table.closest(node.id, node.table.k)
+                node.table.on_walked(node.id, self.now, around)
+
+    def _hand_over(self, here: Node, there: Node, then: Callable[[], None]) -> None:
+        if not there.alive or self._parted(here, there):
+            return
+        if not self.postponed(there, lambda: self._hand_over(here, there, then)):
+            self.connect(there, here)
+            then()
 
     def _poll(self, run: Run) -> None:
+        if self.postponed(run.node, lambda: self._poll(run)):
+            return
         while run.ended is None and run.node.alive:
             match run.walk.poll(self.now):
                 case Send(contact, message, expects_reply):
@@ -257,9 +298,8 @@ class Simulator:
                 case Done():
                     run.ended = self.now
                     if isinstance(run.walk, Walk):
-                        run.node.table.on_walked(run.walk.target, self.now)
-                    if isinstance(run.walk, FindClosest):
-                        run.node.on_walked(run.walk.target, run.walk.closest)
+                        closest = run.walk.closest if isinstance(run.walk, FindClosest) else ()
+                        run.node.table.on_walked(run.walk.target, self.now, closest)
                     if run.then is not None:
                         run.then(run)
 
@@ -285,6 +325,10 @@ class Simulator:
     def _arrive(self, run: Run, there: Node, message: Message, number: int, sent: float) -> None:
         node = run.node
         if not there.alive or self._parted(node, there):
+            if there.refuses and not self._parted(node, there):
+                self.after(self._one_way(there, node), lambda: self._fail(run, there.id, number))
+            return
+        if self.postponed(there, lambda: self._arrive(run, there, message, number, sent)):
             return
         self._awake(there)
         there.served += 1
@@ -300,6 +344,8 @@ class Simulator:
         node = run.node
         if not node.alive or run.open.get(there.id) != number or self._parted(node, there):
             return
+        if self.postponed(node, lambda: self._answer(run, there, reply, number, sent)):
+            return
         del run.open[there.id]
         node.patience.on_round_trip(self.now - sent)
         self._met(node, there)
@@ -308,6 +354,8 @@ class Simulator:
 
     def _fail(self, run: Run, peer: PeerId, number: int) -> None:
         if run.node.alive and run.open.get(peer) == number:
+            if self.postponed(run.node, lambda: self._fail(run, peer, number)):
+                return
             del run.open[peer]
             if (there := self.nodes.get(peer)) is not None:
                 self.disconnect(run.node, there)

@@ -18,7 +18,7 @@ from enum import StrEnum
 
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import Contact
-from modelnet_p2p.records import Identity, Refusal, Sealed, newest
+from modelnet_p2p.records import Identity, Refusal, Revocation, Sealed, newest
 
 CURSOR_BYTES = 12  # turn (4) and tie-break (8) of the last record given
 RECORD_OVERHEAD = 4  # protobuf's tag and length around a record
@@ -92,11 +92,14 @@ def contact_bytes(contact: Contact) -> int:
 class OfferStore:
     """The records that this peer holds for the network."""
 
-    def __init__(self, bounds: Bounds | None = None) -> None:
+    def __init__(self, bounds: Bounds | None = None, secret: bytes = b"") -> None:
+        """`secret` decides between records of one turn: nobody can grind one that comes first everywhere."""
         self.bounds = bounds or Bounds()
+        self._secret = secret
         self._shelves: dict[bytes, Shelf] = {}
         self._providers: Counter[PeerId] = Counter()
         self._groups: Counter[str] = Counter()
+        self._signers: Counter[PeerId] = Counter()  # providers and owners of models
         self._expiry: list[
             tuple[int, bytes, Identity]
         ] = []  # a heap; entries of replaced versions are skipped
@@ -135,6 +138,9 @@ class OfferStore:
         if old is not None:
             if old.sealed.envelope == sealed.envelope:
                 old.move(contact)
+                if sealed.expires_us > old.sealed.expires_us:  # a revocation, which says no end itself
+                    old.sealed = sealed
+                    heapq.heappush(self._expiry, (sealed.expires_us, key, sealed.identity))
                 return None
             if newest(old.sealed, sealed) is not sealed:
                 return Refusal.STALE
@@ -201,6 +207,30 @@ class OfferStore:
                 dropped += 1
         return dropped
 
+    def find(self, key: bytes, identity: Identity) -> Sealed | None:
+        """What lies under `key` of that identity."""
+        shelf = self._shelves.get(key)
+        held = shelf.held.get(identity) if shelf else None
+        return held.sealed if held else None
+
+    def signs(self, signer: PeerId) -> bool:
+        """Whether it provides or owns anything here."""
+        return self._signers[signer] > 0
+
+    def banish(self, signer: PeerId) -> list[tuple[bytes, str | None]]:
+        """Drop all that `signer` provides or owns; under which keys, and from which groups, it lay here."""
+        if not self.signs(signer):
+            return []
+        condemned = [
+            (key, shelf, held)
+            for key, shelf in self._shelves.items()
+            for held in shelf.held.values()
+            if signer in held.sealed.identity[:2] and not isinstance(held.sealed.record, Revocation)
+        ]
+        for key, shelf, held in condemned:
+            self._drop(key, shelf, held.sealed.identity, held)
+        return [(key, held.group) for key, _, held in condemned]
+
     def records(self) -> Iterable[tuple[bytes, Sealed]]:
         """Everything held, with its key."""
         return ((key, held.sealed) for key, shelf in self._shelves.items() for held in shelf.held.values())
@@ -241,7 +271,8 @@ class OfferStore:
         """Its turn in its group (a provider of no known group is one of its own), and a tie-break."""
         provider = sealed.identity.provider
         turn = shelf.providers[provider] if group is None else shelf.groups[group]
-        return turn, hashlib.sha256(repr(tuple(sealed.identity)).encode()).digest()[: CURSOR_BYTES - 4]
+        mixed = hashlib.sha256(self._secret + repr(tuple(sealed.identity)).encode())
+        return turn, mixed.digest()[: CURSOR_BYTES - 4]
 
     def _put(self, key: bytes, shelf: Shelf, held: Held) -> None:
         identity = held.sealed.identity
@@ -249,22 +280,25 @@ class OfferStore:
         shelf.held[identity] = held
         shelf.envelopes[held.sealed.envelope] = identity
         insort(shelf.order, (held.order, identity))
-        self._count(shelf, identity.provider, held.group, 1)
+        self._count(shelf, identity, held.group, 1)
 
     def _drop(self, key: bytes, shelf: Shelf, identity: Identity, held: Held) -> None:
         del shelf.held[identity]
         del shelf.envelopes[held.sealed.envelope]
         del shelf.order[bisect_left(shelf.order, (held.order, identity))]
-        self._count(shelf, identity.provider, held.group, -1)
+        self._count(shelf, identity, held.group, -1)
         if not shelf.held:
             del self._shelves[key]
 
-    def _count(self, shelf: Shelf, provider: PeerId, group: str | None, step: int) -> None:
+    def _count(self, shelf: Shelf, identity: Identity, group: str | None, step: int) -> None:
         self._size += step
-        for providers in (self._providers, shelf.providers):
-            providers[provider] += step
-            if not providers[provider]:
-                del providers[provider]
+        counted = [(self._providers, identity.provider), (shelf.providers, identity.provider)]
+        if identity.name:  # a revocation has none
+            counted += [(self._signers, signer) for signer in {identity.provider, identity.owner}]
+        for signers, signer in counted:
+            signers[signer] += step
+            if not signers[signer]:
+                del signers[signer]
         if group is not None:
             for groups in (self._groups, shelf.groups):
                 groups[group] += step

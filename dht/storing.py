@@ -20,6 +20,7 @@ from modelnet_p2p.kad import MAX_MESSAGE_BYTES, MAX_RECORDS_ADDED, Contact, Kind
 from modelnet_p2p.records import Sealed
 from modelnet_p2p.tuning import Tuning
 
+MAX_PROOFS = 8  # taken of the answers to one store: the provider's key, the owners', and room for nonsense
 ROOM = MAX_MESSAGE_BYTES - 8192  # for records: the rest is more than key and addresses take
 TAG_BYTES = 4  # around a record
 
@@ -80,6 +81,7 @@ class Store(Walk):
         self._holders: dict[PeerId, Contact] | None = None  # once the walk is over
         self._counted: tuple[PeerId, ...] = ()  # those of them that make the promise
         self._refused: Counter[str] = Counter()
+        self.proofs: list[bytes] = []  # that a key was revoked, as holders say that refuse my records
 
     def poll(self, now: float) -> Send | Wait | Done:
         if self._holders is None:
@@ -111,6 +113,7 @@ class Store(Walk):
             self._refused["unacknowledged"] += 1
         elif reply.refused:
             self._refused[reply.refused] += 1
+            self._hear(reply.records)
         else:
             self._acknowledged[peer] += 1
         if self._sent[peer] < len(self._messages):
@@ -119,6 +122,11 @@ class Store(Walk):
     def on_failure(self, peer: PeerId, now: float) -> None:
         if self._open.pop(peer, None) is None:
             super().on_failure(peer, now)
+
+    def _hear(self, proofs: Iterable[bytes]) -> None:
+        for proof in proofs:
+            if proof not in self.proofs and len(self.proofs) < MAX_PROOFS:
+                self.proofs.append(proof)
 
     @property
     def report(self) -> Stored:

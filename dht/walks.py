@@ -11,9 +11,11 @@ from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from modelnet_p2p.dht.cache import MAX_RECORDS as MAX_COPIES
 from modelnet_p2p.dht.keyspace import position
 from modelnet_p2p.dht.lookup import DONE, MAX_ADDRS, Ask, Done, Lookup, Wait, merged
 from modelnet_p2p.dht.region import Region
+from modelnet_p2p.dht.revocations import Revocations, revoked_by
 from modelnet_p2p.dht.store import Full
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import Contact, Kind, Message
@@ -24,6 +26,7 @@ MAX_RECORDS_PER_REPLY = 512  # 64 KiB hold no more; each may cost two signature 
 MAX_PAGES = 128  # of one holder's answer: more than any holder of ours keeps under one key
 MAX_BAD = 1024  # refused records that are recognised when another holder sends them too
 MAX_MERGED = 8192  # records, and providers, of one read: 32 MiB at the very worst
+HOLDERS = 2  # true ones that a read with copies needs: one may lack a record, or hide it
 TELLERS = 2  # different peers that must name a peer's addresses before FindPeer is content
 
 
@@ -163,7 +166,9 @@ class Collect(Walk):
     Each record is admitted by itself, so a bad one costs nobody but itself. Ends when the beta closest peers
     that hold any record here have answered (or the k closest, whatever they hold: the very closest may be
     newcomers whom no publisher has told yet), and further pages were read until `limit` live records are
-    known (None: all pages).
+    known (None: all pages). Where somebody on the way had copies, HOLDERS true ones beside them are enough;
+    they are chosen by who I am, so that not all readers of a hot key ask the nearest. In a crowd of
+    identities around the key copies shorten nothing.
     """
 
     def __init__(
@@ -179,6 +184,7 @@ class Collect(Walk):
         limit: int | None = None,
         patience: float | None = None,
         region: Region | None = None,
+        revocations: Revocations | None = None,
     ) -> None:
         request = Message(Kind.GET_PROVIDERS, key)
         super().__init__(
@@ -188,6 +194,8 @@ class Collect(Walk):
         self.limit = limit
         self.refused: Counter[Refusal] = Counter()
         self.providers: dict[PeerId, Contact] = {}  # also those that only stock peers know of
+        self.proofs: dict[PeerId, Sealed] = {}  # keys that were revoked, as the holders tell
+        self._revocations = Revocations() if revocations is None else revocations
         self._now, self._now_us = now, now_us
         self._merged: dict[Identity, Sealed] = {}
         self._admitted: set[bytes] = set()
@@ -195,18 +203,38 @@ class Collect(Walk):
         self._next: deque[tuple[Contact, bytes]] = deque()  # pages to ask for
         self._open: dict[PeerId, float] = {}  # pages asked for, and when
         self._pages: Counter[PeerId] = Counter()
-        self._holders: set[PeerId] = set()  # told records of this key
+        self._told_by: set[PeerId] = set()  # holders that told records of this key
         self._split_by: set[PeerId] = set()  # ... and that it has shards
+        self._place = position(me)
+        self.copies = 0  # answers that were copies
+        self._holders = 0  # answers of true holders, of those among the k closest known
+        self._held: dict[bytes, None] = {}  # what true holders told, in their order
+        self._without: list[PeerId] = []  # peers of ours that had neither
+        self._chosen: list[PeerId] = []  # holders asked for the sake of copies ...
+        self._chosen_until = 0.0  # ... which are waited for until then
 
     @property
     def split(self) -> bool:
         """Whether to read the key's shards too: two holders say so, or the only one does."""
-        return len(self._split_by) >= min(2, max(1, len(self._holders)))
+        return len(self._split_by) >= min(2, max(1, len(self._told_by)))
 
     @property
     def records(self) -> tuple[Sealed, ...]:
-        """The newest version of each record, without the withdrawn ones."""
-        return tuple(sealed for sealed in self._merged.values() if not sealed.is_tombstone)
+        """The newest version of each record, without the withdrawn ones and those of revoked keys."""
+        if not self.proofs and not self._revocations:  # as in nearly all walks, which ask this all the time
+            return tuple(self._live())
+        return tuple(sealed for sealed in self._live() if self.proof_against(sealed) is None)
+
+    @property
+    def condemned(self) -> tuple[Sealed, ...]:
+        """Those that were left out because a key was revoked."""
+        return tuple(sealed for sealed in self._live() if self.proof_against(sealed) is not None)
+
+    def proof_against(self, sealed: Sealed) -> Sealed | None:
+        """What is known against the keys that sealed it, before this walk or by it."""
+        record = sealed.record
+        told = self.proofs.get(record.provider) or self.proofs.get(record.owner)
+        return told or self._revocations.condemning(record)
 
     def contact(self, provider: PeerId) -> Contact:
         """Where this provider is said to be; without addresses if nobody said."""
@@ -219,6 +247,11 @@ class Collect(Walk):
         self._tell(contacts)
 
     def poll(self, now: float) -> Send | Wait | Done:
+        if self.copies and not self.lookup.crowded:
+            if self._holders >= HOLDERS and (self._enough() or not self._next):
+                return DONE
+            if (wait := self._choose_holder(now)) is not None:
+                return wait
         step = super().poll(now)
         if not isinstance(step, Done):
             return step
@@ -241,6 +274,45 @@ class Collect(Walk):
         if self._open.pop(peer, None) is None:
             super().on_failure(peer, now)
 
+    def handover(self) -> Send | None:
+        """What a read that has ended leaves on its way: copies, for the closest peer that had none."""
+        if self.copies or not self._holders or not self._without:
+            return None
+        target = position(self.target)
+        nearest = min(self._without, key=lambda peer: position(peer) ^ target)
+        contact = self.lookup.contact(nearest)
+        live = {sealed.envelope: sealed.identity.provider for sealed in self.records}
+        envelopes = [envelope for envelope in self._held if envelope in live][:MAX_COPIES]
+        if contact is None or not envelopes:
+            return None
+        providers = tuple(self.contact(live[envelope]) for envelope in envelopes)
+        records = tuple(envelopes)
+        return self._send(
+            contact,
+            Message(Kind.ADD_PROVIDER, self.target, providers=providers, records=records, cached=True),
+        )
+
+    def _choose_holder(self, now: float) -> Send | Wait | None:
+        """Ask some of the closest, not the nearest, and wait for them a while; None: as without copies."""
+        if len(self._chosen) < HOLDERS and (ask := self.lookup.ask_spread(self._place, now)) is not None:
+            self._chosen.append(ask.contact.id)
+            self._chosen_until = now + self.patience / 2
+            return self._send(ask.contact, self.request)
+        waits = now < self._chosen_until and any(map(self.lookup.expects, self._chosen))
+        return Wait(self._chosen_until) if waits else None
+
+    def _note(self, peer: PeerId, reply: Message, *, holds: bool) -> bool:
+        """Whose word an answer was; whether it counts towards the end of the walk."""
+        if reply.cached:
+            self.copies += holds
+            return False
+        if holds:
+            self._holders += self.lookup.among_closest(peer)
+            self._held.update(dict.fromkeys((reply.records or ())[:MAX_COPIES]))
+        elif reply.records is not None and not reply.cursor:
+            self._without.append(peer)
+        return holds
+
     def _on_answer(self, peer: PeerId, reply: Message, now: float) -> bool:
         super()._on_answer(peer, reply, now)
         holds = False
@@ -255,8 +327,8 @@ class Collect(Walk):
                 except BadRecord as bad:
                     self.refused[bad.refusal] += 1
                     self._remember_bad(envelope)
-        if holds:
-            self._holders.add(peer)
+        if holds and not reply.cached:
+            self._told_by.add(peer)
             if reply.refused == Full.KEY:
                 self._split_by.add(peer)
         self._tell(reply.providers)
@@ -264,10 +336,14 @@ class Collect(Walk):
         if reply.cursor and contact is not None and self._pages[peer] < MAX_PAGES:
             self._pages[peer] += 1
             self._next.append((contact, reply.cursor))
-        return holds
+        return self._note(peer, reply, holds=holds)
+
+    def _live(self) -> Iterable[Sealed]:
+        return (sealed for sealed in self._merged.values() if not sealed.is_tombstone)
 
     def _merge(self, sealed: Sealed) -> None:
         self._admitted.add(sealed.envelope)
+        self.proofs.update(revoked_by([sealed]))
         self._merged[sealed.identity] = newest(self._merged.get(sealed.identity), sealed)
 
     def _remember_bad(self, envelope: bytes) -> None:

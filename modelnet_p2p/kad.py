@@ -1,9 +1,9 @@
-"""The kad message: libp2p's, with four extension fields that stock nodes skip.
+"""The kad message: libp2p's, with five extension fields that stock nodes skip.
 
 Field 64 carries sealed records, 65 the cursor of the next page, 66 why something was refused, 67 when to
-ask again. Each request and reply of ours has field 64, even empty, which marks a peer as ours. Stock peers'
-habits are met with patience (too many addresses, ids of other key types, a `/p2p` behind an address), broken
-bytes with `BadMessage`.
+ask again, 68 that the records are copies. Each request and reply of ours has field 64, even empty, which
+marks a peer as ours. Stock peers' habits are met with patience (too many addresses, ids of other key types,
+a `/p2p` behind an address), broken bytes with `BadMessage`.
 
 Source: https://github.com/libp2p/specs/blob/master/kad-dht/README.md#rpc-messages
 """
@@ -80,7 +80,8 @@ class Message:
     and empty where one of ours has none. `cursor` names the next page, empty: there is none.
     `refused` in a reply says why a record was not stored, or that the sender asks too fast (SLOW_DOWN, with
     the milliseconds until the same may be asked again in `retry_ms`); empty: all is well. In a reply to
-    GET_PROVIDERS "split" says that more lie in the key's shards."""
+    GET_PROVIDERS "split" says that more lie in the key's shards. `cached` says that the records are copies,
+    which a reader hands over with ADD_PROVIDER and a reply may tell."""
 
     kind: Kind
     key: bytes = b""
@@ -91,6 +92,7 @@ class Message:
     cursor: bytes = b""
     refused: str = ""
     retry_ms: int = 0
+    cached: bool = False
 
 
 def encode(message: Message) -> bytes:
@@ -98,7 +100,9 @@ def encode(message: Message) -> bytes:
     head = KadMessage(type=message.kind.value, key=message.key)
     if message.value is not None:
         head.record.CopyFrom(KadRecord(key=message.value.key, value=message.value.value))
-    tail = KadMessage(cursor=message.cursor, refused=message.refused, retry_ms=message.retry_ms)
+    tail = KadMessage(
+        cursor=message.cursor, refused=message.refused, retry_ms=message.retry_ms, cached=message.cached
+    )
     if message.records is not None:
         tail.records.extend(message.records or (b"",))
     data = b"".join(
@@ -145,6 +149,7 @@ def decode(data: bytes) -> Message:
         wire.cursor,
         wire.refused,
         wire.retry_ms,
+        wire.cached,
     )
 
 

@@ -158,7 +158,7 @@ class Keys:
         return f"{self._prefix}peer/{peer}"
 
     def owner(self, owner: PeerId) -> str:
-        """Where others' offers of that owner's models lie; its own lie under `peer`."""
+        """Where offers by others of that owner's models lie, and its revocation; its own lie under `peer`."""
         return f"{self._prefix}owner/{owner}"
 
 

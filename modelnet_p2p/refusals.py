@@ -19,6 +19,7 @@ class Refusal(StrEnum):
     WRONG_OWNER = "wrong_owner"  # soundly signed, but not by the provider or owner that it names
     OVERSIZED = "oversized"  # longer than its kind may be
     MALFORMED = "malformed"  # not canonical, a field missing, out of bounds or of the wrong type
+    REVOKED = "revoked"  # sound, but sealed by a key that has been revoked
     STALE = "stale"  # sound, but not newer than what is already held
 
 

@@ -14,10 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 import trio
 
 from modelnet_p2p.errors import Code, LocalError, ModelnetError, NotFound, RemoteError
-from modelnet_p2p.identity import KeyPair
+from modelnet_p2p.identity import KeyPair, PeerId
 from modelnet_p2p.names import ModelUri
 from modelnet_p2p.node.disk.state import State
 from modelnet_p2p.node.overlay.publisher import Published, Publisher
+from modelnet_p2p.node.revoking import Revoking
 from modelnet_p2p.node.serving.backends.contract import Description, Source
 from modelnet_p2p.node.serving.drafting import draft_offer
 from modelnet_p2p.node.serving.models import Models, Served
@@ -60,8 +61,10 @@ class Hosting:
         publisher: Publisher,
         sequences: Sequences,
         state: State | None,
+        revoking: Revoking,
     ) -> None:
         self._key = key
+        self._revoking = revoking
         self._network = network
         self._models = models
         self._publisher = publisher
@@ -77,6 +80,7 @@ class Hosting:
 
         Raises LocalError (the model cannot be loaded, the state not written), RemoteError (no majority).
         """
+        self._revoking.check(self._key.id, "this peer's own key")
         notice(f"loading {source.spec}")
         seq = self._sequences.take()  # first: a full disk is found out before anything is loaded
         served = await self._models.add(source)
@@ -86,6 +90,7 @@ class Hosting:
                 raise LocalError(Code.IN_USE, f"{name} was published again, or withdrawn, meanwhile")
             try:  # nobody is told, and nothing kept, of what cannot be told and kept
                 draft = self._draft(served, seq)
+                self._check_keys(draft.owner)
                 self._publisher.check(draft)
                 before = self._identities.get(name)
                 replaced = before is not None and before != draft.identity
@@ -117,8 +122,14 @@ class Hosting:
             except RemoteError as error:
                 trouble = error
         if trouble is not None:
+            self._check_keys(draft.owner)  # the holders may have proven why
             raise trouble
         return published
+
+    def _check_keys(self, owner: PeerId) -> None:
+        """Raises LocalError (forbidden) if nobody would take what these keys seal."""
+        self._revoking.check(self._key.id, "this peer's own key")
+        self._revoking.check(owner, "the key of its owner")
 
     async def _bury(self, tombstone: Sealed) -> None:
         try:
@@ -160,6 +171,28 @@ class Hosting:
             "seq": tombstone.seq,
             "holders": {"asked": buried.asked, "stored": buried.stored},
         }
+
+    async def disown(self, revoked: PeerId) -> tuple[list[str], list[bytes]]:
+        """Serve no more what a revoked key has sealed; which models these were, and where they lay.
+
+        No tombstone follows: holders that have heard of it keep neither.
+        """
+        names: list[str] = []
+        keys: dict[bytes, None] = {}
+        async with self._changing:
+            for name, identity in list(self._identities.items()):
+                if revoked not in (identity.provider, identity.owner):
+                    continue
+                names.append(name)
+                keys.update(dict.fromkeys(self._publisher.abandon(identity)))
+                del self._identities[name]
+                await self._models.remove(name)
+                try:
+                    if self._state is not None:
+                        self._state.drop(name)
+                except LocalError as error:  # it is refused when it is published again
+                    log.error("%s is served no more, but still remembered: %s", name, error.message)
+        return names, list(keys)
 
     async def restore(self) -> None:
         """Serve again what an earlier run had published, and tell of what it had withdrawn."""

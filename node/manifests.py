@@ -1,4 +1,4 @@
-"""An owner's seal on a model, made once and served by many: its key file, its making, its reading.
+"""An owner's key file, his seal on a model that many serve, and the end of a key.
 
 The owner need not be a peer. What travels to the providers is the sealed manifest, which is no secret; the
 key stays where it was made.
@@ -13,11 +13,21 @@ from shlex import quote
 from typing import Any
 
 from modelnet_p2p.errors import Code, LocalError
-from modelnet_p2p.identity import SEED_BYTES, KeyPair
+from modelnet_p2p.identity import SEED_BYTES, KeyPair, PeerId
 from modelnet_p2p.names import ModelUri, parse_digest
 from modelnet_p2p.node.disk.files import read_bounded, reason, write_durably
 from modelnet_p2p.node.disk.home import encode_key, read_key
-from modelnet_p2p.records import MAX_MANIFEST_BYTES, BadRecord, Manifest, open_manifest, seal_manifest
+from modelnet_p2p.records import (
+    MAX_MANIFEST_BYTES,
+    MAX_REVOCATION_BYTES,
+    BadRecord,
+    Manifest,
+    Revocation,
+    open_manifest,
+    open_revocation,
+    seal_manifest,
+    seal_revocation,
+)
 
 
 def make_key(path: Path) -> KeyPair:
@@ -81,6 +91,25 @@ def sealed_manifest(envelope: bytes, where: str = "") -> Manifest:
             f"no owner's seal{where}: {error.message}",
             hint="modelnet-peer owner sign --help says how an owner makes one",
         ) from error
+
+
+def seal_end(key: KeyPair, words: str, successor: str | None, now_us: int) -> bytes:
+    """The sealed revocation of `key`; raises LocalError (bad-input)."""
+    next_one = None if successor is None else PeerId.parse(successor)
+    return seal_revocation(Revocation(key.id, now_us, words, next_one), key).envelope
+
+
+def read_end(path: Path) -> bytes:
+    """The sealed revocation in that file; raises LocalError (bad-input) for anything that is none."""
+    try:
+        envelope, _ = read_bounded(path, MAX_REVOCATION_BYTES, follow=True)
+        open_revocation(envelope)
+    except OSError as error:
+        raise LocalError(Code.BAD_INPUT, f"cannot read the revocation {path}: {reason(error)}") from error
+    except BadRecord as error:
+        hint = "modelnet-peer owner revoke --key FILE --out FILE makes one"
+        raise LocalError(Code.BAD_INPUT, f"no revocation in {path}: {error.message}", hint=hint) from error
+    return envelope
 
 
 def full_name(manifest: Manifest) -> str:

@@ -32,7 +32,7 @@ from modelnet_p2p.identity import SEED_BYTES, KeyPair, PeerId
 from modelnet_p2p.names import PUBLIC_NETWORK, ModelUri, check_network, protocol
 from modelnet_p2p.node.calls.budget import Budget
 from modelnet_p2p.node.calls.client import CallClient
-from modelnet_p2p.node.calls.router import Memory, Outcome, Router
+from modelnet_p2p.node.calls.router import Outcome, Router
 from modelnet_p2p.node.calls.server import CallServer
 from modelnet_p2p.node.calls.target import Target
 from modelnet_p2p.node.clocks import Clocks
@@ -40,6 +40,7 @@ from modelnet_p2p.node.deadlines import check_timeout, within
 from modelnet_p2p.node.disk.home import Home
 from modelnet_p2p.node.disk.runtime import Runtime
 from modelnet_p2p.node.disk.state import State
+from modelnet_p2p.node.ending import Ending
 from modelnet_p2p.node.hosting import Hosting, Notice, Sequences
 from modelnet_p2p.node.joining import Joining, check_bootstraps
 from modelnet_p2p.node.manifests import full_name, sealed_manifest
@@ -51,10 +52,12 @@ from modelnet_p2p.node.overlay.publisher import Publisher
 from modelnet_p2p.node.overlay.watching import Watching
 from modelnet_p2p.node.owners import Owners
 from modelnet_p2p.node.reports import known_peers, ping, refused, rss_bytes, shown
+from modelnet_p2p.node.revoking import Revoking
 from modelnet_p2p.node.searches import LOOK_SECONDS, MAX_WATCHED, WATCH_SECONDS, Explained, Found, Watch
 from modelnet_p2p.node.serving.backends.contract import Source
 from modelnet_p2p.node.serving.models import Models, open_models
 from modelnet_p2p.node.serving.own_script import importable
+from modelnet_p2p.node.serving.policy.memory import Memory
 from modelnet_p2p.node.single_error import single_error
 from modelnet_p2p.node.streaming import Items
 from modelnet_p2p.node.transport.contract import Network, Stream
@@ -104,15 +107,27 @@ class Peer:
         self._mine = Handlers()  # answers my calls to myself, with the same guard as those of others
         self._mine.add(protocol(name, "call"), self._server.handle)
         self._client = CallClient(self._network, protocol(name, "call"), tuning, budget, self._loopback)
-        self._memory = Memory(rng)
+        self._memory = Memory(rng.randrange, trio.current_time)
         self.clocks = Clocks(self._client, self._network, overlay.wall_us, tuning.ping_timeout, rng)
         sequences = Sequences(state)
         self._publisher = Publisher(overlay, key, sequences.take)
         self._finder = Finder(overlay, self._publisher, self._client, self._memory.rank, rng.shuffle)
         self._watching = Watching(overlay, key, self._publisher.keys, nursery, rng)
         self._finder.watching = self._watching
-        self._router = Router(self._client, self._candidates, self._memory, self.owners, rng)
-        self._hosting = Hosting(key, name, models, self._publisher, sequences, state)
+        self.revoking = Revoking(overlay.server, self.owners, self.notices)
+        self._hosting = Hosting(key, name, models, self._publisher, sequences, state, self.revoking)
+        self._ending = Ending(
+            overlay, self.revoking, self._finder, self._publisher, self._hosting, self.owners, nursery
+        )
+        self._router = Router(
+            self._client,
+            self._candidates,
+            self._memory,
+            self.owners,
+            rng,
+            self._ending.why,
+            self.revoking.condemns,
+        )
         self._started = trio.current_time()
 
     @classmethod
@@ -151,6 +166,7 @@ class Peer:
             ):
                 if place is not None:
                     peer.owners.keep_under(place.owners_path)
+                    peer.keep_revocations_under(place.revocations_path)
                 joining = Joining(peer._overlay, bootstrap, runtime, place, peer.notices)
                 if listening:
                     runtime.announce(peer.id, peer.addrs)
@@ -172,7 +188,7 @@ class Peer:
     ) -> AsyncIterator[Peer]:
         """A peer on a transport that is open already, which knows nobody yet."""
         table = RoutingTable(key.id, tuning.k)
-        kad = KadServer(key.id, network, table, OfferStore())
+        kad = KadServer(key.id, network, table, OfferStore(secret=os.urandom(16)))
         serves = bool(transport.addrs)
         async with (
             open_overlay(transport, kad, table, tuning, network, _wall_us, serves=serves) as overlay,
@@ -185,7 +201,11 @@ class Peer:
             nursery.start_soon(peer._publisher.keep)
             nursery.start_soon(partial(peer._watching.run, serves=serves))
             nursery.start_soon(peer._tidy)
-            yield peer
+            nursery.start_soon(peer.revoking.keep)
+            try:
+                yield peer
+            finally:
+                peer.revoking.leave()
             nursery.cancel_scope.cancel()
 
     async def _meet_on_lan(self) -> None:
@@ -308,11 +328,25 @@ class Peer:
             offers = await self._finder.find(query, max(1, limit), with_dead=all, tally=tally)
         return Explained(query, tuple(offers), tally)
 
+    async def why_none(
+        self,
+        task: str | None = None,
+        model: str | None = None,
+        tag: str | None = None,
+        *,
+        where: str | None = None,
+    ) -> NotFound | None:
+        """Why a search that found nothing did not, if it is because of a revoked key."""
+        query = Query.asked(task, model, tag, where, network=self.network_name)
+        return await self._ending.why(query, model or where or task or tag or "")
+
     async def show(self, model: str, *, timeout: float = 30.0) -> list[dict[str, object]]:
         """The signed records of a model, whoever is alive; raises NotFound, RemoteError (deadline)."""
         query = Query.of_uri(ModelUri.parse(model), self.network_name)
         with within(timeout, "the search"):
             offers = await self._finder.offers(query, MAX_CANDIDATES)
+            if not offers and (error := await self._ending.why(query, model)) is not None:
+                raise error
         if not offers:
             raise NotFound(f"nobody offers {model!r}", hint="modelnet-peer find --task TASK")
         return [shown(offer) for offer in offers]
@@ -426,6 +460,7 @@ class Peer:
         )
         if manifest is not None:
             named = sealed_manifest(manifest)
+            self.revoking.check(named.owner, "the key of its owner")
             model, task = model or full_name(named), task or named.task
         wanted = Source(
             spec=spec,
@@ -445,6 +480,23 @@ class Peer:
     async def unpublish(self, model: str) -> dict[str, object]:
         """Serve `model` no longer, and take its record back from the holders; raises NotFound."""
         return await self._hosting.withdraw(model)
+
+    async def revoke(
+        self, envelope: bytes, *, models: Sequence[str] = (), timeout: float = 30.0
+    ) -> dict[str, object]:
+        """Tell the network, for good, that a key is over; `owner revoke` seals such an envelope.
+
+        It is kept on disk first, then told where that key is looked up and where its records lie: under the
+        `models` named, and those that this peer can find. Raises LocalError (bad-input, bad-state),
+        RemoteError (no majority yet: it is told again).
+        """
+        if not self.addrs:
+            raise LocalError(Code.BAD_INPUT, "a client cannot tell others again: it listens nowhere")
+        return await self._ending.revoke(envelope, models, timeout)
+
+    def keep_revocations_under(self, directory: Path) -> None:
+        """Remember revoked keys there, and tell again what was told from there; LocalError (bad-state)."""
+        self._ending.keep_under(directory)
 
     # --- telling of myself ---
 
@@ -475,12 +527,12 @@ class Peer:
 
     def known_models(self) -> list[str]:
         """Names of models, mine first, then those of the records that I keep for others."""
-        kept = (sealed.identity.name for _, sealed in self._overlay.server.store.records())
+        kept = (s.identity.name for _, s in self._overlay.server.store.records() if s.identity.name)
         return [*dict.fromkeys([*self._hosting.names(), *islice(kept, MAX_NAMES_READ)])]
 
     def known_tasks(self) -> list[str]:
         """Names of tasks, of the records that I keep for others."""
-        kept = (sealed.record.task for _, sealed in self._overlay.server.store.records())
+        kept = (s.record.task for _, s in self._overlay.server.store.records() if s.identity.name)
         return list(dict.fromkeys(islice(kept, MAX_NAMES_READ)))
 
     async def peers(self) -> list[dict[str, object]]:

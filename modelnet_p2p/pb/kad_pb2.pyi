@@ -27,7 +27,7 @@ class KadPeer(_message.Message):
     def __init__(self, id: _Optional[bytes] = ..., addrs: _Optional[_Iterable[bytes]] = ..., connection: _Optional[int] = ...) -> None: ...
 
 class KadMessage(_message.Message):
-    __slots__ = ("type", "key", "record", "closer_peers", "provider_peers", "records", "cursor", "refused", "retry_ms")
+    __slots__ = ("type", "key", "record", "closer_peers", "provider_peers", "records", "cursor", "refused", "retry_ms", "cached")
     TYPE_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
     RECORD_FIELD_NUMBER: _ClassVar[int]
@@ -37,6 +37,7 @@ class KadMessage(_message.Message):
     CURSOR_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
     RETRY_MS_FIELD_NUMBER: _ClassVar[int]
+    CACHED_FIELD_NUMBER: _ClassVar[int]
     type: int
     key: bytes
     record: KadRecord
@@ -46,4 +47,5 @@ class KadMessage(_message.Message):
     cursor: bytes
     refused: str
     retry_ms: int
-    def __init__(self, type: _Optional[int] = ..., key: _Optional[bytes] = ..., record: _Optional[_Union[KadRecord, _Mapping]] = ..., closer_peers: _Optional[_Iterable[_Union[KadPeer, _Mapping]]] = ..., provider_peers: _Optional[_Iterable[_Union[KadPeer, _Mapping]]] = ..., records: _Optional[_Iterable[bytes]] = ..., cursor: _Optional[bytes] = ..., refused: _Optional[str] = ..., retry_ms: _Optional[int] = ...) -> None: ...
+    cached: bool
+    def __init__(self, type: _Optional[int] = ..., key: _Optional[bytes] = ..., record: _Optional[_Union[KadRecord, _Mapping]] = ..., closer_peers: _Optional[_Iterable[_Union[KadPeer, _Mapping]]] = ..., provider_peers: _Optional[_Iterable[_Union[KadPeer, _Mapping]]] = ..., records: _Optional[_Iterable[bytes]] = ..., cursor: _Optional[bytes] = ..., refused: _Optional[str] = ..., retry_ms: _Optional[int] = ..., cached: bool = ...) -> None: ...

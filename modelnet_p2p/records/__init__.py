@@ -1,4 +1,4 @@
-"""What peers say of models, signed: manifests, offers, cards and tombstones.
+"""What peers say of models, signed: manifests, offers, cards and tombstones; and of a key that is no more.
 
 `seal_…` makes them, `admit` is the one check that they pass wherever they arrive, `newest` merges.
 """
@@ -9,16 +9,23 @@ from modelnet_p2p.records.kinds import (
     Card,
     Identity,
     OfferRecord,
-    Record,
     Tombstone,
 )
 from modelnet_p2p.records.manifest import Manifest, Spec
 from modelnet_p2p.records.merge import MAX_SEQ, newest, next_seq
+from modelnet_p2p.records.revocation import (
+    MAX_REASON_BYTES,
+    Record,
+    Revocation,
+    revocation_identity,
+    revocation_keys,
+)
 from modelnet_p2p.records.seal import (
     card_of,
     cards_of,
     seal_manifest,
     seal_offer,
+    seal_revocation,
     seal_tombstone,
     tombstone_of,
 )
@@ -29,12 +36,16 @@ from modelnet_p2p.records.sealed import (
     MAX_CARD_BYTES,
     MAX_LIFETIME_US,
     MAX_RECORD_BYTES,
+    MAX_REVOCATION_BYTES,
     MAX_TOMBSTONE_BYTES,
     OFFER_TYPE,
+    REVOCATION_TYPE,
     TOMBSTONE_TYPE,
     Sealed,
     admit,
+    kept_until,
     open_manifest,
+    open_revocation,
 )
 from modelnet_p2p.refusals import BadRecord, MalformedRecord, Refusal
 
@@ -49,11 +60,14 @@ __all__ = [
     "MAX_LIFETIME",
     "MAX_LIFETIME_US",
     "MAX_MANIFEST_BYTES",
+    "MAX_REASON_BYTES",
     "MAX_RECORD_BYTES",
+    "MAX_REVOCATION_BYTES",
     "MAX_SEQ",
     "MAX_TAGS",
     "MAX_TOMBSTONE_BYTES",
     "OFFER_TYPE",
+    "REVOCATION_TYPE",
     "TOMBSTONE_TYPE",
     "BadRecord",
     "Card",
@@ -63,17 +77,23 @@ __all__ = [
     "OfferRecord",
     "Record",
     "Refusal",
+    "Revocation",
     "Sealed",
     "Spec",
     "Tombstone",
     "admit",
     "card_of",
     "cards_of",
+    "kept_until",
     "newest",
     "next_seq",
     "open_manifest",
+    "open_revocation",
+    "revocation_identity",
+    "revocation_keys",
     "seal_manifest",
     "seal_offer",
+    "seal_revocation",
     "seal_tombstone",
     "tombstone_of",
 ]

@@ -1,4 +1,4 @@
-"""The three records that peers keep for each other: an offer, its card, and its tombstone.
+"""The three records of a model that peers keep for each other: an offer, its card, and its tombstone.
 
 An *offer* is a provider's word: I serve this model, thus and here. Its *card* is the short form for
 keys that many share (a task, a tag). A *tombstone* takes an offer and its cards back. All three
@@ -210,9 +210,6 @@ class Tombstone:
     def from_payload(cls, payload: bytes) -> Self:
         values: dict[str, Any] = from_wire(unpack(payload), _TOMBSTONE)  # Any: the table made the types right
         return cls(**values)
-
-
-Record = OfferRecord | Card | Tombstone
 
 
 def _offer_keys(record: OfferRecord | Tombstone) -> list[str]:

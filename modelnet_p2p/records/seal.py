@@ -1,4 +1,4 @@
-"""Signing what this peer says: manifests, offers, their cards and tombstones.
+"""Signing what this peer says: manifests, offers, their cards and tombstones, and the end of a key.
 
 Everything is opened again by the readers' own check before it is handed out: what a holder would
 refuse is never sent, and the two sides cannot drift apart.
@@ -11,9 +11,10 @@ from dataclasses import replace
 from modelnet_p2p.envelope import seal
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.identity import KeyPair
-from modelnet_p2p.records.kinds import Card, OfferRecord, Record, Tombstone
+from modelnet_p2p.records.kinds import Card, OfferRecord, Tombstone
 from modelnet_p2p.records.manifest import Manifest
 from modelnet_p2p.records.merge import MAX_SEQ
+from modelnet_p2p.records.revocation import Record, Revocation
 from modelnet_p2p.records.sealed import (
     CLOCK_SKEW_US,
     MANIFEST_TYPE,
@@ -101,6 +102,11 @@ def seal_tombstone(tombstone: Tombstone, key: KeyPair) -> Sealed:
     return _seal(tombstone, key, tombstone.issued_us)
 
 
+def seal_revocation(revocation: Revocation, key: KeyPair) -> Sealed:
+    """Sealed by the key that it revokes, for good; raises LocalError (bad-input, too-large)."""
+    return _seal(revocation, key, revocation.issued_us)
+
+
 def tombstone_of(offer: Sealed, *, seq: int, now_us: int) -> Tombstone:
     """What takes `offer` back, to be sealed: it outlives the offer by the clock skew allowed."""
     record = _offer(offer)
@@ -133,11 +139,11 @@ def _seal(record: Record, key: KeyPair, now_us: int) -> Sealed:
         envelope = seal(PAYLOAD_TYPES[type(record)], record.to_payload(), key)
         return admit(envelope, network=record.network, now_us=now_us)
     except BadRecord as error:
-        what = f"the {type(record).__name__} of {record.name}"
+        what = f"the {type(record).__name__} of {record.name or record.provider}"
         raise _unsealable(what, error) from error
 
 
 def _unsealable(what: str, error: BadRecord) -> LocalError:
     code = Code.TOO_LARGE if error.refusal is Refusal.OVERSIZED else Code.BAD_INPUT
-    hint = "shorten names, version, tags or specs" if code is Code.TOO_LARGE else ""
+    hint = "shorten names, version, tags, specs or the reason" if code is Code.TOO_LARGE else ""
     return LocalError(code, f"{what} cannot be sealed: {error.message}", hint=hint)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import trio
 
-from modelnet_p2p.errors import Code, RemoteError
+from modelnet_p2p.errors import Code, NotFound, RemoteError
 from modelnet_p2p.events import Call, Item, Result
 from modelnet_p2p.node.calls.client import DEADLINE_GRACE, CallClient, Ongoing, told_us
 from modelnet_p2p.node.calls.compacting import compacted
@@ -18,14 +18,14 @@ from modelnet_p2p.node.calls.target import Target, one_owner, other_owners
 from modelnet_p2p.node.calls.tries import Tries, search_too_long
 from modelnet_p2p.node.owners import Owners
 from modelnet_p2p.node.serving.backends.contract import MAX_BODY_BYTES
-from modelnet_p2p.node.serving.policy.ranking import Experience, draw, rank
+from modelnet_p2p.node.serving.policy.memory import Memory
 from modelnet_p2p.offers import Offer
 from modelnet_p2p.payload import Value
 from modelnet_p2p.query import Query
+from modelnet_p2p.records import OfferRecord
 
 FOUND_SECONDS = 2.0  # how long a search is good for calls: as long as a sign of life is believed
 MAX_FOUND = 256  # searches remembered
-MAX_KNOWN_PROVIDERS = 1024  # whose past behaviour is remembered
 # of an answer in items that is collected into one list: a provider that never ends must not fill our memory
 MAX_COLLECTED_BYTES = MAX_BODY_BYTES
 MAX_COLLECTED_ITEMS = 1 << 20
@@ -116,32 +116,8 @@ def outcome_of(
     )
 
 
-class Memory:
-    """What this peer saw of the providers that it called; ranks offers by it."""
-
-    def __init__(self, rng: random.Random) -> None:
-        self._rng = rng
-        self._experience: dict[str, Experience] = {}
-
-    def rank(self, offers: Sequence[Offer]) -> list[Offer]:
-        """Best first."""
-        return rank(offers, self._recall, trio.current_time())
-
-    def draw(self, ranked: Sequence[Offer]) -> list[Offer]:
-        """In which order to ask them."""
-        return draw(ranked, self._recall, trio.current_time(), self._rng.randrange)
-
-    def _recall(self, offer: Offer) -> Experience | None:
-        return self._experience.get(offer.provider)
-
-    def of(self, offer: Offer) -> Experience:
-        """The experience with this offer's provider, to be added to."""
-        if offer.provider not in self._experience and len(self._experience) >= MAX_KNOWN_PROVIDERS:
-            self._experience.pop(next(iter(self._experience)))
-        return self._experience.setdefault(offer.provider, Experience())
-
-
 Search = Callable[[Query], Awaitable[Sequence[Offer]]]
+Why = Callable[[Query, str], Awaitable[NotFound | None]]  # nobody offers it
 OnItem = Callable[[Value], Awaitable[None]]
 
 
@@ -149,13 +125,22 @@ class Router:
     """Chooses providers for calls and remembers how they did."""
 
     def __init__(
-        self, client: CallClient, search: Search, memory: Memory, owners: Owners, rng: random.Random
+        self,
+        client: CallClient,
+        search: Search,
+        memory: Memory,
+        owners: Owners,
+        rng: random.Random,
+        why: Why | None = None,
+        condemned: Callable[[OfferRecord], bool] = lambda record: False,
     ) -> None:
         self._client = client
         self._search = search
         self._memory = memory
         self._owners = owners
         self._rng = rng
+        self._why = why
+        self._condemned = condemned  # whether a key that sealed it was revoked
         self._found: dict[Query, tuple[float, Sequence[Offer]]] = {}
 
     @asynccontextmanager
@@ -191,7 +176,7 @@ class Router:
                     self._owners.used(target.query, offer.record.owner, time.time())
                     yield running
                 if running.outcome is not None:
-                    self._memory.of(offer).succeeded(running.outcome.total_ms)
+                    self._memory.succeeded(offer, running.outcome.total_ms)
                 return
             except RemoteError as error:
                 if not tries.go_on(offer, error, begun=running is not None):
@@ -234,7 +219,7 @@ class Router:
                     )
                     output, result = await _collected(offer, ongoing, on_item)
                     outcome = outcome_of(offer, tries.number, result, output, ongoing.bytes_in, started)
-                    self._memory.of(offer).succeeded(outcome.total_ms)
+                    self._memory.succeeded(offer, outcome.total_ms)
                     self._owners.used(target.query, offer.record.owner, time.time())
                     return outcome
                 except RemoteError as error:
@@ -255,6 +240,8 @@ class Router:
             return None
         if owner is not None and offers[0].record.owner != owner:
             return None
+        if any(self._condemned(offer.record) for offer in offers):
+            return None
         return self._memory.draw(offers)
 
     async def find(self, target: Target, until: float) -> Sequence[Offer]:
@@ -269,10 +256,13 @@ class Router:
             else:
                 offers = await self._search(replace(target.query, owner=owner))
                 if not offers:
+                    await self._explain(target)
                     others = await self._search(target.query)
                     offers = [offer for offer in others if offer.record.owner == owner]  # it came meanwhile
                     if others and not offers:
                         raise other_owners(target, owner, others)
+            if not offers:
+                await self._explain(target)
             if len(self._found) >= MAX_FOUND:
                 self._found.clear()
             if offers:
@@ -280,11 +270,17 @@ class Router:
             return self._memory.draw(offers)
         raise search_too_long(target)
 
+    async def _explain(self, target: Target) -> None:
+        """Raises NotFound with the reason why nobody offers it, where there is one to tell."""
+        error = await self._why(target.query, target.text) if self._why is not None else None
+        if error is not None:
+            raise error
+
     def note(self, target: Target, offer: Offer, error: RemoteError) -> None:
         """What went wrong with a call of this offer, to be remembered."""
         self._found.pop(target.query, None)
         if error.peer == offer.provider and error.code in (Code.UNREACHABLE, Code.DEADLINE, Code.BUSY):
-            self._memory.of(offer).failed(trio.current_time())
+            self._memory.failed(offer, busy=error.code is Code.BUSY)
 
 
 async def _collected(offer: Offer, ongoing: Ongoing, on_item: OnItem | None) -> tuple[Value, Result]:

@@ -68,6 +68,8 @@ def add_hint(error: ModelnetError, session: Session, command: str, given: Mappin
 
     `given` are the command's arguments, by click's names for them.
     """
+    if "modelnet-peer owner trust" in error.hint:  # the name is right, and whose it is the question
+        return
     nobody = isinstance(error, LocalError | NotFound) and error.code in (Code.NOT_FOUND, Code.UNREACHABLE)
     if nobody and _mistyped(error, session, command, given):
         return

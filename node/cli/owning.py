@@ -16,10 +16,13 @@ import click
 
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.cli import words
-from modelnet_p2p.node.cli.common import Session, common_flags
+from modelnet_p2p.node.cli.common import DAEMON_SPARE, Session, common_flags
 from modelnet_p2p.node.cli.examples import examples
+from modelnet_p2p.node.cli.output import one_line
 
 if TYPE_CHECKING:
+    from modelnet_p2p.identity import PeerId
+    from modelnet_p2p.node.disk.home import Home
     from modelnet_p2p.node.owners import Owners
 
 Value = Any  # a value of the wire
@@ -32,6 +35,7 @@ Value = Any  # a value of the wire
         "modelnet-peer owner list",
         "modelnet-peer owner trust acme/sentiment 12D3KooW…",
         "modelnet-peer owner sign mymodels:summarise --out summarise.manifest",
+        "modelnet-peer owner revoke --key acme.key --reason stolen",
     ),
 )
 @click.pass_context
@@ -51,7 +55,10 @@ def list_command(session: Session) -> None:
     lines: list[dict[str, Any]] = []
 
     def from_files(owners: Owners) -> None:
-        lines.extend(known.to_map() for known in owners.all())
+        fates = _fates(session.settings.home)
+        for known in owners.all():
+            over = {"revoked": fates[known.owner]} if known.owner in fates else {}
+            lines.append({**known.to_map(), **over})
 
     _ask_or_do(session, "owners", {}, from_files, on_item=lines.append)
     if output.as_json:
@@ -62,6 +69,9 @@ def list_command(session: Session) -> None:
     else:
         rows = [(line["model"], _day(line["since_unix"]), line["how"], line["owner"]) for line in lines]
         output.table(("model", "since", "how", "owner"), rows)
+        for line in lines:
+            if (fate := line.get("revoked")) is not None:
+                output.notice(f"{line['model']}: its owner's key was revoked {_fate(fate)}")
 
 
 @owner_command.command(
@@ -168,6 +178,12 @@ def sign_command(
     check_safe(source)
     settings, output = session.settings, session.output
     key = load_key(Path(key_file)) if key_file else settings.home.load_or_make_key()
+    if key.id in _fates(settings.home):
+        raise LocalError(
+            Code.FORBIDDEN,
+            f"the key of {key.id} was revoked: nobody who has heard of it takes what it seals",
+            hint="modelnet-peer owner key FILE makes another one",
+        )
     params = {"source": source, "model": model, "task": task, "tags": [], "module": module, **publisher()}
     with output.progress(f"loading {source}"):
         limit = settings.timeout if settings.timeout_asked else None
@@ -184,6 +200,97 @@ def sign_command(
         output.notice(
             "it has no digest: the seal says whose it is, and cannot say which code a provider runs"
         )
+
+
+@owner_command.command(
+    "revoke",
+    epilog=examples(
+        "modelnet-peer owner revoke --key acme.key --out acme.revocation    # in advance: keep it safe",
+        "modelnet-peer owner revoke --file acme.revocation                  # once the key is stolen or lost",
+        "modelnet-peer owner revoke --key acme.key --reason stolen --successor 12D3KooW…",
+    ),
+)
+@common_flags
+@click.option("--key", "key_file", metavar="FILE", shell_complete=words.files, help="The key to revoke.")
+@click.option("--file", "made", metavar="FILE", shell_complete=words.files, help="One that --out has made.")
+@click.option("--out", metavar="FILE", help="Only write it there: nobody is told.")
+@click.option("--reason", default="", metavar="TEXT", help="A line for those who meet it.")
+@click.option("--successor", metavar="ID", help="The owner id that takes its place.")
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    metavar="NAME",
+    shell_complete=words.known_models,
+    help="A model that the key has sealed, beside those that are found; repeatable.",
+)
+def revoke_command(
+    session: Session,
+    key_file: str | None,
+    made: str | None,
+    out: str | None,
+    reason: str,
+    successor: str | None,
+    models: tuple[str, ...],
+) -> None:
+    """Take a key back for good: nothing that it has sealed, or will, counts any more.
+
+    The running peer tells the network. It cannot be undone.
+    """
+    from modelnet_p2p.node.disk.files import write_durably
+    from modelnet_p2p.node.manifests import load_key, read_end, seal_end
+    from modelnet_p2p.records import open_revocation
+
+    if (key_file is None) == (made is None) or (made and (out or reason or successor)):
+        raise LocalError(
+            Code.BAD_INPUT,
+            "name the key to revoke (--key), or the file of a revocation made before (--file), and not both",
+            hint="modelnet-peer owner revoke --help",
+        )
+    if key_file is not None:
+        envelope = seal_end(load_key(Path(key_file)), reason, successor, time.time_ns() // 1000)
+    else:
+        envelope = read_end(Path(made or ""))
+    key, output = str(open_revocation(envelope).record.provider), session.output
+    if out is not None:
+        write_durably(Path(out), envelope)
+        if output.as_json:
+            output.line({"revoked": key, "path": out})
+        else:
+            output.text(key)
+            output.notice(f"nobody is told yet; whoever has {out} can revoke this key: keep it safe")
+        return
+    output.notice(f"revoking {key}: nothing that it sealed counts from now on, and this cannot be undone")
+    params = {"envelope": envelope, "models": list(models), "timeout": session.settings.timeout}
+    with output.progress("telling the network"):
+        answer = session.ask_running("revoke", params, timeout=session.settings.timeout + DAEMON_SPARE)
+    if output.as_json:
+        output.line(answer)
+        return
+    stored, asked = answer["holders"]["stored"], answer["holders"]["asked"]
+    told = f"under {answer['keys']} keys, to {stored} of {asked} peers or more"
+    output.fields(
+        [
+            ("revoked", f"{answer['revoked']} {_fate(answer)}"),
+            ("successor", answer["successor"] or "none"),
+            ("models", ", ".join(answer["models"]) or "none found"),
+            ("told", told),
+        ]
+    )
+
+
+def _fates(home: Home) -> dict[PeerId, dict[str, Any]]:
+    """The ends of the keys that this home remembers."""
+    from modelnet_p2p.node.disk.revocations import RevocationFiles
+    from modelnet_p2p.node.revoking import fate_of
+
+    kept = RevocationFiles(home.revocations_path).load()
+    return {one.sealed.record.provider: fate_of(one.sealed) for one in kept}
+
+
+def _fate(fate: dict[str, Any]) -> str:
+    """`on 2026-11-29: stolen`."""
+    return f"on {_day(fate['issued_unix'])}" + (f": {one_line(fate['reason'])}" if fate["reason"] else "")
 
 
 def _ask_or_do(

@@ -51,6 +51,7 @@ def ask_temporary(
         async with opened as peer:
             if settings.home.path.is_dir():  # who only asks, and has no home yet, leaves nothing behind
                 peer.owners.keep_under(settings.home.owners_path)
+                peer.keep_revocations_under(settings.home.revocations_path)
             if not peer.bootstrapped.reached:
                 tried = ", ".join(peer.bootstrapped.tried)
                 raise LocalError(

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from modelnet_p2p.errors import Code, LocalError, NotFound
+from modelnet_p2p.identity import PeerId
 from modelnet_p2p.node.control.wire import ITEM, NOTICE
 from modelnet_p2p.node.owners import forget, trust
+from modelnet_p2p.node.revoking import KeyIsOver
 
 if TYPE_CHECKING:
     from modelnet_p2p.node.calls.router import Outcome
@@ -119,6 +121,8 @@ async def _find(peer: Peer, request: Request, emit: Emit) -> Value:
     explained = None if isinstance(found, list) else found
     offers = found if isinstance(found, list) else found.offers
     if not offers:
+        if (error := await peer.why_none(**_question(request))) is not None:
+            raise error
         await _check_company(peer)
     for offer in offers:
         why = {"why": explained.why(offer)} if explained else {}
@@ -154,7 +158,7 @@ async def _invoke(peer: Peer, request: Request, emit: Emit) -> Value:
             on_item=on_item,
         )
     except NotFound as error:
-        if error.code is Code.NOT_FOUND:
+        if error.code is Code.NOT_FOUND and not isinstance(error, KeyIsOver):
             await _check_company(peer)
         raise
     return outcome_to_map(outcome)
@@ -203,15 +207,27 @@ async def _unpublish(peer: Peer, request: Request, emit: Emit) -> Value:
 
 async def _owners(peer: Peer, request: Request, emit: Emit) -> Value:
     for known in peer.owners.all():
-        await emit(ITEM, known.to_map())
+        fate = peer.revoking.fate(known.owner)
+        await emit(ITEM, {**known.to_map(), **({"revoked": fate} if fate else {})})
 
 
 async def _trust(peer: Peer, request: Request, emit: Emit) -> Value:
+    hint = "ask the owner which key is used now"
+    peer.revoking.check(PeerId.parse(request.text("owner")), "that owner's key", hint=hint)
     return trust(peer.owners, request.text("model"), request.text("owner"))
 
 
 async def _forget(peer: Peer, request: Request, emit: Emit) -> Value:
     return forget(peer.owners, request.text("model"))
+
+
+async def _revoke(peer: Peer, request: Request, emit: Emit) -> Value:
+    envelope = request.maybe_bytes("envelope")
+    if envelope is None:
+        raise LocalError(Code.BAD_INPUT, "'envelope' is missing")
+    return await peer.revoke(
+        envelope, models=request.texts("models"), timeout=request.number("timeout", 30.0)
+    )
 
 
 METHODS: dict[str, Callable[[Peer, Request, Emit], Awaitable[Value]]] = {
@@ -229,6 +245,7 @@ METHODS: dict[str, Callable[[Peer, Request, Emit], Awaitable[Value]]] = {
     "owners": _owners,
     "trust": _trust,
     "forget": _forget,
+    "revoke": _revoke,
 }
 
 

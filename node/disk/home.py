@@ -1,4 +1,5 @@
-"""Where a peer keeps what is its own: `identity.key`, `config.toml`, `state/`, `owners/`, `peers.json`.
+"""Where a peer keeps what is its own: `identity.key`, `config.toml`, `peers.json`, and three directories:
+`state/`, `owners/` and `revocations/`.
 
 One directory holds everything, so that moving or deleting a peer is moving or deleting that
 directory. The key file is libp2p's own protobuf form of an Ed25519 private key: seed and public
@@ -65,6 +66,11 @@ class Home:
     def owners_path(self) -> Path:
         """Whose models bare names mean; not part of the state: it outlives a key, and needs none."""
         return self.path / "owners"
+
+    @property
+    def revocations_path(self) -> Path:
+        """Which keys were revoked; no part of the state, as the owners are none."""
+        return self.path / "revocations"
 
     @property
     def lock_path(self) -> Path:

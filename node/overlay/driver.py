@@ -13,7 +13,7 @@ import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import trio
@@ -24,6 +24,7 @@ from modelnet_p2p.dht.lookup import Done, Patience, Wait
 from modelnet_p2p.dht.pacing import Pacing
 from modelnet_p2p.dht.routing import RoutingTable
 from modelnet_p2p.dht.server import KadServer
+from modelnet_p2p.dht.survey import Look, Survey
 from modelnet_p2p.dht.walks import FindClosest, FindPeer, Send
 from modelnet_p2p.errors import Code, LocalError, ModelnetError, RemoteError
 from modelnet_p2p.identity import PeerId
@@ -39,6 +40,7 @@ log = logging.getLogger(__name__)
 MAX_EVENTS = (
     1024  # connections that came or went and were not looked at yet; more are dropped and found later
 )
+FIRST_SURVEY_SECONDS = 5.0  # from joining to looking through all buckets: who came first is not all there is
 SETTLE_SECONDS = 1.0  # from a newcomer to looking around again: others come right behind it
 REFRESH_SECONDS = 30.0  # between two looks at the table, and for records that are over
 MAX_STREAMS_PER_PEER = 32  # kad streams that one peer may keep open here; ours keep one, js up to 32
@@ -90,6 +92,8 @@ class Overlay:
         self.wall_us = wall_us
         self.density = server.density
         self.patience = Patience(tuning.patience, tuning.request_timeout)
+        self.on_answered: Callable[[], None] = lambda: None  # after each request that was served; quick
+        self._survey = Survey(table)
         self._newcomers: list[Callable[[PeerId], None]] = []
         self._came = trio.Event()  # somebody who was not in the table
         self._protocol = protocol(name, "kad")
@@ -135,6 +139,12 @@ class Overlay:
                         await _hear(walk, incoming, until)
                     case Done():
                         return
+
+    def tell(self, send: Send) -> None:
+        """One message in the background; what is answered does not matter."""
+        answers, incoming = trio.open_memory_channel[tuple[PeerId, Message | None]](0)
+        incoming.close()
+        self._nursery.start_soon(self._ask, send.contact, send.message, True, answers)
 
     def known_addrs(self, peer: PeerId) -> tuple[str, ...]:
         """The text addresses of `peer` that need no asking: of its connection, or in the table."""
@@ -274,6 +284,7 @@ class Overlay:
                     await trio.sleep(delay)
                 now = trio.current_time()
                 reply = self.server.handle(request, stream.peer, group, now, self.wall_us())
+                self.on_answered()
         if reply is None:
             return
         data = frame(reply)
@@ -294,6 +305,7 @@ class Overlay:
                 raise AssertionError("checked by check_bootstraps")
             try:
                 await self.meet(peer, [where])
+                self._survey.on_bootstrap(Contact(peer, binaries([where])))
                 reached.append(addr)
             except ModelnetError as error:
                 causes[addr] = error.message
@@ -314,14 +326,14 @@ class Overlay:
 
     async def look_around(self) -> None:
         """Learn the peers closest to me."""
-        await self._look_up(bytes(self.me))
+        await self._look_up(Look(bytes(self.me)))
 
-    async def _look_up(self, target: bytes) -> None:
-        patience = self.patience.seconds
-        walk = FindClosest(target, self.seeds(target), me=self.me, tuning=self.tuning, patience=patience)
+    async def _look_up(self, look: Look) -> None:
+        seeds = look.seeds or self.seeds(look.target)
+        tuning = replace(self.tuning, k=look.n) if look.n else self.tuning
+        walk = FindClosest(look.target, seeds, me=self.me, tuning=tuning, patience=self.patience.seconds)
         await self.run(walk)
-        self.table.on_walked(target, trio.current_time())
-        self.density.on_walked(target, [contact.id for contact in walk.closest])
+        self.table.on_walked(look.target, trio.current_time(), walk.closest)
 
     async def _meet(self, peer: PeerId) -> None:
         """Put a connected peer into the table if it says that it speaks our kad protocol."""
@@ -380,15 +392,16 @@ class Overlay:
 
     async def refresh(self) -> None:
         """Ask the silent, look up what the table has no news of, and forget what is over."""
+        interval, pause = self.tuning.table_refresh, FIRST_SURVEY_SECONDS
         while True:
-            await trio.sleep(min(REFRESH_SECONDS, self.tuning.table_refresh))
+            await trio.sleep(min(pause, interval))
             self.server.store.expire(self.wall_us())
             if len(self.table) == 0:
                 continue
-            doubtful = self.table.doubtful(trio.current_time(), self.tuning.table_refresh)
-            await self.run(Check(doubtful, self.tuning.alpha))
-            for index in self.table.stale(trio.current_time(), self.tuning.table_refresh):
-                await self._look_up(self.table.refresh_key(index, os.urandom(32)))
+            await self.run(Check(self.table.doubtful(trio.current_time(), interval), self.tuning.alpha))
+            for look in self._survey.looks(trio.current_time, interval, lambda: os.urandom(32)):
+                await self._look_up(look)
+            pause = REFRESH_SECONDS
 
 
 async def _hear(walk: Machine, incoming: trio.MemoryReceiveChannel[Answer], until: float) -> None:

@@ -7,6 +7,7 @@ same time: one round trip tells who is there, how far away, and how loaded.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -23,9 +24,10 @@ from modelnet_p2p.node.overlay.driver import Overlay, texts
 from modelnet_p2p.node.overlay.publisher import Publisher
 from modelnet_p2p.node.overlay.reading import MAX_ADDRS, Reading, read_on
 from modelnet_p2p.node.overlay.watching import Watching
+from modelnet_p2p.node.revoking import Revoking
 from modelnet_p2p.offers import Offer, State
 from modelnet_p2p.query import Query
-from modelnet_p2p.records import OfferRecord
+from modelnet_p2p.records import OfferRecord, Refusal
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +70,7 @@ class Finder:
         self._shuffle = shuffle
         self._vitals: dict[PeerId, Vital] = {}
         self.watching: Watching | None = None  # who tells of deaths that others found
+        self.revoking: Revoking | None = None  # who is told of keys that others found revoked
         self.refused: dict[str, int] = {}  # bad records met while reading, by reason
 
     async def find(
@@ -126,10 +129,11 @@ class Finder:
 
     async def _with_addresses(self, batch: Batch) -> list[Offer]:
         addrs = await self._addresses([sealed.identity.provider for sealed in batch.sealeds], batch.walks)
+        known = self._overlay.server.revocations  # another walk of this search may have told of one
         return [
             Offer(sealed.record, sealed.envelope, addrs[sealed.identity.provider])
             for sealed in batch.sealeds
-            if isinstance(sealed.record, OfferRecord)
+            if isinstance(sealed.record, OfferRecord) and known.condemning(sealed.record) is None
         ]
 
     async def _collect(self, key: bytes, limit: int | None) -> Reading:
@@ -145,13 +149,18 @@ class Finder:
 
     async def _collect_one(self, key: bytes, limit: int | None) -> Reading:
         overlay = self._overlay
-        walk = Reading(key, overlay, limit)
+        walk = Reading(key, overlay, limit, overlay.server.revocations)
         held = overlay.server.store.page(key, b"", PAGE_BYTES)
         walk.on_local(held.sealeds, held.contacts)
         walk.on_local(self._publisher.under(key), [overlay.contact()])
         await overlay.run(walk)
+        if (handover := walk.handover()) is not None:
+            overlay.tell(handover)
         if self.watching is not None:
             await self.watching.learn(key, walk.ours, (sealed.identity.provider for sealed in walk.records))
+        if self.revoking is not None:
+            self.revoking.read(walk)
+        walk.refused.update(Counter({Refusal.REVOKED: len(walk.condemned)}))
         return walk
 
     async def _addresses(

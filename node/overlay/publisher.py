@@ -17,10 +17,13 @@ from modelnet_p2p.errors import Code, LocalError, RemoteError
 from modelnet_p2p.identity import KeyPair, PeerId
 from modelnet_p2p.node.overlay.driver import Overlay
 from modelnet_p2p.records import (
+    MAX_LIFETIME_US,
     Identity,
     OfferRecord,
+    Revocation,
     Sealed,
     cards_of,
+    kept_until,
     seal_offer,
     seal_tombstone,
     tombstone_of,
@@ -54,6 +57,7 @@ class Publisher:
         self._spills: dict[bytes, Spill] = {}  # of the keys that were full
         self._calendar = Republisher(overlay.tuning.republish)
         self._changed = trio.Event()
+        self.on_revoked: Callable[[Sequence[bytes], set[PeerId]], None] = lambda proofs, signers: None
         overlay.on_newcomer(self._on_newcomer)
 
     def under(self, key: bytes) -> list[Sealed]:
@@ -106,6 +110,16 @@ class Publisher:
                 del self._records[identity]
         records = dict.fromkeys(sealed.keys, sealed)
         return await self._tell(sealed, records, expires=sealed.expires_us)
+
+    def abandon(self, identity: Identity) -> tuple[bytes, ...]:
+        """Tell no more of an offer that nobody takes; under which keys it lay."""
+        self._offers.pop(identity, None)
+        self._calendar.remove(identity)
+        return tuple(self._records.pop(identity, {}))
+
+    async def revoke(self, sealed: Sealed, keys: Sequence[bytes]) -> Published:
+        """Tell a revocation under all these keys, and keep telling it; raises RemoteError as `bury` does."""
+        return await self._tell(sealed, dict.fromkeys(keys, sealed), expires=sealed.expires_us)
 
     async def keep(self) -> None:
         """Carry out the calendar for as long as the peer lives."""
@@ -172,10 +186,12 @@ class Publisher:
         if not promised:
             reasons = ", ".join(sorted(weakest.refused)) or "no answer"
             what = "it stays published" if expires is None else "it is withdrawn here"
+            about = sealed.identity.name
+            if isinstance(sealed.record, Revocation):
+                about, what = f"the end of {sealed.record.revoked}", "it is kept"
             raise RemoteError(
                 Code.UNREACHABLE,
-                f"only {weakest.stored} of {weakest.asked} holders keep the record of "
-                f"{sealed.identity.name} ({reasons})",
+                f"only {weakest.stored} of {weakest.asked} holders keep the record of {about} ({reasons})",
                 hint=f"{what}, and the holders are told again in the background",
             )
         return Published(sealed, weakest.asked, weakest.stored)
@@ -224,7 +240,10 @@ class Publisher:
             region=overlay.density.region,
         )
         await overlay.run(walk)
-        overlay.server.keep_own(key, sealeds, contact)
+        overlay.server.keep_own(key, [_placed(sealed, overlay.wall_us()) for sealed in sealeds], contact)
+        if walk.proofs:
+            signers = {signer for sealed in sealeds for signer in sealed.identity[:2]}
+            self.on_revoked(walk.proofs, signers)
         return walk.report
 
     async def _store_due(self, key: bytes, sealeds: tuple[Sealed, ...]) -> None:
@@ -247,6 +266,11 @@ class Publisher:
     def _wake(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
+
+
+def _placed(sealed: Sealed, now_us: int) -> Sealed:
+    """A revocation lies in my own store as it does in others': a day at a time."""
+    return kept_until(sealed, now_us + MAX_LIFETIME_US) if isinstance(sealed.record, Revocation) else sealed
 
 
 def records_of(sealed: Sealed, key: KeyPair) -> dict[bytes, Sealed]:

@@ -1,25 +1,23 @@
-"""One key's records as their holders tell them: all in turns, so that nobody who tells much hides the others.
-
-One that tells thousands of records, or a dozen false addresses of somebody else's provider, fills its own
-turns and no more.
-"""
+"""One key's records as their holders tell them: in turns, so that nobody who tells much hides the others."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Protocol
 
 from modelnet_p2p.dht.density import Density
 from modelnet_p2p.dht.lookup import Patience
+from modelnet_p2p.dht.revocations import Revocations
 from modelnet_p2p.dht.shards import ShardReads
-from modelnet_p2p.dht.walks import MAX_MERGED, Collect
+from modelnet_p2p.dht.turns import MAX_ADDRS, Turns
+from modelnet_p2p.dht.walks import Collect
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import Contact, Message
 from modelnet_p2p.records import Sealed
 from modelnet_p2p.tuning import Tuning
 
-MAX_ADDRS = 16  # of one provider: as many as one dial tries
+__all__ = ["MAX_ADDRS", "Reading", "Standpoint", "read_on"]
+
 SHARDS_AT_ONCE = 8  # of a split key: one after the other, 16 would take half a minute
 MAX_TAKEN = 16_384  # records of a key and its shards that one reader keeps: 64 MiB at the very worst
 
@@ -53,7 +51,13 @@ class Reading(Collect):
     """A read that remembers in which place of its holder's answer each record and address stood."""
 
     # `Collect` merges in the order of arrival: whoever answers first with most would be all that is seen
-    def __init__(self, key: bytes, overlay: Standpoint, limit: int | None) -> None:
+    def __init__(
+        self,
+        key: bytes,
+        overlay: Standpoint,
+        limit: int | None,
+        revocations: Revocations | None = None,
+    ) -> None:
         super().__init__(
             key,
             overlay.seeds(key),
@@ -65,58 +69,39 @@ class Reading(Collect):
             limit=limit,
             patience=overlay.patience.seconds,
             region=overlay.density.region,
+            revocations=revocations,
         )
         self._me = overlay.me
-        self._told: Counter[PeerId] = Counter()  # records that each holder has told so far
-        self._places: dict[bytes, int] = {}
-        self._addrs: defaultdict[PeerId, dict[bytes, int]] = defaultdict(dict)
+        self._turns = Turns()
 
     def on_local(self, sealeds: Iterable[Sealed], contacts: Iterable[Contact]) -> None:
         sealeds, contacts = list(sealeds), list(contacts)
         super().on_local(sealeds, contacts)
-        self._note(self._me, [sealed.envelope for sealed in sealeds], contacts)
+        self._turns.on_told(self._me, [sealed.envelope for sealed in sealeds], contacts)
 
     def on_reply(self, peer: PeerId, reply: Message, now: float) -> None:
         super().on_reply(peer, reply, now)
-        self._note(peer, reply.records or (), reply.providers)
+        self._turns.on_told(peer, reply.records or (), reply.providers)
 
     def take(self, shard: Reading) -> None:
         """What one of this key's shards holds belongs to it, too."""
+        if len(self.proofs) < MAX_TAKEN:
+            self.proofs.update(shard.proofs)
         for sealed in shard.records:
             if len(self._merged) < MAX_TAKEN:
                 self._merge(sealed)
-        for envelope, place in shard._places.items():
-            if len(self._places) < MAX_TAKEN:
-                self._places[envelope] = min(place, self._places.get(envelope, place))
-        for provider, addrs in shard._addrs.items():
-            if provider in self._addrs or len(self._addrs) < MAX_TAKEN:
-                for addr, place in addrs.items():
-                    self._addrs[provider][addr] = min(place, self._addrs[provider].get(addr, place))
+        self._turns.take(shard._turns, MAX_TAKEN)
         self.refused.update(shard.refused)
         self.messages += shard.messages
 
     @property
     def in_turns(self) -> list[Sealed]:
-        """The live records: the first of every holder, then the second of every holder, and so on."""
-        return sorted(self.records, key=lambda sealed: self._places.get(sealed.envelope, MAX_MERGED))
+        """The live records: the first of every holder and network, then the second, and so on."""
+        return self._turns.of(self.records)
 
     def addresses(self, provider: PeerId) -> tuple[bytes, ...]:
         """Where this provider is said to be, the first address of every teller first."""
-        places = self._addrs.get(provider, {})
-        return tuple(sorted(places, key=places.__getitem__))[:MAX_ADDRS]
-
-    def _note(self, holder: PeerId, envelopes: Iterable[bytes], contacts: Iterable[Contact]) -> None:
-        for envelope in envelopes:
-            place = self._told[holder]
-            self._told[holder] += 1
-            if envelope in self._places or len(self._places) < MAX_MERGED:
-                self._places[envelope] = min(place, self._places.get(envelope, place))
-        for contact in contacts:
-            if contact.id not in self._addrs and len(self._addrs) >= MAX_MERGED:
-                continue
-            places = self._addrs[contact.id]
-            for place, addr in enumerate(contact.addrs[:MAX_ADDRS]):
-                places[addr] = min(place, places.get(addr, place))
+        return self._turns.addresses(provider)
 
 
 async def read_on(

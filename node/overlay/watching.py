@@ -48,6 +48,7 @@ MESSAGES_PER_SECOND = 10.0  # of one sender, each with at most six seals to chec
 MESSAGES_BURST = 100.0
 HOLDERS_ASKED = 3  # by a reader: one that has the obituary is enough, and two may be silent or lie
 MAX_WALKS = 4  # to holders at the same time: mass death must not become a flood of walks
+MAX_TOLD = 256  # deaths of whom it is remembered who was told, should they be refuted: 240 peers each at most
 MAX_READ = 1024  # of the dead that a reader remembers from its last answers
 CHOOSE_BEATS = 5.0  # at least between two walks for watchers
 
@@ -68,6 +69,7 @@ class Watching:
         self.beater = Beater(overlay.me, seals, beat, overlay.wall_us(), now)
         self.watcher = Watcher(overlay.me, seals, beat, lambda n, k: rng.sample(range(n), k), now)
         self.obituaries = Obituaries()  # what I was told as a holder, or found as a watcher
+        self._told: dict[PeerId, set[PeerId]] = {}  # whom I told of a death, by whose it is
         self._last_read: dict[PeerId, Obituary] = {}  # what holders answered me last, as a reader
         self._overlay = overlay
         self._keys = keys
@@ -258,24 +260,32 @@ class Watching:
                     self._announce(keys, message)
 
     def _announce(self, keys: Collection[bytes], message: Obituary | Beat) -> None:
-        if isinstance(message, Obituary):
-            log.info("%s is dead, say %d who watched over it", message.subject.short, len(message.verdicts))
-            self.obituaries.add(message, self._overlay.wall_us())
-        else:
+        subject = message.subject
+        if isinstance(message, Beat):
             self.obituaries.refute(message)
+            # all who were told, and they alone: who holds the keys now need not be who held them then
+            for peer in self._told.pop(subject, ()):
+                self._tell(peer, message)
+            return
+        log.info("%s is dead, say %d who watched over it", subject.short, len(message.verdicts))
+        self.obituaries.add(message, self._overlay.wall_us())
         if keys:
-            self._nursery.start_soon(self._tell_holders, keys, message)
+            if subject not in self._told and len(self._told) >= MAX_TOLD:
+                del self._told[next(iter(self._told))]
+            told: set[PeerId] = set()
+            self._told[subject] = told
+            self._nursery.start_soon(self._tell_holders, keys, message, told)
 
-    async def _tell_holders(self, keys: Collection[bytes], message: Message) -> None:
-        told: set[PeerId] = set()
-
+    async def _tell_holders(self, keys: Collection[bytes], obituary: Obituary, told: set[PeerId]) -> None:
         async def tell(key: bytes) -> None:
             async with self._walks:
                 holders = await self._closest(key)
+            if self._told.get(obituary.subject) is not told:
+                return  # refuted meanwhile
             for peer in holders:
                 if peer not in told:
                     told.add(peer)
-                    self._tell(peer, message)
+                    self._tell(peer, obituary)
 
         async with trio.open_nursery() as nursery:
             for key in keys:

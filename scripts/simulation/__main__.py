@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+from simulation.curves import read_rows
 from simulation.play import play
 from simulation.scenario import FOLDER, BadScenario, Scenario, read
 from simulation.show import Played, console_on, table
@@ -25,9 +26,14 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--full", action="store_true", help="at the size that the marks speak of: minutes")
     parser.add_argument("--json", action="store_true", help="a line on stdout for each phase")
     parser.add_argument("--plot", type=Path, metavar="DIR", help="pictures of all that was played")
+    parser.add_argument(
+        "--from", type=Path, metavar="FILE", dest="kept", help="... and of what is kept in it"
+    )
     parser.add_argument("--list", action="store_true", help="the scenarios there are")
     options = parser.parse_args()
-    if not (options.scenario or options.list):
+    if options.kept and not options.plot:
+        parser.error("--from FILE goes with --plot DIR")
+    if not (options.scenario or options.list or options.kept):
         parser.error("name a scenario; --list shows them")
     return options
 
@@ -73,7 +79,8 @@ def main() -> int:
         if options.plot is not None:
             from simulation.plots import draw  # matplotlib takes half a second
 
-            for path in draw(played, options.plot):
+            rows = read_rows(options.kept) if options.kept else []
+            for path in draw([*rows, *(one.to_map() for one in played)], options.plot):
                 print(path, file=sys.stderr)
     except BadScenario as error:
         print(f"scripts/simulate: {error}", file=sys.stderr)

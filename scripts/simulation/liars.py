@@ -56,9 +56,10 @@ def mislead(town: Town, factor: float) -> None:
     """Have everybody take the network for so many times as large as it is."""
     for node in town.honest:
         assert isinstance(node.server, KadServer)
-        node.server.density = Misjudging(node.id, node.table.k, factor)
+        node.table.density = node.server.density = Misjudging(node.id, node.table.k, factor)
         if not node.asleep:
-            node.on_walked(node.id, node.table.closest(node.id, node.table.k))
+            around = node.table.closest(node.id, node.table.k)
+            node.table.density.on_walked(node.id, [contact.id for contact in around])
 
 
 def besiege(town: Town, key: bytes, count: int, *, one_net: bool, spread: bool = False) -> None:

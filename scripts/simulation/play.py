@@ -13,11 +13,13 @@ from modelnet_p2p.dht.simulator import Node, Run, Simulator
 from modelnet_p2p.dht.walks import Collect
 from modelnet_p2p.records import Identity, Sealed
 from modelnet_p2p.tuning import WAN
-from simulation import liars
+from simulation import liars, liveness, sieges
+from simulation.liveness import Measured, WatchedTown, quantile
 from simulation.scenario import Mark, Phase, Scenario
 from simulation.town import Publication, Town
 
 READ = "read"
+COPY = "copy"
 PAGE_BYTES = 32 * 1024  # of its own store that a reader takes along
 SETTLE_SECONDS = 40.0  # from the Sybils' coming to the publishing, and from there to the reads
 Say = Callable[[str], None]
@@ -86,17 +88,26 @@ class Result:
     figures: Mapping[str, float]
     verdicts: tuple[Verdict, ...]
     purposes: Mapping[str, float] = field(default_factory=dict)  # bytes a second and peer, by what for
+    curves: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # evenly spaced quantiles
 
 
 def play(scenario: Scenario, seed: int, say: Say) -> Iterator[tuple[Result, str]]:
     """Each phase in a world of each size, with the digest of the world's history so far."""
+    smallest: Mapping[str, float] = {}
     for size in scenario.world.peers:
         calm: Mapping[str, float] = {}
         town: Town | None = None
         for phase in scenario.phases:
             if town is None or scenario.world.apart:
                 town = _settled(scenario, size, seed, say)
-            result = _Stage(town, phase, say).measure(size, calm)
+            if phase.attack is not None:
+                result = _besieged(town, phase, size)
+            elif isinstance(town, WatchedTown):
+                found = liveness.Stage(town, phase, say).measure()
+                result = _watched(size, phase, found, smallest or found.figures)
+                smallest = smallest or found.figures
+            else:
+                result = _Stage(town, phase, say).measure(size, calm)
             calm = calm or result.figures
             yield result, town.sim.digest
 
@@ -104,11 +115,32 @@ def play(scenario: Scenario, seed: int, say: Say) -> Iterator[tuple[Result, str]
 def _settled(scenario: Scenario, size: int, seed: int, say: Say) -> Town:
     rng = Random(seed)
     sim = Simulator(rng, tuning=WAN, weather=scenario.weather)
-    town = Town(sim, rng, scenario.world)
+    town = (WatchedTown if scenario.world.watched else Town)(sim, rng, scenario.world)
     for there in town.settle(size):
         if there % 1000 == 0 or there == size:
             say(f"{scenario.name}: {there} of {size} peers are there")
     return town
+
+
+def _besieged(town: Town, phase: Phase, size: int) -> Result:
+    """A phase that is an attack, measured in its own figures."""
+    assert phase.attack is not None
+    measured = sieges.play(town, phase.attack)
+    verdicts = _verdicts(phase, measured.figures, measured.trials)
+    return Result(size, phase.name, measured.trials, measured.figures, verdicts)
+
+
+def _watched(size: int, phase: Phase, found: Measured, smallest: Mapping[str, float]) -> Result:
+    """A phase of a watched world, judged; beside the scenario's smallest world."""
+    figures = dict(found.figures)
+    for name in ("liveness_messages_per_s", "liveness_bytes_per_s"):
+        figures[f"{name}_vs_smallest"] = figures[name] / smallest[name]
+    verdicts = _verdicts(phase, figures, found.trials)
+    return Result(size, phase.name, found.trials, figures, verdicts, found.purposes, found.curves)
+
+
+def _verdicts(phase: Phase, figures: Mapping[str, float], trials: int) -> tuple[Verdict, ...]:
+    return tuple(Verdict(mark, figures.get(mark.figure, float("nan")), trials) for mark in phase.marks)
 
 
 class _Stage:
@@ -139,13 +171,12 @@ class _Stage:
             figures["upkeep_messages_per_s"] = (sent.total() - sent[READ]) / per_peer
             figures["upkeep_bytes_per_s"] = (spent.total() - spent[READ]) / per_peer
         else:  # where there is upkeep, that is served as well
+            figures["copies_per_read"] = sent[COPY] / 2 / max(1, len(valid))
             figures["busiest_share"] = self._busiest / max(1, sent[READ] // 2)
         for name in ("seconds_p95", "messages_mean"):
             if calm.get(name):
                 figures[f"{name}_vs_first"] = figures.get(name, 0.0) / calm[name]
-        verdicts = tuple(
-            Verdict(mark, figures.get(mark.figure, float("nan")), len(valid)) for mark in phase.marks
-        )
+        verdicts = _verdicts(phase, figures, len(valid))
         purposes = {purpose: count / (alive * seconds) for purpose, count in sorted(spent.items())}
         return Result(size, phase.name, len(valid), figures, verdicts, purposes)
 
@@ -233,6 +264,8 @@ class _Stage:
         def ended(run: Run) -> None:
             assert isinstance(run.walk, Collect)
             reading.take(run.walk)
+            if (handover := run.walk.handover()) is not None:
+                sim.tell(run, handover, COPY)
             if run.walk is not walk:
                 shards.on_read(split=run.walk.split)
             at = shards.next(len(reading.records)) if walk.split else None
@@ -286,7 +319,7 @@ def _figures(readings: list[Reading], round_trip: float) -> dict[str, float]:
         "answered": sum(bool(reading.records) for reading in readings) / n,  # with any record at all
         "newest": sum(reading.newest for reading in readings) / n,
         "patience_s": patience,
-        "round_trips_p95": (_quantile(seconds, 0.95) - patience) / round_trip,
+        "round_trips_p95": (quantile(seconds, 0.95) - patience) / round_trip,
         "messages_mean": statistics.mean(reading.messages for reading in readings),
         "share": statistics.mean(reading.share for reading in readings),
     }
@@ -295,13 +328,9 @@ def _figures(readings: list[Reading], round_trip: float) -> dict[str, float]:
         ("hops", [float(reading.walk.hops) for reading in readings]),
         ("messages", [float(reading.messages) for reading in readings]),
     ):
-        found[f"{name}_p50"], found[f"{name}_p95"] = _quantile(values, 0.5), _quantile(values, 0.95)
+        for percent in (50, 90, 95):
+            found[f"{name}_p{percent}"] = quantile(values, percent / 100)
     return found
-
-
-def _quantile(values: list[float], share: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 def _dead_share(sim: Simulator) -> float:

@@ -1,67 +1,105 @@
-"""Pictures of what was played, for whoever would rather look than read: needs the dependency group `plot`."""
+"""Pictures of results, for whoever would rather look than read: needs the dependency group `plot`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
 
-from simulation.show import Played
+from simulation.curves import BAMBOO, CURVES, DEAD, IPFS, STOCK, Lines, Row, fingerprint, latest
 
 matplotlib.use("Agg")  # files, no window
 
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 
-# File name, figure, title, unit, and whether it is drawn over the size of the world or over the phases.
-_PICTURES = (
-    ("hops", "hops", "Hops of a lookup", "hops", True),
-    ("found", "found", "Reads that found the record", "share", False),
-    ("seconds", "seconds", "Time of a lookup", "seconds", False),
-    ("messages", "messages", "Messages of a lookup", "messages", True),
-    ("upkeep", "upkeep_bytes_per_s", "What a peer sends to keep itself up", "bytes a second", False),
-)
+WIDTH, HEIGHT, DPI = 7.5, 4.2, 100  # inches; a picture of the documentation has less than 100 kB
+OTHERS = (IPFS, BAMBOO, STOCK)  # what somebody else measured is drawn in another hand
+MARKS = ((6, 0.5), (20, 0.99))  # seconds until so many of the killed must be gone
+BOUNDS = ("log2", "mark")
 
 
-def draw(played: Sequence[Played], folder: Path) -> list[Path]:
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What is around the lines of one picture."""
+
+    title: str
+    x: str
+    y: str
+    log_x: bool = False
+    share: bool = False  # y is one, from 0 to 1
+
+
+FRAMES = {
+    "hops": Frame("Hops of a lookup", "peers", "hops", log_x=True),
+    "churn": Frame("Reads that found the record", "peers that leave in a minute, %", "share", share=True),
+    "detection": Frame(
+        "When somebody who looks all the time sees it",
+        "seconds after it happened",
+        "share of cases",
+        share=True,
+    ),
+    "messages": Frame("Requests of a lookup", "peers", "requests", log_x=True),
+    "upkeep": Frame("What one peer sends to keep itself up", "peers", "bytes a second", log_x=True),
+    "sybils": Frame(
+        "Reads that found a record around which Sybils lie", "Sybils closest to its key", "share", share=True
+    ),
+}
+
+
+def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
     """A PNG for each picture that these results hold something for."""
     folder.mkdir(parents=True, exist_ok=True)
-    sizes = {one.result.peers for one in played}
+    rows = latest(rows)
     written = []
-    for name, figure, title, unit, over_size in _PICTURES:
-        over_size = over_size and len(sizes) > 1
-        lines = {
-            key: [(x, one.result.figures[key]) for x, one in _axis(played, over_size)]
-            for key in (figure, f"{figure}_p50", f"{figure}_p95")
-            if all(key in one.result.figures for one in played)
-        }
-        if not lines:
+    for name, curve in CURVES.items():
+        if not (lines := curve(rows)):
             continue
-        plot, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-        for key, points in lines.items():
-            x, y = zip(*points, strict=True)
-            axes.plot(x, y, marker="o", label=key)
-        if over_size:
-            axes.set_xscale("log")
-            axes.set_xlabel("peers")
-        else:
-            axes.tick_params(axis="x", labelrotation=30)
-        axes.set_ylim(
-            bottom=min(0.9, min(y for points in lines.values() for _, y in points)) if name == "found" else 0
-        )
-        axes.set_title(title)
-        axes.set_ylabel(unit)
-        axes.grid(alpha=0.3)
-        axes.legend()
+        plot, axes = plt.subplots(figsize=(WIDTH, HEIGHT), layout="constrained")
+        _paint(axes, FRAMES[name], lines)
+        if name == "churn":
+            least = min(y for points in lines.values() for _, y in points)
+            axes.set_ylim(least - 0.1 * (1.0005 - least), 1.0005)  # the misses are what is looked for
+        if name == "detection":
+            for seconds, share in MARKS:
+                axes.plot(seconds, share, marker="v", color="black", linestyle="")
+                said = f"mark: {share:.0%} within {seconds} s"
+                axes.annotate(
+                    said,
+                    (seconds, share),
+                    (0, -16),
+                    textcoords="offset points",
+                    ha="right" if seconds > 10 else "left",
+                )
         path = folder / f"{name}.png"
-        plot.savefig(path, dpi=120)
+        metadata = {"Description": fingerprint(lines), "Software": None}
+        plot.savefig(path, dpi=DPI, metadata=metadata)
         plt.close(plot)
         written.append(path)
     return written
 
 
-def _axis(played: Sequence[Played], over_size: bool) -> list[tuple[float | str, Played]]:
-    if over_size:
-        return [(one.result.peers, one) for one in played]
-    many = len({one.scenario for one in played}) > 1
-    return [(f"{one.scenario}: {one.result.phase}" if many else one.result.phase, one) for one in played]
+def _paint(axes: Axes, frame: Frame, lines: Lines) -> None:
+    for label, points in lines.items():
+        x, y = zip(*points, strict=True)
+        if label.startswith(OTHERS):
+            axes.plot(x, y, marker="*", markersize=12, linestyle=":", color="black", label=label)
+        elif label.startswith(DEAD):
+            axes.plot(x, y, marker="D", markersize=9, fillstyle="none", linestyle="", label=label)
+        elif label.startswith(BOUNDS):
+            axes.plot(x, y, linestyle="--", marker="v" if label == "mark" else "", color="gray", label=label)
+        else:
+            axes.plot(x, y, marker="" if len(points) > 20 else "o", markersize=5, label=label)
+    if frame.log_x:
+        axes.set_xscale("log")
+    if frame.share:
+        axes.set_ylim(-0.03, 1.03)
+    else:
+        axes.set_ylim(bottom=0)
+    axes.set_title(frame.title)
+    axes.set_xlabel(frame.x)
+    axes.set_ylabel(frame.y)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")

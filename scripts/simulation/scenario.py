@@ -9,19 +9,22 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TypeVar
 
 from modelnet_p2p.dht.simulator import Weather
+from simulation.attack import Attack, BadAttack
 
 FOLDER = Path(__file__).parent / "scenarios"
 _MARK = re.compile(r"(?P<sense>>=|<=)\s*(?P<bound>[0-9.]+)")
-Section = TypeVar("Section", "World", "Weather", "Phase")
+Section = TypeVar("Section", "World", "Weather", "Phase", "Attack")
 READERS = ("as they are", "warm", "cold")
 TABLES = ("drawn", "joined")
 CLAIMS = 0.999  # a share that is promised from here on ...
 CLAIM_TRIALS = 3000  # ... takes this many trials to claim: with 0 misses of 3,000, 95 % certain
+
+RULE_OF_THREE = 3.0  # of what happens so often an hour: as many would have been seen, were it true
 
 
 class BadScenario(ValueError):
@@ -47,7 +50,9 @@ class Mark:
         return value >= self.bound if self.sense == ">=" else value <= self.bound
 
     def claims(self, trials: int) -> bool:
-        """Whether that many trials are enough to speak of such a share at all."""
+        """Whether that many trials, or hours for what happens so often an hour, are enough to speak of it."""
+        if self.figure.endswith("_per_peer_hour"):
+            return trials * self.bound >= RULE_OF_THREE
         return self.sense != ">=" or self.bound < CLAIMS or trials >= CLAIM_TRIALS
 
     def __str__(self) -> str:
@@ -69,11 +74,19 @@ class Phase:
     spread: bool = False  # ... not closest, but all over where the key's holders are
     misjudged: float = 1.0  # times the size of the network that everybody takes it for
     all_records: bool = False  # readers walk through everything under the key
+    deaths: int = 0  # of a watched world: providers killed one after the other while somebody looks for them
+    loud: bool = False  # ... their machines run on, so that their connections break; else they are silent
+    freeze: float = 0.0  # ... share that stands still at once, then others, and so on
+    freeze_seconds: float = 3.0
+    freeze_every: float = 0.0  # seconds from one to the next; 0: one right after the other
+    liars: bool = False  # ... one watcher of each peer says that it is dead, as far as that can be arranged
+    calls: int = 0  # ... of whoever serves the first publisher's model
     readers: str = "as they are"  # warm: connected to all their table; cold: to nobody
     reads: int = 0  # as many as the world says, where it is 0
     wait: float = 0.0
     seconds: float = 1.0
     marks: tuple[Mark, ...] = ()
+    attack: Attack | None = None  # instead of the reads
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +104,8 @@ class World:
     readers: int = 0  # who read in all phases, and so have learnt how long answers take; 0: everybody
     limit: int = 20  # records after which a reader has enough
     per_key: int = 4096  # records that a holder keeps under one key
+    stretch: float = 1.0  # of a watched world: its phases without deaths last so many times as long
+    watched: bool = False  # all serve and watch over each other; phases are of life and death, not of reads
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +120,8 @@ class Scenario:
 
     def at_full_size(self) -> Scenario:
         world = _made(World, {**_values(self.world), **self.full}, f"{self.name}: [full]")
-        return Scenario(self.name, self.title, world, self.weather, self.phases, {}, self.beside)
+        phases = tuple(replace(one, attack=one.attack and one.attack.at_full_size()) for one in self.phases)
+        return Scenario(self.name, self.title, world, self.weather, phases, {}, self.beside)
 
 
 def read(path: Path) -> Scenario:
@@ -145,12 +161,15 @@ def _phase(values: object, where: str) -> Phase:
     if not isinstance(marks, dict):
         raise BadScenario(f"{where}: marks is no table")
     found = tuple(Mark.parse(figure, text) for figure, text in marks.items())
-    phase = _made(Phase, {**values, "marks": found}, where)
+    attack = _made(Attack, values["attack"], f"{where}: attack") if "attack" in values else None
+    rest = {key: value for key, value in values.items() if key != "attack"}
+    phase = replace(_made(Phase, {**rest, "marks": found}, where), attack=attack)
     if phase.readers not in READERS:
         raise BadScenario(f"{where}: readers are {', '.join(READERS)}, not {phase.readers!r}")
     if phase.misjudged <= 0:
         raise BadScenario(f"{where}: the size can be misjudged by 0.5 or by 2, not by {phase.misjudged:g}")
-    if not 0 <= phase.kill < 1 or not 0 <= phase.churn <= 1 or min(phase.wait, phase.seconds) < 0:
+    shares, times = (phase.churn, phase.freeze), (phase.wait, phase.seconds, phase.freeze_every)
+    if not 0 <= phase.kill < 1 or not all(0 <= share <= 1 for share in shares) or min(times) < 0:
         raise BadScenario(f"{where}: a share is not within 0 and 1, or a time is negative")
     return phase
 
@@ -174,6 +193,11 @@ def _made(kind: type[Section], values: object, where: str) -> Section:
     made = kind(**checked)  # type: ignore[arg-type]  # each was checked against its default
     if isinstance(made, World):
         _check(made, where)
+    if isinstance(made, Attack):
+        try:
+            made.check()
+        except BadAttack as error:
+            raise BadScenario(f"{where}: {error}") from error
     return made
 
 

@@ -25,6 +25,14 @@ COLUMNS = {  # of the table: heading and form
     "busiest_share": ("busiest", "{:.3f}"),
     "dead_entries": ("dead", "{:.3f}"),
     "upkeep_bytes_per_s": ("B/s", "{:.0f}"),
+    "liveness_messages_per_s": ("liveness/s", "{:.1f}"),
+    "liveness_bytes_per_s": ("B/s", "{:.0f}"),
+    "false_deaths": ("false deaths", "{:.0f}"),
+    "gone_p50": ("gone p50", "{:.1f}"),
+    "gone_p99": ("p99", "{:.1f}"),
+    "cleared_p50": ("cleared p50", "{:.1f}"),
+    "cleared_p99": ("p99", "{:.1f}"),
+    "wasted": ("wasted", "{:.4f}"),
 }
 
 
@@ -50,6 +58,7 @@ class Played:
             "marks": [
                 {"mark": str(v.mark), "value": _number(v.value), "verdict": v.word} for v in result.verdicts
             ],
+            **({"curves": curves} if (curves := _curves(result.curves)) else {}),
             "digest": self.digest,
         }
 
@@ -68,14 +77,15 @@ def table(title: str, played: Sequence[Played], beside: str) -> None:
     shown = Table(title=title)
     shown.add_column("peers", justify="right")
     shown.add_column("phase")
-    shown.add_column("reads", justify="right")
-    for heading, _ in COLUMNS.values():
+    shown.add_column("trials", justify="right")
+    columns = {name: it for name, it in COLUMNS.items() if any(name in one.result.figures for one in played)}
+    for heading, _ in columns.values():
         shown.add_column(heading, justify="right")
     for one in played:
         figures = one.result.figures
         cells = [
             form.format(figures[name]) if name in figures and not math.isnan(figures[name]) else ""
-            for name, (_, form) in COLUMNS.items()
+            for name, (_, form) in columns.items()
         ]
         shown.add_row(str(one.result.peers), one.result.phase, str(one.result.trials), *cells)
     console.print(shown)
@@ -91,6 +101,10 @@ def table(title: str, played: Sequence[Played], beside: str) -> None:
 
 def _rounded(figures: Mapping[str, float]) -> dict[str, float | None]:
     return {name: _number(value) for name, value in figures.items()}
+
+
+def _curves(curves: Mapping[str, tuple[float, ...]]) -> dict[str, list[float]]:
+    return {name: [round(value, 2) for value in values] for name, values in curves.items() if values}
 
 
 def _number(value: float) -> float | None:

@@ -184,14 +184,14 @@ class Town:
 
     def _plan(self, node: Node, pair: KeyPair, model: str) -> Publication:
         key = provider_key(self._keys.model(model))
-        publication = Publication(node, pair, model, key, self._sign(pair, model, seq=1))
+        publication = Publication(node, pair, model, key, self.sign(pair, model, seq=1))
         self.publications.append(publication)
         self._held.setdefault(node.id, []).append(publication)
         return publication
 
     def publish_anew(self, publication: Publication) -> None:
         """Sign with the next sequence number and store it."""
-        publication.sealed = self._sign(publication.key_pair, publication.model, publication.sealed.seq + 1)
+        publication.sealed = self.sign(publication.key_pair, publication.model, publication.sealed.seq + 1)
         self.tell(publication)
 
     def plan(self, owner: Publication, model: str) -> Publication:
@@ -297,12 +297,12 @@ class Town:
         walk = self.sim.closest_walk(node, key)
         self.sim.start(node, walk, "refresh", lambda _: self._walk_stale(node, stale[1:]))
 
-    def _sign(self, pair: KeyPair, model: str, seq: int) -> Sealed:
+    def sign(self, pair: KeyPair, model: str, seq: int, version: str = "") -> Sealed:
         now_us = self.sim.now_us
         manifest = Manifest(
             owner=pair.id,
             name=model,
-            version="",
+            version=version,
             task="text-classification",
             licence="mit",
             digest=None,

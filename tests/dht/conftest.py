@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +22,9 @@ from modelnet_p2p.records import (
     seal_tombstone,
     tombstone_of,
 )
+
+# the scripts are no package: their folder is put on the path, as they do themselves
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
 NOW_US = 1_700_000_000_000_000
 HOUR_US = 3600 * 1_000_000

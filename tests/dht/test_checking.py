@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from modelnet_p2p.dht.checking import Check
 from modelnet_p2p.dht.lookup import Done, Wait
-from modelnet_p2p.dht.routing import MAX_CHECKS, MAX_FAILURES, RoutingTable
+from modelnet_p2p.dht.routing import LOST_CHECKS, MAX_CHECKS, MAX_FAILURES, MAX_LOST, Place, RoutingTable
 from modelnet_p2p.dht.walks import Send
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import Contact, Kind, Message
@@ -77,7 +77,7 @@ def test_where_peers_die_fast_they_are_asked_sooner() -> None:
         for _ in range(MAX_FAILURES):  # ... and five of six to die
             table.failed(contact(number).id, 250.0)
     table.answered(contact(5).id, 250.0)
-    wild = next(now for now in range(250, 1000) if table.doubtful(now, LONGEST))
+    wild = next(now for now in range(250, 1000) if contact(5) in table.doubtful(now, LONGEST))
     assert 0 < wild - 250 < (calm - 240) / 2
 
 
@@ -101,3 +101,32 @@ def test_after_a_mass_death_the_dead_leave_though_nobody_waits_and_no_walk_goes_
         assert now < LONGEST + 10 * LOOK
     assert {peer.id for peer in table} == known - dead
     assert looks >= MAX_FAILURES  # one lost answer was no death
+
+
+def test_whoever_was_given_up_is_asked_now_and_then_and_is_back_when_it_answers() -> None:
+    table = RoutingTable(ME, 20)
+    for number in range(10):
+        table.add(contact(number), 0.0)
+    lost = [contact(number) for number in range(5)]
+    for peer in lost:
+        for _ in range(MAX_FAILURES):
+            table.failed(peer.id, 10.0)
+    for peer in set(table):
+        table.answered(peer.id, 11.0)
+    asked = [table.doubtful(11.0, LONGEST) for _ in range(5)]
+    assert all(len(one) == LOST_CHECKS for one in asked)
+    assert {peer.id for one in asked for peer in one} == {peer.id for peer in lost}  # in turn
+    table.failed(lost[0].id, 12.0)  # still silent
+    assert table.add(lost[1], 12.0) is Place.TABLE
+    asked = [table.doubtful(12.0, LONGEST) for _ in range(5)]
+    assert {peer.id for one in asked for peer in one} == {lost[n].id for n in (0, 2, 3, 4)}
+
+
+def test_of_those_given_up_a_bounded_number_is_remembered() -> None:
+    table = RoutingTable(ME, 256)
+    for number in range(3 * MAX_LOST):
+        table.add(contact(number), 0.0)
+        for _ in range(MAX_FAILURES):
+            table.failed(contact(number).id, 1.0)
+    asked = {peer.id for _ in range(3 * MAX_LOST) for peer in table.doubtful(2.0, LONGEST)}
+    assert asked == {contact(number).id for number in range(2 * MAX_LOST, 3 * MAX_LOST)}

@@ -13,7 +13,16 @@ from modelnet_p2p.dht.liveness import MAX_WARDS, Announce, Effect, Phase, Tell, 
 from modelnet_p2p.dht.obituaries import LIFETIME_US, MAX_SUBJECTS, Obituaries
 from modelnet_p2p.dht.suspicion import MAX_DOUBT, Health, Suspicion, Tempo
 from modelnet_p2p.identity import PeerId
-from watched_town import BEAT, EPOCH_US, KEYS, Pen, peer_id
+from simulation.vigil import Pen
+
+BEAT = 2.0
+EPOCH_US = 1_700_000_000_000_000
+KEYS = tuple(bytes([number]) * 34 for number in range(12))  # three models at four keys each
+
+
+def peer_id(number: int) -> PeerId:
+    return PeerId.of_key(number.to_bytes(32))
+
 
 ALICE, BOB, CAROL, DAVE, EVE = (peer_id(number) for number in range(1, 6))
 ROSTER = Roster(ALICE, 1, (BOB, CAROL, DAVE))

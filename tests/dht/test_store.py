@@ -150,3 +150,13 @@ def test_pages_give_everything_once_within_their_size_while_others_come_and_go(
     assert store.expire(cards[0].expires_us) == held
     assert len(store) == store.keys == 0
     assert list(store.records()) == []
+
+
+def test_no_record_comes_first_of_its_turn_at_every_holder(crowd: list[Person], cards: list[Sealed]) -> None:
+    firsts = set()
+    for holder in range(20):
+        store = OfferStore(secret=bytes([holder]))
+        for one, card in zip(crowd, cards, strict=True):
+            store.add(b"key", card, one.contact, f"203.0.{crowd.index(one)}.0/24")
+        firsts.add(everything(store, b"key", 4096)[0].identity.provider)
+    assert len(firsts) > 10

@@ -39,10 +39,14 @@ const tombstone = seal('/modelnet/tombstone/1', pack({
   seq: 1_900_000_000_001, issued: now, expires: now + 7_500_000_000
 }), bob)
 
+const revocation = seal('/modelnet/revocation/1', pack({
+  revoked: bob.id, issued: now, reason: 'stolen on the train — lückenlos', successor: alice.id
+}), bob)
+
 const key = keyOf('public', 'model/acme/sentiment')
 const address = Buffer.from('047f000001060fa1', 'hex')
 
-const sealed = { manifest, offer, card, card_summed_up: summedUp, tombstone }
+const sealed = { manifest, offer, card, card_summed_up: summedUp, tombstone, revocation }
 const hex = { ...sealed, add_provider: addProvider(key, bob.id, [address], offer) }
 const shown = Object.fromEntries(Object.entries(hex).map(([what, data]) => [what, data.toString('hex')]))
 console.log(JSON.stringify({ made_by: 'tests/interop/make_vector.mjs', now_us: now, key: key.toString('hex'), ...shown }, null, 2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from random import Random
 
 import pytest
@@ -132,3 +133,22 @@ def test_addresses_are_public_and_each_in_a_network_of_its_own() -> None:
     addrs = [address(number) for number in range(1000)]
     assert len({group_of(addr) for addr in addrs}) == 1000
     assert group_of(address(0)) == "11.0.0.0/24"
+
+
+def test_tables_measure_the_churn_of_their_world_and_keep_few_of_its_dead() -> None:
+    """A tenth leaves in a minute: a calm world's tables say less, and after it hardly any entry is dead."""
+    town = town_of(40, publishers=2, upkeep=True)
+    sim = town.sim
+    sim.run(sim.now + 400)
+    calm = statistics.median(node.table.churn.rate(sim.now) for node in town.living)
+    town.churn(0.1)
+    sim.run(sim.now + 500)
+    assert calm * 60 < 0.02  # hardly more than what is taken for granted before anything was seen
+    measured = statistics.median(node.table.churn.rate(sim.now) for node in town.living)
+    assert 0.05 < measured * 60 < 0.2
+    intervals = [node.table.churn.interval(sim.now, 600.0) for node in town.living]
+    assert 200 < statistics.median(intervals) < 800
+    town.churn(0.0)
+    sim.run(sim.now + 400)
+    entries = [sim.nodes[contact.id].alive for node in town.living for contact in node.table]
+    assert entries.count(False) <= 0.02 * len(entries)

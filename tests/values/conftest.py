@@ -9,13 +9,8 @@ from typing import Any
 import pytest
 
 from modelnet_p2p.identity import KeyPair
-from modelnet_p2p.records import Manifest, OfferRecord, Sealed, Spec, cards_of, seal_manifest, seal_offer
-
-HOUR_US = 3600 * 1_000_000
-
-
-def key(name: str) -> KeyPair:
-    return KeyPair(name.encode().ljust(32, b"."))
+from modelnet_p2p.records import Manifest, OfferRecord, Sealed, cards_of, seal_offer
+from samples import NOW_US, key, manifest_of, offer_of
 
 
 @pytest.fixture(scope="session")
@@ -40,51 +35,18 @@ def mallory() -> KeyPair:
 
 @pytest.fixture(scope="session")
 def now_us() -> int:
-    return 1_900_000_000_000_000
+    return NOW_US
 
 
 @pytest.fixture(scope="session")
 def manifest(alice: KeyPair) -> Manifest:
-    return Manifest(
-        owner=alice.id,
-        name="acme/sentiment",
-        version="2",
-        task="text-classification",
-        licence="Apache-2.0",
-        digest=bytes(range(32)),
-        issued_unix=1_890_000_000,
-        metrics={"accuracy": 973_000},
-    )
+    return manifest_of(alice)
 
 
 @pytest.fixture(scope="session")
 def offer(alice: KeyPair, bob: KeyPair, manifest: Manifest, now_us: int) -> OfferRecord:
     """Bob's offer of Alice's model, every field but `part` away from its default."""
-    return OfferRecord(
-        provider=bob.id,
-        network="public",
-        manifest=manifest,
-        manifest_envelope=seal_manifest(manifest, alice),
-        seq=1_900_000_000_000,
-        issued_us=now_us,
-        expires_us=now_us + 2 * HOUR_US,
-        framework="torch",
-        precision="float32",
-        inputs=(Spec("text", "text"),),
-        outputs=(Spec("scores", "tensor", "float32", (None, 2)), Spec("labels", "json")),
-        parameters=22_713_216,
-        context_length=512,
-        languages=("en", "de"),
-        tags=("fast", "small"),
-        gives=("answer", "hidden:5"),
-        family="acme/sentiment-family",
-        exits=(3, 5),
-        tier="edge",
-        access="token",
-        limits={"max_body_bytes": 1 << 20},
-        price={"usd_per_call": 12},
-        extra={"x-colour": "blue"},
-    )
+    return offer_of(bob, alice, manifest, now_us)
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from modelnet_p2p.kad import (
     MAX_FIELDS,
     MAX_MESSAGE_BYTES,
     MAX_PEERS,
+    SLOW_DOWN,
     BadMessage,
     Contact,
     Framer,
@@ -49,7 +50,8 @@ _MESSAGES = st.builds(
     value=st.none() | st.builds(Value, st.just(KEY), st.binary(max_size=50)),
     records=st.none() | st.lists(st.binary(min_size=1, max_size=50), max_size=4).map(tuple),
     cursor=st.binary(max_size=40),
-    refused=st.sampled_from(["", "stale", "foreign_key"]),
+    refused=st.sampled_from(["", "stale", "foreign_key", SLOW_DOWN]),
+    retry_ms=st.integers(0, 2**32 - 1),
 )
 
 
@@ -84,6 +86,11 @@ def test_the_bytes_of_a_stock_message() -> None:
     assert encode(Message(Kind.FIND_NODE, b"\x00\x24abc")) == b"\x08\x04\x12\x05\x00\x24abc"
     assert encode(Message(Kind.FIND_NODE, b"k", records=())) == b"\x08\x04\x12\x01k" + b"\x82\x04\x00"
     assert encode(Message(Kind.FIND_NODE, b"k", records=(b"r",))) == b"\x08\x04\x12\x01k" + b"\x82\x04\x01r"
+
+
+def test_the_bytes_of_a_refusal_to_who_asks_too_fast() -> None:
+    refusal = Message(Kind.PING, records=(), refused=SLOW_DOWN, retry_ms=50)
+    assert encode(refusal) == b"\x08\x05" + b"\x82\x04\x00" + b"\x92\x04\x09slow-down" + b"\x98\x04\x32"
 
 
 def test_ours_but_empty_is_told_from_a_stock_peers() -> None:

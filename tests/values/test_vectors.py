@@ -22,6 +22,7 @@ from modelnet_p2p.names import Keys, provider_key
 from modelnet_p2p.records import (
     Manifest,
     OfferRecord,
+    Revocation,
     Spec,
     admit,
     card_of,
@@ -29,6 +30,7 @@ from modelnet_p2p.records import (
     open_manifest,
     seal_manifest,
     seal_offer,
+    seal_revocation,
     seal_tombstone,
     tombstone_of,
 )
@@ -81,6 +83,7 @@ FULL = replace(
     price={"usd_per_call": 12},
     extra={},
 )
+END = Revocation(BOB.id, NOW_US, "stolen on the train — lückenlos", ALICE.id)
 
 
 def vectors() -> dict[str, dict[str, object]]:
@@ -129,11 +132,12 @@ def vectors() -> dict[str, dict[str, object]]:
             "summed_up": [card.envelope.hex() for card in cards_of(full, BOB)],
         },
         "tombstone": {"seed": BOB.seed.hex(), "envelope": withdrawn.envelope.hex()},
+        "revocation": {"seed": BOB.seed.hex(), "envelope": seal_revocation(END, BOB).envelope.hex()},
         "kad": {name: frame(message).hex() for name, message in messages.items()},
     }
 
 
-@pytest.mark.parametrize("name", ["envelope", "manifest", "offer", "card", "tombstone", "kad"])
+@pytest.mark.parametrize("name", ["envelope", "manifest", "offer", "card", "tombstone", "revocation", "kad"])
 def test_our_bytes_have_not_changed(name: str) -> None:
     assert json.loads((FOLDER / f"{name}.json").read_text()) == vectors()[name]
 
@@ -153,11 +157,12 @@ def test_another_language_writes_the_same_bytes(javascript: dict[str, str]) -> N
     assert javascript["card_summed_up"] == card_of(offer, BOB, "fast").envelope.hex()
     tombstone = seal_tombstone(tombstone_of(offer, seq=offer.seq + 1, now_us=NOW_US), BOB)
     assert javascript["tombstone"] == tombstone.envelope.hex()
+    assert javascript["revocation"] == seal_revocation(END, BOB).envelope.hex()
 
 
 def test_what_another_language_wrote_is_admitted(javascript: dict[str, str]) -> None:
     assert open_manifest(bytes.fromhex(javascript["manifest"])) == MANIFEST
-    for name in ("offer", "card", "card_summed_up", "tombstone"):
+    for name in ("offer", "card", "card_summed_up", "tombstone", "revocation"):
         admitted = admit(bytes.fromhex(javascript[name]), network="public", now_us=NOW_US)
         assert admitted.record.provider == BOB.id
     (message,) = Framer().feed(bytes.fromhex(javascript["add_provider"]))

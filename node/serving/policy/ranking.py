@@ -15,6 +15,11 @@ from modelnet_p2p.offers import Offer, State
 # An alive peer is worth trying before an unknown one, and a suspect one only when nothing else is left.
 _ORDER = {State.ALIVE: 0, State.UNKNOWN: 1, State.SUSPECT: 2, State.DEAD: 3}
 FAILURE_MEMORY = 60.0  # seconds after which a failed call no longer counts against a provider
+BOAST = 0.5  # who says that its load is below this and refuses as busy contradicts itself ...
+BOAST_MEMORY = 1800.0  # ... which counts so long, each time BOAST_GROWTH times longer ...
+BOAST_GROWTH = 4.0
+MAX_BOAST_MEMORY = 2 * 3600.0  # ... up to this: as long as an offer lives
+MAX_BOASTS = 8  # counted: more make no difference
 UNKNOWN_RTT_MS = 50.0  # where nothing was measured: worse than a LAN, better than the far side of the earth
 
 
@@ -24,16 +29,24 @@ class Experience:
 
     call_ms: float | None = None  # exponentially weighted mean of successful calls
     failed_at: float | None = None  # monotonic seconds of the last failure
+    boasts: int = 0  # refusals of one that had said it was idle; each call that it does serve takes one back
+    memory: float = FAILURE_MEMORY  # seconds for which the last failure counts
 
     def succeeded(self, ms: float) -> None:
         self.call_ms = ms if self.call_ms is None else 0.8 * self.call_ms + 0.2 * ms
         self.failed_at = None
+        self.boasts = max(0, self.boasts - 1)
 
-    def failed(self, now: float) -> None:
+    def failed(self, now: float, *, refused_at: float | None = None) -> None:
+        """`refused_at`: it refused as busy, and this was the load that it had told, if any."""
         self.failed_at = now
+        self.memory = FAILURE_MEMORY
+        if refused_at is not None and refused_at < BOAST:
+            self.memory = min(BOAST_MEMORY * BOAST_GROWTH**self.boasts, MAX_BOAST_MEMORY)
+            self.boasts = min(self.boasts + 1, MAX_BOASTS)
 
     def trusted(self, now: float) -> bool:
-        return self.failed_at is None or now - self.failed_at > FAILURE_MEMORY
+        return self.failed_at is None or now - self.failed_at > self.memory
 
 
 Recall = Callable[[Offer], Experience | None]

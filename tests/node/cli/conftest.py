@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import trio
 
-from modelnet_p2p.errors import Code, NotFound, RemoteError
+from modelnet_p2p.errors import Code, LocalError, NotFound, RemoteError
 from modelnet_p2p.node.cli import main
 from modelnet_p2p.node.control.server import serve
 from modelnet_p2p.node.disk.home import Home
@@ -38,6 +38,15 @@ class FakePeer:
     cancelled: threading.Event = field(default_factory=threading.Event)
     known: list[dict[str, Any]] = field(default_factory=lambda: [dict(CAROL)])
     owners: Owners = field(default_factory=lambda: Owners("public"))
+    ended: dict[str, dict[str, Any]] = field(default_factory=dict)  # fates of revoked keys
+
+    @property
+    def revoking(self) -> Any:
+        def check(key: object, what: str, hint: str = "") -> None:
+            if str(key) in self.ended:
+                raise LocalError(Code.FORBIDDEN, f"{what} {key} was revoked", hint=hint)
+
+        return SimpleNamespace(fate=lambda key: self.ended.get(str(key)), check=check)
 
     async def status(self) -> dict[str, Any]:
         model = {
@@ -92,7 +101,7 @@ class FakePeer:
     ) -> Sequence[Any]:
         asked = (task, model, tag, limit, all, timeout)
         self.asked.append(("find", (*asked, where) if where else asked))
-        if model == "nothing":
+        if model in ("nothing", "acme/ended"):
             return []
         if model == "two-owners":
             raise NotFound("two owners claim it", code=Code.AMBIGUOUS)
@@ -146,6 +155,16 @@ class FakePeer:
             output=output, model=target, digest=None, provider=BOB, attempts=1,
             total_ms=1.0, queue_ms=0.0, model_ms=0.5, trace=[hop],
         )  # fmt: skip
+
+    async def why_none(self, **question: Any) -> NotFound | None:
+        if question["model"] != "acme/ended":
+            return None
+        return NotFound("its owner's key was revoked", hint="modelnet-peer owner trust acme/ended OWNER")
+
+    async def revoke(self, envelope: bytes, **asked: Any) -> dict[str, Any]:
+        self.asked.append(("revoke", (envelope, asked)))
+        fate = {"revoked": self.id, "issued_unix": 86_400, "reason": "stolen", "successor": None}
+        return {**fate, "models": ["acme/x"], "keys": 5, "holders": {"asked": 3, "stored": 2}}
 
     async def publish(self, source: str, **asked: Any) -> dict[str, Any]:
         asked["on_event"]("loading the model")

@@ -12,9 +12,12 @@ from typing import Any
 import pytest
 
 from modelnet_p2p.identity import KeyPair
-from modelnet_p2p.node.disk.home import Home
+from modelnet_p2p.node.disk.files import write_durably
+from modelnet_p2p.node.disk.home import Home, encode_key
+from modelnet_p2p.node.disk.revocations import Kept, RevocationFiles
+from modelnet_p2p.node.manifests import seal_end
 from modelnet_p2p.node.owners import Owners
-from modelnet_p2p.records import open_manifest
+from modelnet_p2p.records import Revocation, open_manifest, open_revocation
 
 Cli = Callable[..., Any]  # Any: Ran and FakePeer of conftest.py, which tests cannot import
 
@@ -117,3 +120,107 @@ def test_a_seal_or_key_that_is_none_is_refused_before_anything_is_loaded(
     assert "owner key" in error_of(ran)["hint"]
     assert cli("owner", "sign", "weights.pt", "--out", str(broken)).status == 6
     assert bob.asked == []
+
+
+# --- the end of a key ---
+
+
+@pytest.fixture
+def acme(cli: Cli, tmp_path: Path) -> tuple[str, Path]:
+    """An owner's id and key file."""
+    path = tmp_path / "acme.key"
+    return lines(cli("owner", "key", str(path), "--json").out)[0]["owner"], path
+
+
+def test_a_key_is_revoked_through_the_running_peer_which_never_sees_it(
+    cli: Cli, bob: Any, acme: tuple[str, Path]
+) -> None:
+    who, key = acme
+    argv = ["owner", "revoke", "--key", str(key), "--reason", "stolen", "--successor", owner("carol")]
+    ran = cli(*argv, "--model", "acme/x", "--timeout", "9")
+    assert ran.status == 0
+    assert f"revoking {who}" in ran.err
+    assert "cannot be undone" in ran.err
+    assert "on 1970-01-02: stolen" in ran.out
+    assert "under 5 keys, to 2 of 3 peers or more" in ran.out
+    method, (envelope, asked) = bob.asked[-1]
+    assert (method, asked) == ("revoke", {"models": ("acme/x",), "timeout": 9.0})
+    record = open_revocation(envelope).record
+    assert isinstance(record, Revocation)
+    assert (str(record.revoked), record.reason, str(record.successor)) == (who, "stolen", owner("carol"))
+    assert key.read_bytes() not in envelope
+    [line] = lines(cli(*argv, "--json").out)
+    assert line.items() >= {"models": ["acme/x"], "keys": 5, "holders": {"asked": 3, "stored": 2}}.items()
+
+
+def test_a_revocation_is_made_in_advance_kept_safe_and_told_without_the_key(
+    cli: Cli, acme: tuple[str, Path], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    who, key = acme
+    made = tmp_path / "acme.revocation"
+    ran = cli("owner", "revoke", "--key", str(key), "--out", str(made), "--json")  # no peer runs
+    assert (ran.status, lines(ran.out)) == (0, [{"revoked": who, "path": str(made)}])
+    assert stat.S_IMODE(made.stat().st_mode) == 0o600  # whoever reads it can end the key
+    key.unlink()
+    ran = cli("owner", "revoke", "--file", str(made), "--json")
+    assert (ran.status, error_of(ran)["code"]) == (7, "not-running")
+    bob = request.getfixturevalue("bob")
+    assert cli("owner", "revoke", "--file", str(made)).status == 0
+    assert bob.asked[-1][1][0] == made.read_bytes()
+
+
+def test_what_revokes_nothing_is_refused_before_anybody_is_asked(
+    cli: Cli, bob: Any, acme: tuple[str, Path], tmp_path: Path
+) -> None:
+    who, key = acme
+    broken = tmp_path / "broken.revocation"
+    broken.write_bytes(b"nonsense")
+    for argv in (
+        [],
+        ["--key", str(key), "--file", str(broken)],
+        ["--file", str(broken)],
+        ["--file", str(tmp_path / "missing")],
+        ["--file", str(broken), "--reason", "late"],
+        ["--key", str(tmp_path / "no.key")],
+        ["--key", str(key), "--successor", "carol"],
+        ["--key", str(key), "--successor", who],
+        ["--key", str(key), "--reason", "x" * 200],
+        ["--key", str(key), "--reason", "two\nlines"],
+    ):
+        ran = cli("owner", "revoke", *argv, "--json")
+        assert (ran.status, ran.out, error_of(ran)["code"]) == (2, "", "bad-input"), argv
+    assert bob.asked == []
+
+
+def test_a_revoked_owner_is_marked_in_the_list_and_not_trusted_anew(cli: Cli, bob: Any) -> None:
+    alice = owner("alice")
+    cli("owner", "trust", "acme/shout", alice)
+    bob.ended[alice] = {"revoked": alice, "issued_unix": 0, "reason": "lost", "successor": None}
+    assert lines(cli("owner", "list", "--json").out)[0]["revoked"] == bob.ended[alice]
+    ran = cli("owner", "list")
+    assert "acme/shout: its owner's key was revoked on 1970-01-01: lost" in ran.err
+    ran = cli("owner", "trust", "acme/other", alice, "--json")
+    assert (ran.status, error_of(ran)["code"]) == (6, "forbidden")
+
+
+def test_the_list_marks_revoked_owners_where_no_peer_runs(cli: Cli, home: Home) -> None:
+    key = KeyPair(hashlib.sha256(b"alice").digest())
+    cli("owner", "trust", "acme/shout", str(key.id))
+    sealed = open_revocation(seal_end(key, "lost", None, 1_700_000_000_000_000))
+    RevocationFiles(home.revocations_path).save(Kept(sealed, None))
+    path = home.path / "alice.key"
+    write_durably(path, encode_key(key))
+    ran = cli("owner", "sign", "m:f", "--key", str(path), "--out", str(home.path / "x.manifest"), "--json")
+    assert (ran.status, error_of(ran)["code"]) == (6, "forbidden")
+    [line] = lines(cli("owner", "list", "--json").out)
+    assert line["revoked"] == {
+        "revoked": str(key.id), "issued_unix": 1_700_000_000, "reason": "lost", "successor": None,
+    }  # fmt: skip
+
+
+def test_a_search_that_a_revocation_emptied_says_so(cli: Cli, bob: Any) -> None:
+    ran = cli("find", "--model", "acme/ended", "--json")
+    error = error_of(ran)
+    assert (ran.status, error["code"]) == (3, "not-found")
+    assert error["message"] == "its owner's key was revoked"
+    assert error["hint"] == "modelnet-peer owner trust acme/ended OWNER"

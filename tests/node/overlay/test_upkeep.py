@@ -113,3 +113,20 @@ async def test_who_speaks_our_protocol_but_can_be_dialled_nowhere_is_in_no_table
             assert mallory.id not in alice._overlay.table
             await trio.sleep(400)
             assert {contact.id for contact in bob._overlay.table} == {alice.peer_id}
+
+
+async def test_halves_that_gave_each_other_up_meet_again_when_the_network_heals(
+    open_town: OpenTown, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with open_town() as town:
+        peers = {name: await town.peer(name, tuning=QUIET) for name in "abcdef"}
+        await trio.sleep(60)
+        town.world.partition([peers[name].peer_id for name in "abc"], [peers[name].peer_id for name in "def"])
+        await trio.sleep(900)
+        for name, peer in peers.items():
+            own = {peers[one].peer_id for one in ("abc" if name in "abc" else "def")} - {peer.peer_id}
+            assert {contact.id for contact in peer._overlay.table} == own
+        town.world.heal()
+        await trio.sleep(200)
+        for peer in peers.values():
+            assert len(peer._overlay.table) == len(peers) - 1

@@ -108,6 +108,26 @@ async def test_an_obituary_that_one_watcher_made_up_convinces_nobody(open_town: 
         assert not bob._watching.is_dead(roster.subject, 0)
 
 
+async def test_whoever_was_told_of_a_death_is_told_of_its_refutation(
+    open_town: OpenTown, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with open_town() as town:
+        bob, carol, dave = [await town.peer(name) for name in ("bob", "carol", "dave")]
+        wall_us = bob._overlay.wall_us
+        alice = Seals(town.key("alice"), "town", wall_us)
+        roster = alice.roster(1, (bob.peer_id, carol.peer_id))
+        verdicts = tuple(
+            Seals(town.key(name), "town", wall_us).verdict(roster.subject, 1, True)
+            for name in ("bob", "carol")
+        )
+        bob._watching._announce((b"where alice's offers lie",), Obituary(roster, verdicts))
+        await trio.sleep(2)
+        assert all(peer._watching.is_dead(roster.subject, 0) for peer in (bob, carol, dave))
+        bob._watching._announce((), alice.beat(2, 1))  # whoever holds the keys by now
+        await trio.sleep(2)
+        assert not any(peer._watching.is_dead(roster.subject, 0) for peer in (bob, carol, dave))
+
+
 async def test_a_question_is_answered_with_what_is_known(open_town: OpenTown) -> None:
     async with open_town() as town:
         bob, carol = await town.peer("bob"), await town.peer("carol")

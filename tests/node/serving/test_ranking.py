@@ -8,7 +8,15 @@ from random import Random
 import pytest
 
 from modelnet_p2p.identity import KeyPair
-from modelnet_p2p.node.serving.policy.ranking import FAILURE_MEMORY, Experience, draw, rank
+from modelnet_p2p.node.serving.policy.memory import MAX_KNOWN_PROVIDERS, Memory
+from modelnet_p2p.node.serving.policy.ranking import (
+    BOAST_MEMORY,
+    FAILURE_MEMORY,
+    MAX_BOAST_MEMORY,
+    Experience,
+    draw,
+    rank,
+)
 from modelnet_p2p.offers import Offer, State
 from modelnet_p2p.records import Manifest, OfferRecord, open_manifest, seal_manifest
 
@@ -84,3 +92,43 @@ def test_who_failed_lately_is_not_drawn_while_others_are_alive() -> None:
     rng = Random(7)
     ranked = rank(offers, recall, 1.0)
     assert all(draw(ranked, recall, 1.0, rng.randrange)[0] is not offers[0] for _ in range(200))
+
+
+def test_who_said_it_was_idle_and_refused_is_distrusted_for_longer_and_each_time_more() -> None:
+    seen = Experience()
+    for told in (None, 0.9):  # it said nothing, or that it was nearly full: it may well be busy
+        seen.failed(0.0, refused_at=told)
+        assert seen.trusted(FAILURE_MEMORY + 1)
+    seen.failed(0.0, refused_at=0.0)
+    assert not seen.trusted(BOAST_MEMORY - 1)
+    assert seen.trusted(BOAST_MEMORY + 1)
+    seen.failed(0.0, refused_at=0.0)
+    assert not seen.trusted(BOAST_MEMORY + 1)
+    for _ in range(1000):
+        seen.failed(0.0, refused_at=0.0)
+    assert seen.trusted(MAX_BOAST_MEMORY + 1)
+
+
+def test_a_served_call_restores_trust_and_takes_one_boast_back() -> None:
+    seen = Experience()
+    seen.failed(0.0, refused_at=0.0)
+    seen.succeeded(5.0)
+    assert seen.trusted(1.0)
+    seen.failed(2.0, refused_at=0.0)
+    assert seen.trusted(2.0 + BOAST_MEMORY + 1)  # as if it were the first time
+
+
+def test_a_memory_asks_a_boaster_last_and_forgets_the_oldest_when_it_is_full() -> None:
+    now = 0.0
+    memory = Memory(Random(1).randrange, lambda: now)
+    idle, full = offer("ann", load=0.0), offer("ben", load=0.9)
+    assert memory.rank([full, idle]) == [idle, full]
+    memory.failed(idle, busy=True)
+    now = FAILURE_MEMORY + 1
+    assert memory.rank([full, idle]) == [full, idle]
+    memory.failed(full, busy=False)  # it broke off: that is no lie
+    now += FAILURE_MEMORY + 1
+    assert memory.rank([full, idle]) == [full, idle]
+    for number in range(MAX_KNOWN_PROVIDERS):
+        memory.succeeded(offer(f"peer {number}"), 1.0)
+    assert memory.rank([full, idle]) == [idle, full]

@@ -1,0 +1,43 @@
+"""What this peer saw of the providers that it called, and how it ranks offers by it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from modelnet_p2p.node.serving.policy.ranking import Experience, draw, rank
+from modelnet_p2p.offers import Offer
+
+MAX_KNOWN_PROVIDERS = 1024  # whose past behaviour is remembered
+
+
+class Memory:
+    """`choose(n)` draws an int below n, `now()` gives monotonic seconds."""
+
+    def __init__(self, choose: Callable[[int], int], now: Callable[[], float]) -> None:
+        self._choose = choose
+        self._now = now
+        self._experience: dict[str, Experience] = {}
+
+    def rank(self, offers: Sequence[Offer]) -> list[Offer]:
+        """Best first."""
+        return rank(offers, self._recall, self._now())
+
+    def draw(self, ranked: Sequence[Offer]) -> list[Offer]:
+        """In which order to ask them."""
+        return draw(ranked, self._recall, self._now(), self._choose)
+
+    def succeeded(self, offer: Offer, ms: float) -> None:
+        """A call of this offer took so long."""
+        self._of(offer).succeeded(ms)
+
+    def failed(self, offer: Offer, *, busy: bool) -> None:
+        """It could not be reached, broke off, was too slow, or refused as `busy`."""
+        self._of(offer).failed(self._now(), refused_at=offer.load if busy else None)
+
+    def _recall(self, offer: Offer) -> Experience | None:
+        return self._experience.get(offer.provider)
+
+    def _of(self, offer: Offer) -> Experience:
+        if offer.provider not in self._experience and len(self._experience) >= MAX_KNOWN_PROVIDERS:
+            self._experience.pop(next(iter(self._experience)))
+        return self._experience.setdefault(offer.provider, Experience())

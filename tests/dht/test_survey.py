@@ -1,0 +1,131 @@
+"""Who was dialled first by a gang still learns who its neighbours are."""
+
+from __future__ import annotations
+
+from itertools import count, islice
+from random import Random
+
+from modelnet_p2p.dht.density import FAR, LEAST_FAR_WALKS, Density
+from modelnet_p2p.dht.keyspace import BITS, common_prefix, position
+from modelnet_p2p.dht.routing import WIDE, WIDEST, RoutingTable
+from modelnet_p2p.dht.survey import MAX_ROOTS, Survey
+from modelnet_p2p.identity import PeerId
+from modelnet_p2p.kad import Contact
+
+ME = PeerId(b"me")
+K = 20
+RNG = Random(5)
+
+
+def in_bucket(index: int, name: bytes) -> list[Contact]:
+    """A hundred peers that share `index` leading bits with me."""
+    peers = (Contact(PeerId(name + number.to_bytes(4)), (b"addr",)) for number in count())
+    here = (peer for peer in peers if common_prefix(position(peer.id), position(ME)) == index)
+    return list(islice(here, 100))
+
+
+def walked(table: RoutingTable, peers: int) -> None:
+    """Walks to random keys of the far buckets, in a world of so many."""
+    world = [Contact(PeerId(b"world" + number.to_bytes(4))) for number in range(peers)]
+    for index in range(FAR):
+        place = position(table.refresh_key(index, RNG.randbytes(32)))
+        closest = sorted(world, key=lambda one: position(one.id) ^ place)[:K]
+        table.on_walked(place, 0.0, closest)
+
+
+def far() -> int:
+    """A place that nobody could foresee, in a far bucket of mine."""
+    while common_prefix(place := RNG.getrandbits(BITS), position(ME)) >= FAR:
+        pass
+    return place
+
+
+def test_far_walks_tell_a_hundred_from_ten_thousand_and_needs_a_few_walks() -> None:
+    for size in (100, 1000, 10_000):
+        peers = [PeerId(b"peer" + number.to_bytes(4)) for number in range(size)]
+        density = Density(ME, K)
+        for walks in range(8):
+            assert (density.least is None) == (walks < LEAST_FAR_WALKS)
+            place = far()
+            density.on_walked(place, sorted(peers, key=lambda peer: position(peer) ^ place)[:K])
+        assert density.least is not None
+        assert size / 2.5 < density.least < size * 1.1  # the least of eight
+
+
+def test_one_walk_that_ended_among_a_gang_neither_raises_the_least_nor_goes_unnoticed() -> None:
+    peers = [PeerId(b"peer" + number.to_bytes(4)) for number in range(1000)]
+    density = Density(ME, K)
+    for _ in range(4):
+        place = far()
+        density.on_walked(place, sorted(peers, key=lambda peer: position(peer) ^ place)[:K])
+    honest = density.least
+    assert honest is not None
+    near = [PeerId(number.to_bytes(4)) for number in range(1 << 14)]  # ground around the key: 16,000 hashes
+    density.on_walked(place, sorted(near, key=lambda peer: position(peer) ^ place)[:K])
+    assert density.least == honest
+    assert density.torn
+
+
+def test_a_gang_that_dialled_first_does_not_keep_my_true_neighbours_out() -> None:
+    table = RoutingTable(ME, K)
+    gang, honest = in_bucket(5, b"gang"), in_bucket(5, b"honest")[:16]
+    for one in [*gang, *honest]:
+        table.add(one, 0.0)
+    assert not any(one.id in table for one in honest)  # nothing is known yet of how many there are
+    walked(table, 1000)
+    for one in honest:
+        table.add(one, 1.0)
+    assert all(one.id in table for one in honest)
+    assert len(table) <= WIDE * K
+    assert 2 * K < table.crowd() <= WIDEST * K
+
+
+def test_far_buckets_stay_small_and_a_calm_neighbourhood_is_no_crowd() -> None:
+    table = RoutingTable(ME, K)
+    walked(table, 1000)
+    for index, there in ((0, 100), (1, 100), (5, 16), (6, 8), (7, 4)):
+        for one in in_bucket(index, b"honest")[:there]:
+            table.add(one, 0.0)
+    assert len(table) == 2 * K + 16 + 8 + 4
+    assert table.crowd() == 0
+
+
+def test_a_bucket_shrinks_when_the_world_has_grown() -> None:
+    table = RoutingTable(ME, K)
+    walked(table, 100)
+    for one in in_bucket(1, b"honest"):
+        table.add(one, 0.0)
+    assert len(table) == 100
+    walked(table, 5000)
+    walked(table, 5000)  # the walks of the small world are forgotten
+    assert len(table) == K
+
+
+def test_the_first_survey_begins_at_each_bootstrap_in_turns_and_the_next_at_all_that_are_known() -> None:
+    table = RoutingTable(ME, K)
+    for one in [*in_bucket(5, b"honest"), in_bucket(6, b"honest")[0]]:
+        table.add(one, 0.0)
+    survey, roots = Survey(table), [Contact(PeerId(b"root" + bytes([n]))) for n in range(MAX_ROOTS + 2)]
+    for root in roots:
+        survey.on_bootstrap(root)
+    looks = list(survey.looks(lambda: 400.0, 300.0, lambda: RNG.randbytes(32)))
+    assert [look.seeds for look in looks] == [(roots[number % MAX_ROOTS],) for number in range(7)]
+    assert [look.seeds for look in survey.looks(lambda: 400.0, 300.0, lambda: RNG.randbytes(32))] == [()] * 7
+
+
+def test_where_a_crowd_is_every_bootstrap_is_asked_apart_and_not_again_before_its_time() -> None:
+    table = RoutingTable(ME, K)
+    walked(table, 1000)
+    for one in in_bucket(6, b"gang"):
+        table.add(one, 0.0)
+    survey, roots = Survey(table), [Contact(PeerId(b"root" + bytes([n]))) for n in range(3)]
+    for root in roots:
+        survey.on_bootstrap(root)
+
+    def wide(now: float) -> list[tuple[Contact, ...]]:
+        looks = survey.looks(lambda: now, 300.0, lambda: RNG.randbytes(32))
+        return [look.seeds for look in looks if look.n and look.target == ME]
+
+    assert wide(10.0) == [(root,) for root in roots]
+    assert wide(40.0) == []
+    assert wide(310.0) == [(root,) for root in roots]

@@ -1,0 +1,27 @@
+"""The story of `story.py` told by real peers, whatever network carries them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from modelnet_p2p.identity import PeerId
+from modelnet_p2p.node.peer import Peer
+from story import ENOUGH, KEYS, OFFERS, PEOPLE, READERS, Told, facts
+
+
+async def tell(peers: Sequence[Peer]) -> Told:
+    """All have joined: those who publish do, then those who read."""
+    by_id: Mapping[PeerId, Peer] = {peer.peer_id: peer for peer in peers}
+    assert set(by_id) == {person.id for person in PEOPLE}
+    for peer in peers:
+        await peer._overlay.look_around()
+    for _, offer in OFFERS:
+        published = await by_id[offer.provider]._publisher.publish(offer)
+        assert 2 * published.stored > published.asked
+    told = Told()
+    for reader in READERS:
+        readings = await by_id[PEOPLE[reader].id]._finder.read(KEYS, ENOUGH)
+        for key, reading in zip(KEYS, readings, strict=True):
+            told.read[reader, key] = facts(reading.records)
+    told.look_into({peer.peer_id: peer._overlay.server.store for peer in peers})
+    return told
