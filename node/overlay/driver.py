@@ -176,9 +176,7 @@ class Overlay:
                 case Message():
                     self._on_answer(contact.id, started)
                     _tell(answers, contact.id, outcome)
-                case (
-                    StreamReset() | ConnectionLost()
-                ):  # an old stream may die of its own: once more, with care
+                case StreamReset() | ConnectionLost():  # an old stream may die of its own: once more
                     self._nursery.start_soon(self._ask, contact, message, True, answers)
                 case error:
                     self._on_no_answer(contact.id, error)

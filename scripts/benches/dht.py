@@ -140,9 +140,9 @@ def take_turn(swarm: Swarm, plan: Plan, samples: Samples, turn: int) -> None:
     rng = random.Random(SEED + turn)
     warm_up(swarm, rng)
     for size, mark in ((CARD_BYTES, "s"), (OFFER_BYTES, "l")):
-        keys = [
-            store_one(swarm, f"{mark}{turn}-{number}", size, samples, rng) for number in range(plan.stores)
-        ]
+        names = [f"{mark}{turn}-{number}" for number in range(plan.stores)]
+        with cpu_of(swarm, samples, "dht_store_cpu", size, len(names)):
+            keys = [store_one(swarm, name, size, samples, rng) for name in names]
         for key in keys:
             if (seconds := read_one(swarm, key, rng)) is not None:
                 samples.add("dht_get", "ms", size, seconds * 1000)
@@ -150,6 +150,18 @@ def take_turn(swarm: Swarm, plan: Plan, samples: Samples, turn: int) -> None:
     many(swarm, plan, samples, rng, turn)
     for mib in resident(swarm, plan.idle):
         samples.add("peer_rss", "MiB", "a process of its own, idle", mib)
+
+
+@contextmanager
+def cpu_of(swarm: Swarm, samples: Samples, name: str, what: object, count: int) -> Iterator[None]:
+    """CPU time of all its processes during so many operations, for each; what runs beside them too.
+
+    A busy machine makes every time longer, and this one little.
+    """
+    pids = swarm.pids()
+    before = usage.cpu_seconds(pids)
+    yield
+    samples.add(name, "ms", what, (usage.cpu_seconds(pids) - before) / count * 1000)
 
 
 def warm_up(swarm: Swarm, rng: random.Random) -> None:
@@ -189,7 +201,8 @@ def rates(swarm: Swarm, plan: Plan, samples: Samples, turn: int) -> None:
     storer, reader, name = 0, len(swarm) // 2, f"s{turn}-rate"
     for order, peer in (("stores", storer), ("gets", reader)):
         wish: Line = {"do": order, "name": name, "bytes": CARD_BYTES, "count": plan.at_once}
-        told = swarm.order(peer, owner=swarm.owner(storer), **wish)
+        with cpu_of(swarm, samples, f"dht_{order[:-1]}_cpu", what, plan.at_once):
+            told = swarm.order(peer, owner=swarm.owner(storer), **wish)
         if told["done"] != plan.at_once:
             raise Failed(f"{swarm.via}: {told['done']} of {plan.at_once} {order} succeeded")
         samples.add(f"dht_{order}_per_s", "1/s", what, plan.at_once / told["seconds"])

@@ -339,3 +339,34 @@ def test_whatever_a_peer_tells_of_itself_is_read_or_refused(noise: bytes) -> Non
             continue
         assert len(told.protocols) <= identify.MAX_PROTOCOLS
         assert len(told.addrs) <= identify.MAX_ADDRESSES
+
+
+@pytest.mark.parametrize("resting", [False, True])
+async def test_a_connection_that_only_rests_is_left_in_peace(
+    resting: bool, key: Keys, exactly: Exactly, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of it is silent; whether that matters is for those to say who hold its streams."""
+    monkeypatch.setattr("modelnet_p2p.node.transport.link.LOOK", 0.02)
+    monkeypatch.setattr("modelnet_p2p.node.transport.wire.vitality.IDLE", 0.1)
+
+    async def echo(stream: Stream) -> None:
+        if resting:
+            stream.rest()
+        buffer = memoryview(bytearray(10))
+        while count := await stream.receive_into(buffer):
+            await stream.send([buffer[:count]])
+
+    async with open_peer(key("bob"), LOCAL) as bob, open_peer(key("alice")) as alice:
+        bob.handle("/echo", echo)
+        await alice.connect(bob.id, bob.addrs)
+        await alice.protocols(bob.id)
+        async with await alice.open_stream(bob.id, "/echo") as stream:
+            if resting:
+                stream.rest()
+            await stream.send([b"here"])
+            assert await exactly(stream, 4) == b"here"
+            await trio.sleep(0.3)  # identify's streams end
+            session = alice._connections[bob.id][0].link.session
+            before = session.frames
+            await trio.sleep(1.0)
+            assert session.frames - before <= 1 if resting else session.frames - before >= 4
