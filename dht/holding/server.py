@@ -264,7 +264,8 @@ class KadServer:
             refused = refused or ("" if reason is None else reason.value)
             if proof is not None and proof.envelope not in proofs:
                 proofs.append(proof.envelope)
-        return Message(kind, key, records=tuple(proofs), refused=refused)
+        closer = self._closer(key, sender)  # who stores as it walks is on its way still
+        return Message(kind, key, closer, records=tuple(proofs), refused=refused)
 
     def _get_value(self, key: bytes, sender: PeerId) -> Message:
         closer = self._closer(key, sender)

@@ -3,17 +3,22 @@
 The k that count for the promise are the closest, but no more of one slot of the region than a reader asks
 there: a crowd of identities around the key cannot make a publish succeed, or fail, by itself. Everybody else
 of ours in the region is told too, so that there is no place near the key where a reader finds only the crowd.
+
+Who is known to be of ours and lies where holders are expected gets the records at once, and its answer names
+closer peers as one to FIND_NODE does: most holders cost one request instead of two.
+
+Source: Trautwein et al.: Optimistic Provide (libp2p, 2023), which stores early by an estimate of the size.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from modelnet_p2p.dht.keyspace import position
 from modelnet_p2p.dht.walks.finding import Send, Walk
-from modelnet_p2p.dht.walks.lookup import DONE, Done, Wait
+from modelnet_p2p.dht.walks.lookup import DONE, Ask, Done, Wait
 from modelnet_p2p.dht.walks.region import Region
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import MAX_MESSAGE_BYTES, MAX_RECORDS_ADDED, Contact, Kind, Message
@@ -56,7 +61,9 @@ class Store(Walk):
         tuning: Tuning,
         patience: float | None = None,
         region: Region | None = None,
+        ours: Callable[[PeerId], bool] | None = None,
     ) -> None:
+        """`ours` says who is known to answer as one of ours; a stock peer would be waited for in vain."""
         request = Message(Kind.FIND_NODE, key)
         super().__init__(
             key,
@@ -73,6 +80,7 @@ class Store(Walk):
             Message(Kind.ADD_PROVIDER, key, providers=(provider,), records=batch)
             for batch in batches(sealeds)
         ]
+        self._is_ours = ours or (lambda peer: False)
         self._stock: deque[Contact] = deque()
         self._ready: deque[Contact] = deque()  # to send the next message to
         self._open: dict[PeerId, float] = {}  # sent a message, and when
@@ -85,19 +93,20 @@ class Store(Walk):
 
     def poll(self, now: float) -> Send | Wait | Done:
         if self._holders is None:
-            step = super().poll(now)
-            if not isinstance(step, Done):
-                return step
-            self._holders = self._choose()
+            match self.lookup.poll(now):
+                case Ask(contact):
+                    return self._ask(contact)
+                case Wait() as step:
+                    return step
+                case Done():
+                    self._holders = self._choose()
         if self._stock:
             stock = Message(Kind.ADD_PROVIDER, self.target, providers=(self._provider,))
             return self._send(self._stock.popleft(), stock, expects_reply=False)
         if self._ready:
             contact = self._ready.popleft()
             self._open[contact.id] = now
-            message = self._messages[self._sent[contact.id]]
-            self._sent[contact.id] += 1
-            return self._send(contact, message)
+            return self._send_next(contact)
         if not self._open:
             return DONE
         if not self.report.promised:
@@ -105,10 +114,36 @@ class Store(Walk):
         until = max(self._open.values()) + self.patience
         return Wait(until) if until > now else DONE
 
+    def _ask(self, contact: Contact) -> Send:
+        """The walk's question, or the records themselves where this peer is likely to be a holder."""
+        region = self.lookup.region
+        near = region is None or position(contact.id) ^ self.lookup.target < region.radius
+        if near and self._messages and not self._sent[contact.id] and self._is_ours(contact.id):
+            return self._send_next(contact)
+        return self._send(contact, self.request)
+
+    def _send_next(self, contact: Contact) -> Send:
+        message = self._messages[self._sent[contact.id]]
+        self._sent[contact.id] += 1
+        return self._send(contact, message)
+
     def on_reply(self, peer: PeerId, reply: Message, now: float) -> None:
-        if self._holders is None or self._open.pop(peer, None) is None:
+        if self._open.pop(peer, None) is not None:
+            self._settle(peer, reply)
+            if self._holders and self._sent[peer] < len(self._messages):
+                self._ready.append(self._holders[peer])
+        elif self._sent[peer] and self.lookup.expects(peer):
+            self._settle(peer, reply)
+            if reply.kind is Kind.ADD_PROVIDER and reply.records is not None:
+                self.ours.add(peer)
+                self.lookup.on_answer(peer, reply.closer, now)
+            else:
+                self.lookup.on_failure(peer, now)
+        else:
             super().on_reply(peer, reply, now)
-            return
+
+    def _settle(self, peer: PeerId, reply: Message) -> None:
+        """What a holder says of the records that it was sent last."""
         if reply.kind is not Kind.ADD_PROVIDER or reply.records is None:
             self._refused["unacknowledged"] += 1
         elif reply.refused:
@@ -116,8 +151,6 @@ class Store(Walk):
             self._hear(reply.records)
         else:
             self._acknowledged[peer] += 1
-        if self._sent[peer] < len(self._messages):
-            self._ready.append(self._holders[peer])
 
     def on_failure(self, peer: PeerId, now: float) -> None:
         if self._open.pop(peer, None) is None:
@@ -144,8 +177,7 @@ class Store(Walk):
             place = self.lookup.target
             counted += [other for other in others if position(other.id) ^ place < region.radius]
         self._stock.extend(c for c in self.lookup.closest() if c.id not in self.ours)
-        if self._messages:
-            self._ready.extend(counted)
+        self._ready.extend(c for c in counted if self._sent[c.id] < len(self._messages))
         return {contact.id: contact for contact in counted}
 
 

@@ -65,6 +65,7 @@ class KadChannel:
         self._waiting: deque[_Slot] = deque()
         self._window = trio.CapacityLimiter(MAX_IN_FLIGHT)
         self._served_at = float("-inf")  # when the peer last answered what it was asked
+        self.ours = False  # it has answered as one of ours does
         self._sending = trio.Lock()  # keeps the order of slots that of the frames
         self._overdue = trio.CancelScope()  # ends the reader when the oldest request is
 
@@ -160,6 +161,7 @@ class KadChannel:
             return None
         self._pacing.answered(self._peer)
         self._served_at = now
+        self.ours = reply.records is not None
         return reply
 
     async def _attempt(self, message: Message) -> Message:

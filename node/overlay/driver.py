@@ -184,6 +184,11 @@ class Overlay:
 
         return channel.post(message, self.tuning.request_timeout, settled)
 
+    def is_ours(self, peer: PeerId) -> bool:
+        """Whether `peer` has answered on this connection as one of ours does."""
+        channel = self._channels.get(peer)
+        return channel is not None and channel.ours
+
     def _on_answer(self, peer: PeerId, started: float) -> None:
         now = trio.current_time()
         if peer not in self._pacing:  # else it is we who wait

@@ -238,6 +238,7 @@ class Publisher:
             tuning=overlay.tuning,
             patience=overlay.patience.seconds,
             region=overlay.density.region,
+            ours=overlay.is_ours,
         )
         await overlay.run(walk)
         overlay.server.keep_own(key, [_placed(sealed, overlay.wall_us()) for sealed in sealeds], contact)

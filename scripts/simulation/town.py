@@ -248,6 +248,7 @@ class Town:
             tuning=self.sim.tuning,
             patience=node.patience.seconds,
             region=node.region,
+            ours=lambda _: True,
         )
 
         def stored(_: Run) -> None:

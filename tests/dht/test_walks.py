@@ -177,6 +177,27 @@ def test_many_records_go_in_messages_that_each_have_room(alice: Person, task_key
     assert (walk.report.stored, walk.report.promised) == (1, True)
 
 
+def test_who_is_known_to_be_of_ours_is_asked_and_told_in_one_message(alice: Person, model_key: bytes) -> None:
+    offer, far = alice.offer(), Contact(PeerId(b"far"), (b"addr",))
+    ours = {peer.id for peer in PEERS[:3]}
+    walk = Store(model_key, [offer], alice.contact, PEERS[:2], tuning=TEST, ours=ours.__contains__)
+    first = sends(walk)
+    assert {send.message.kind for send in first} == {Kind.ADD_PROVIDER}
+    for send in first:  # their answers name the others, of whom one is unknown and answers as a stock peer
+        reply = Message(Kind.ADD_PROVIDER, model_key, closer=(*PEERS[:3], far), records=())
+        walk.on_reply(send.contact.id, reply, 0.0)
+    asked = {send.contact.id: send.message.kind for send in sends(walk)}
+    assert asked == {PEERS[2].id: Kind.ADD_PROVIDER, far.id: Kind.FIND_NODE}
+    walk.on_reply(PEERS[2].id, Message(Kind.ADD_PROVIDER, model_key, records=(), refused="full"), 0.0)
+    walk.on_reply(far.id, Message(Kind.FIND_NODE, model_key), 0.0)
+    [stock] = sends(walk)
+    assert (stock.contact, stock.expects_reply) == (far, False)
+    assert walk.poll(0.0) == Done()
+    report = walk.report
+    assert (report.asked, report.stored, report.promised, report.refused) == (3, 2, True, {"full": 1})
+    assert walk.messages == 5
+
+
 def test_once_promised_the_silent_have_their_patience_and_no_more(alice: Person, model_key: bytes) -> None:
     walk = Store(model_key, [alice.offer()], alice.contact, PEERS, tuning=TEST)
     for send in walked(walk, ours=5)[:3]:
