@@ -41,6 +41,7 @@ class Tuning:
     dial_timeout: float = 5.0  # TCP, Noise, muxer and identify together
     max_connections: int = 256
     max_connections_per_peer: int = 8
+    kept_connections: int = 128  # beyond these, what only the overlay uses is closed, longest unused first
     max_streams_per_peer: int = 512  # of one connection, in either direction; more are refused as busy
     idle_stream: float = 60.0  # a pooled stream unused this long is closed
 

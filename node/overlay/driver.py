@@ -24,6 +24,7 @@ from modelnet_p2p.dht.pacing import Pacing
 from modelnet_p2p.dht.table.checking import Check
 from modelnet_p2p.dht.table.routing import RoutingTable
 from modelnet_p2p.dht.table.survey import Look, Survey
+from modelnet_p2p.dht.table.warmth import Warmth
 from modelnet_p2p.dht.walks.finding import FindClosest, FindPeer, Send
 from modelnet_p2p.dht.walks.lookup import Done, Wait
 from modelnet_p2p.dht.walks.patience import Patience
@@ -43,6 +44,7 @@ MAX_EVENTS = (
 )
 FIRST_SURVEY_SECONDS = 5.0  # from joining to looking through all buckets: who came first is not all there is
 SETTLE_SECONDS = 1.0  # from a newcomer to looking around again: others come right behind it
+TRIM_SECONDS = 2.0  # between two looks for connections that are of no use any more
 REFRESH_SECONDS = 30.0  # between two looks at the table, and for records that are over
 MAX_STREAMS_PER_PEER = 32  # kad streams that one peer may keep open here; ours keep one, js up to 32
 MAX_STREAMS = 1024  # of all peers together; with what arrives on them less than 256 MiB
@@ -95,6 +97,7 @@ class Overlay:
         self.patience = Patience(tuning.patience, tuning.request_timeout)
         self.on_answered: Callable[[], None] = lambda: None  # after each request that was served; quick
         self._survey = Survey(table)
+        self.warmth = Warmth(tuning.kept_connections)
         self._newcomers: list[Callable[[PeerId], None]] = []
         self._came = trio.Event()  # somebody who was not in the table
         self._protocol = protocol(name, "kad")
@@ -194,6 +197,7 @@ class Overlay:
         if peer not in self._pacing:  # else it is we who wait
             self.patience.on_round_trip(now - started)
         self.table.answered(peer, now)
+        self.warmth.on_used(peer, now)
 
     def _on_no_answer(self, peer: PeerId, error: RemoteError) -> None:
         log.debug("%s did not answer a DHT request: %s", peer.short, error.message)
@@ -276,6 +280,7 @@ class Overlay:
 
     async def _serve(self, request: Message, stream: Stream, group: str | None) -> None:
         reply: Message | None
+        self.warmth.on_used(stream.peer, trio.current_time())
         match self._limits.on_request(
             stream.peer,
             trio.current_time(),
@@ -372,6 +377,7 @@ class Overlay:
             self._nursery.start_soon(meet, peer)
 
     def on_connected(self, peer: PeerId) -> None:
+        self.warmth.on_connected(peer, trio.current_time())
         try:
             self._arrivals.send_nowait(peer)
         except trio.WouldBlock:
@@ -379,6 +385,7 @@ class Overlay:
 
     def on_disconnected(self, peer: PeerId) -> None:
         self._channels.pop(peer, None)
+        self.warmth.on_gone(peer)
 
     async def settle(self) -> None:
         """While fewer are known than a bucket holds, look around again: soon after somebody came, then ever
@@ -395,6 +402,14 @@ class Overlay:
                 pause = min(2 * pause, self.tuning.table_refresh)
             if 0 < len(self.table) < self.tuning.k:
                 await self.look_around()
+
+    async def trim(self) -> None:
+        """Close what connections there are too many of."""
+        while True:
+            await trio.sleep(TRIM_SECONDS)
+            for peer in self.warmth.surplus(trio.current_time(), self.network.idle):
+                if self.network.idle(peer):  # still, after those before it
+                    await self.network.disconnect(peer)
 
     async def refresh(self) -> None:
         """Ask the silent, look up what the table has no news of, and forget what is over."""
@@ -483,6 +498,7 @@ async def open_overlay(
         nursery.start_soon(overlay.watch_arrivals)
         nursery.start_soon(overlay.settle)
         nursery.start_soon(overlay.refresh)
+        nursery.start_soon(overlay.trim)
         try:
             yield overlay
         finally:

@@ -68,6 +68,11 @@ class Connection:
         self._place.leave()
         self._on_lost(self)
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing runs on it but streams at rest."""
+        return self.identified.is_set() and all(flow.at_rest for flow in self.link.session.flows.values())
+
     async def leave(self) -> None:
         """Close it with a word to the far side; idempotent."""
         await self.link.leave()

@@ -158,6 +158,10 @@ class Network(ABC):
         """Close every connection to `peer`; its streams are lost on both sides. Never raises."""
 
     @abstractmethod
+    def idle(self, peer: PeerId) -> bool:
+        """Whether nothing runs on the connections with `peer` but streams at rest."""
+
+    @abstractmethod
     def connected(self) -> frozenset[PeerId]:
         """The peers that I have a live connection with, whoever opened it."""
 

@@ -141,6 +141,9 @@ class Libp2pNetwork(Network):
         certain = connection.told is not None and protocol in connection.told.protocols
         return await connection.open_stream(protocol, certain=certain, timeout=self._tuning.dial_timeout)
 
+    def idle(self, peer: PeerId) -> bool:
+        return all(connection.idle for connection in self._connections.get(peer, ()))
+
     async def disconnect(self, peer: PeerId) -> None:
         for connection in list(self._connections.get(peer, ())):
             await connection.leave()

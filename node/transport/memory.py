@@ -236,6 +236,10 @@ class MemoryNetwork(Network):
         for scope in self._serving:
             scope.cancel()
 
+    def idle(self, peer: PeerId) -> bool:
+        link = self._links.get(peer)
+        return link is None or all(stream.over or stream.at_rest for stream in link.streams)
+
     async def disconnect(self, peer: PeerId) -> None:
         await trio.lowlevel.checkpoint()
         if peer in self._links:

@@ -46,7 +46,11 @@ class MemoryStream(Stream):
         self._in, self._out = pipes
         self._awake = awake
         self._gone = False
+        self.at_rest = False  # kept in case it is needed
         self._sending = self._receiving = False
+
+    def rest(self) -> None:
+        self.at_rest = True
 
     @property
     def over(self) -> bool:

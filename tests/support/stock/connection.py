@@ -48,6 +48,10 @@ class Connection:
     def lost(self) -> bool:
         return self.muxer.lost
 
+    @property
+    def idle(self) -> bool:
+        return False  # who knows
+
     async def run(
         self, serve: Callable[[Connection, MuxedStream], Awaitable[None]], tasks: trio.Nursery
     ) -> None:

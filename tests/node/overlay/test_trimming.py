@@ -1,0 +1,39 @@
+"""More peers than connections: the house stays half empty, and nothing is lost by it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import trio
+import trio.testing
+
+from modelnet_p2p.dht.table.warmth import REST_SECONDS
+from modelnet_p2p.node.overlay.driver import TRIM_SECONDS
+from tests.node.conftest import TOWN
+
+# Any: the fixture that opens a town, see conftest.py
+OpenTown = Any
+KEPT = 6
+CROWD = 20
+NARROW = replace(TOWN, kept_connections=KEPT, max_connections=64)
+
+
+async def test_connections_that_only_the_overlay_uses_are_closed_and_made_again(
+    open_town: OpenTown, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with open_town() as town:
+        peers = [await town.peer(f"peer{number}", tuning=NARROW) for number in range(CROWD)]
+        await peers[3].publish("builtin:digits")
+        network = peers[7]._network
+        await peers[7].find(model="modelnet/digits")
+        async with await network.open_stream(peers[3].peer_id, "/ipfs/ping/1.0.0"):
+            await trio.sleep(10 * (TRIM_SECONDS + REST_SECONDS))
+            assert peers[3].peer_id in network.connected()  # somebody is at it
+        counts = sorted(len(peer._network.connected()) for peer in peers)
+        print(f"\nconnections of {CROWD} peers: {counts}")
+        assert counts[CROWD // 2] <= 2 * KEPT  # each end decides for itself, and beats keep some
+        assert all(len(peer._overlay.table) > KEPT for peer in peers)  # whom it knows, it still knows
+        for reader in (peers[0], peers[12], peers[CROWD - 1]):
+            [offer] = await reader.find(model="modelnet/digits")
+            assert offer.provider == peers[3].id
