@@ -321,6 +321,8 @@ class Lookup:
             self._forget()
             self._changed()
             return
+        if known.contact is contact:
+            return
         known.contact, before = merged(known.contact, contact), known.contact
         if known.state is State.FAILED and known.contact is not before and not known.revived:
             known.state, known.revived = State.HEARD, True

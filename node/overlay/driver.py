@@ -415,7 +415,8 @@ class Overlay:
         """Ask the silent, look up what the table has no news of, and forget what is over."""
         interval, pause = self.tuning.table_refresh, FIRST_SURVEY_SECONDS
         while True:
-            await trio.sleep(min(pause, interval))
+            # peers that began together must not all look around together
+            await trio.sleep(min(pause, interval) * (0.75 + os.urandom(1)[0] / 512))
             self.server.store.expire(self.wall_us())
             if len(self.table) == 0:
                 continue

@@ -157,7 +157,9 @@ class Finder:
         if (handover := walk.handover()) is not None:
             overlay.tell(handover)
         if self.watching is not None:
-            await self.watching.learn(key, walk.ours, (sealed.identity.provider for sealed in walk.records))
+            # of those behind cards one learns where their offers are read
+            offers = [sealed for sealed in walk.records if isinstance(sealed.record, OfferRecord)]
+            await self.watching.learn(key, walk.ours, (offer.identity.provider for offer in offers))
         if self.revoking is not None:
             self.revoking.read(walk)
         walk.refused.update(Counter({Refusal.REVOKED: len(walk.condemned)}))

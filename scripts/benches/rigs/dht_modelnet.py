@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import random
+import resource
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -174,6 +175,9 @@ async def live(
 ) -> None:
     """One peer, in a task of its own, until that is cancelled."""
     async with Peer.open(bootstrap=known, network=wanted.network) as peer:
+        # each has two ends, and hundreds of peers share one process's files
+        room = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // (2 * wanted.peers)
+        peer._overlay.warmth.kept = min(peer._overlay.warmth.kept, room)
         task_status.started(peer)
         await trio.sleep_forever()
 
