@@ -74,7 +74,7 @@ def test_a_demo_that_is_interrupted_ends_its_peers(tmp_path: Path, environ: dict
 @pytest.mark.slow
 def test_the_bench_prints_the_contracts_lines(environ: dict[str, str]) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "benches", "--quick", "--json", "--against", "trio_tls,trio"],
+        [sys.executable, "-m", "benches", "wire", "first", "--quick", "--json", "--against", "trio_tls,trio"],
         env=environ, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -82,7 +82,6 @@ def test_the_bench_prints_the_contracts_lines(environ: dict[str, str]) -> None:
     calls = {"invoke_100B", "calls_per_s_16", "calls_per_s_64", "connect_first_call"}
     tensors = {"tensor_up_1MiB", "tensor_up_16MiB", "tensor_up_128MiB", "cpu_s_per_GB", "extra_memory_128MiB"}
     own = {"small_call_p99_quiet", "small_call_p99_busy", "small_call_p99_during_bulk", "handshake_cpu"}
-    overlay = {"join", "find_task", "peer_rss"}
     commands = {"help", "join_ready", "first_answer", "publish", "find", "idle_memory"}
     programs = {
         "find_again",
@@ -91,7 +90,7 @@ def test_the_bench_prints_the_contracts_lines(environ: dict[str, str]) -> None:
         *(f"{w}_{n}MiB" for w in ("send", "fetch") for n in (1, 16)),
     }
     seen = {line["figure"] for line in lines} - {"slow_link_128MiB"}  # that needs root
-    assert seen == calls | tensors | own | overlay | commands | programs
+    assert seen == calls | tensors | own | commands | programs
     for via in ("trio_tls", "trio"):
         assert calls | tensors <= {line["figure"] for line in lines if line["via"] == via}
     assert "beside the marks" in done.stderr
