@@ -110,6 +110,12 @@ class Cache:
             if not self._groups[copies.group]:
                 del self._groups[copies.group]
 
+    def banish(self, signer: PeerId) -> None:
+        """Drop the copies of every key under which something of this signer lies."""
+        for key, copies in list(self._keys.items()):
+            if any(signer in (one.provider, one.owner) for one in copies.held):
+                self.drop(key)
+
     def _expire(self, now: float) -> None:
         for key in [key for key, copies in self._keys.items() if copies.until <= now]:
             self.drop(key)

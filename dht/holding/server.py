@@ -15,7 +15,7 @@ from functools import lru_cache
 from modelnet_p2p.dht.holding.cache import MAX_RECORDS as MAX_COPIES
 from modelnet_p2p.dht.holding.cache import Cache
 from modelnet_p2p.dht.holding.revocations import PRIVATE, Revocations
-from modelnet_p2p.dht.holding.store import BadCursor, Full, OfferStore, contact_bytes
+from modelnet_p2p.dht.holding.store import RECORD_OVERHEAD, BadCursor, Full, OfferStore, contact_bytes
 from modelnet_p2p.dht.keyspace import is_provider_key, position
 from modelnet_p2p.dht.table.routing import RoutingTable
 from modelnet_p2p.dht.walks.region import STORED_OF_SLOT
@@ -50,6 +50,7 @@ MAX_ADDR_TOLD_BYTES = 128  # the longest honest ones, relayed over DNS names, ha
 MESSAGE_OVERHEAD = 512  # kind, key, cursor, field tags of one reply
 SEALS = 2  # of one record at most: an offer's own, and its owner's on the manifest within
 VALUE_PREFIX = b"/modelnet/rec/"
+MAX_PROOFS = 8  # of revoked keys in one reply: one suffices, and 64 would leave no room for anybody else
 CROWD_LOOKED_AT = 4  # times as many as are named: a crowd fills no more than a bucket or two of a table
 
 
@@ -208,7 +209,7 @@ class KadServer:
             return self._refuse(kind, key, Refusal.MALFORMED)
         sealeds, contacts, cached = page.sealeds, page.contacts, False
         if not sealeds and not request.cursor:
-            sealeds, contacts = self.cache.get(key, now)
+            sealeds, contacts = self._copies(key, room, now)
             cached = bool(sealeds)
         return Message(
             kind,
@@ -238,10 +239,26 @@ class KadServer:
                 sealed = admit(envelope, network=self.network, now_us=now_us, key=key)
             except BadRecord as bad:
                 return self._refuse(kind, key, bad.refusal)  # nobody hands over what he could not admit
+            if self.revocations.condemning(sealed.record) is not None:
+                continue
             provider = sealed.identity.provider
             contact = told(said.get(provider, Contact(provider, ())))
             self.cache.put(key, sealed, contact, sender=sender, group=group, farther=farther, now=now)
         return Message(kind, key, records=())
+
+    def _copies(self, key: bytes, room: int, now: float) -> tuple[tuple[Sealed, ...], tuple[Contact, ...]]:
+        """Those of a key, as many as fit."""
+        sealeds, contacts = self.cache.get(key, now)
+        where = {contact.id: contact for contact in contacts}
+        fitting: list[Sealed] = []
+        for sealed in sealeds:
+            provider = where.get(sealed.identity.provider)
+            room -= len(sealed.envelope) + RECORD_OVERHEAD + (contact_bytes(provider) if provider else 0)
+            if room < 0:
+                break
+            fitting.append(sealed)
+        told = {sealed.identity.provider for sealed in fitting}
+        return tuple(fitting), tuple(contact for contact in contacts if contact.id in told)
 
     def _nearer(self, key: bytes) -> int:
         """How many peers I know that lie nearer to `key` than I do."""
@@ -262,7 +279,7 @@ class KadServer:
                 continue
             reason, proof = self._keep(key, key, envelope, contact, group, now_us)
             refused = refused or ("" if reason is None else reason.value)
-            if proof is not None and proof.envelope not in proofs:
+            if proof is not None and proof.envelope not in proofs and len(proofs) < MAX_PROOFS:
                 proofs.append(proof.envelope)
         closer = self._closer(key, sender)  # who stores as it walks is on its way still
         return Message(kind, key, closer, records=tuple(proofs), refused=refused)
@@ -327,6 +344,7 @@ class KadServer:
         """Keep nothing of a revoked key any more, and say why where it lay; whether that is remembered."""
         key = sealed.record.provider
         remembered = self.revocations.remember(sealed, account)
+        self.cache.banish(key)
         for at, group in self.store.banish(key):
             if is_provider_key(at):
                 self.store.add(at, sealed, Contact(key), group)

@@ -121,13 +121,20 @@ class RoutingTable:
         self._shelve(bucket, entry)
         return Place.WAITING
 
-    def answered(self, peer: PeerId, now: float) -> None:
-        """It answered where it is known to be: what went wrong before is forgotten."""
+    def answered(self, peer: PeerId, now: float) -> bool:
+        """It answered where it is known to be: what went wrong before is forgotten; False: it is unknown."""
         bucket = self._buckets.get(self._index(peer))
-        if bucket is not None and (entry := bucket.entries.pop(peer, None)) is not None:
+        if bucket is None:
+            return False
+        if (entry := bucket.entries.pop(peer, None)) is not None:
             if not bucket.waiting:
                 self._watch(peer, entry, now)
             bucket.entries[peer] = Entry(entry.contact, entry.place, now, entry.group)
+            return True
+        if (entry := bucket.waiting.pop(peer, None)) is not None:
+            bucket.waiting[peer] = Entry(entry.contact, entry.place, now, entry.group)
+            return True
+        return False
 
     def failed(self, peer: PeerId, now: float) -> None:
         """It did not answer: somebody who waits takes its place, or after three times nobody does.

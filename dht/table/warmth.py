@@ -37,6 +37,11 @@ class Warmth:
     def on_gone(self, peer: PeerId) -> None:
         self._used.pop(peer, None)
 
+    @property
+    def scarce(self) -> bool:
+        """Whether connections are so many, or nearly, that some are let go."""
+        return len(self._used) + self.kept // SLACK >= self.kept
+
     def surplus(self, now: float, is_idle: Callable[[PeerId], bool]) -> list[PeerId]:
         """Whom to disconnect now, longest unused first; nobody on whose connection something else runs."""
         excess = len(self._used) - self.kept

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterable
+from itertools import islice
 
 from modelnet_p2p.dht.holding.cache import MAX_RECORDS as MAX_COPIES
 from modelnet_p2p.dht.holding.revocations import Revocations, revoked_by
@@ -14,13 +15,15 @@ from modelnet_p2p.dht.walks.lookup import DONE, MAX_ADDRS, Done, Wait, merged
 from modelnet_p2p.dht.walks.region import Region
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import Contact, Kind, Message
-from modelnet_p2p.records import BadRecord, Identity, Refusal, Sealed, admit, newest
+from modelnet_p2p.records import MAX_RECORD_BYTES, BadRecord, Identity, Refusal, Sealed, admit, newest
 from modelnet_p2p.tuning import Tuning
 
 MAX_RECORDS_PER_REPLY = 512  # 64 KiB hold no more; each may cost two signature checks of some 100 us
 MAX_PAGES = 128  # of one holder's answer: more than any holder of ours keeps under one key
 MAX_BAD = 1024  # refused records that are recognised when another holder sends them too
 MAX_MERGED = 8192  # records, and providers, of one read: 32 MiB at the very worst
+MAX_OF_HOLDER = 4096  # of those, of one holder: as many as one of ours keeps under a key
+COPIES_BYTES = 32 * 1024  # of records handed over: with two addresses each they fit one message
 HOLDERS = 2  # true ones that a read with copies needs: one may lack a record, or hide it
 
 
@@ -64,6 +67,7 @@ class Collect(Walk):
         self._merged: dict[Identity, Sealed] = {}
         self._admitted: set[bytes] = set()
         self._bad: set[bytes] = set()
+        self._checked: Counter[PeerId] = Counter()  # records of each holder
         self._next: deque[tuple[Contact, bytes]] = deque()  # pages to ask for
         self._open: dict[PeerId, float] = {}  # pages asked for, and when
         self._pages: Counter[PeerId] = Counter()
@@ -71,7 +75,7 @@ class Collect(Walk):
         self._split_by: set[PeerId] = set()  # ... and that it has shards
         self._place = position(me)
         self.copies = 0  # answers that were copies
-        self._holders = 0  # answers of true holders, of those among the k closest known
+        self._holders: set[PeerId] = set()  # that told records of their own
         self._held: dict[bytes, None] = {}  # what true holders told, in their order
         self._without: list[PeerId] = []  # peers of ours that had neither
         self._chosen: list[PeerId] = []  # holders asked for the sake of copies ...
@@ -112,7 +116,7 @@ class Collect(Walk):
 
     def poll(self, now: float) -> Send | Wait | Done:
         if self.copies and not self.lookup.crowded:
-            if self._holders >= HOLDERS and (self._enough() or not self._next):
+            if sum(map(self._is_near, self._holders)) >= HOLDERS and (self._enough() or not self._next):
                 return DONE
             if (wait := self._choose_holder(now)) is not None:
                 return wait
@@ -146,15 +150,21 @@ class Collect(Walk):
         nearest = min(self._without, key=lambda peer: position(peer) ^ target)
         contact = self.lookup.contact(nearest)
         live = {sealed.envelope: sealed.identity.provider for sealed in self.records}
-        envelopes = [envelope for envelope in self._held if envelope in live][:MAX_COPIES]
+        envelopes, room = list[bytes](), COPIES_BYTES
+        for envelope in self._held:
+            room -= len(envelope)
+            if envelope in live and room >= 0 and len(envelopes) < MAX_COPIES:
+                envelopes.append(envelope)
         if contact is None or not envelopes:
             return None
-        providers = tuple(self.contact(live[envelope]) for envelope in envelopes)
-        records = tuple(envelopes)
-        return self._send(
-            contact,
-            Message(Kind.ADD_PROVIDER, self.target, providers=providers, records=records, cached=True),
+        message = Message(
+            Kind.ADD_PROVIDER,
+            self.target,
+            providers=tuple(_hint(self.contact(live[envelope])) for envelope in envelopes),
+            records=tuple(envelopes),
+            cached=True,
         )
+        return self._send(contact, message)
 
     def _choose_holder(self, now: float) -> Send | Wait | None:
         """Ask some of the closest, not the nearest, and wait for them a while; None: as without copies."""
@@ -165,14 +175,22 @@ class Collect(Walk):
         waits = now < self._chosen_until and any(map(self.lookup.expects, self._chosen))
         return Wait(self._chosen_until) if waits else None
 
+    def _is_near(self, peer: PeerId) -> bool:
+        """Whether a holder is to be expected there, by what is known now: far ones are nobody's holders."""
+        region = self.lookup.region
+        if region is not None:
+            return position(peer) ^ self.lookup.target < region.radius
+        return self.lookup.among_closest(peer)
+
     def _note(self, peer: PeerId, reply: Message, *, holds: bool) -> bool:
         """Whose word an answer was; whether it counts towards the end of the walk."""
         if reply.cached:
             self.copies += holds
             return False
         if holds:
-            self._holders += self.lookup.among_closest(peer)
-            self._held.update(dict.fromkeys((reply.records or ())[:MAX_COPIES]))
+            self._holders.add(peer)
+            sound = (envelope for envelope in (reply.records or ()) if envelope in self._admitted)
+            self._held.update(dict.fromkeys(islice(sound, MAX_COPIES)))
         elif reply.records is not None and not reply.cursor:
             self._without.append(peer)
         return holds
@@ -184,7 +202,8 @@ class Collect(Walk):
         for envelope in (reply.records or ())[:MAX_RECORDS_PER_REPLY]:
             if envelope in self._admitted:  # several holders send the same bytes: one check is enough
                 holds = True
-            elif envelope and envelope not in self._bad and len(self._admitted) < MAX_MERGED:
+            elif self._may_check(envelope, peer):
+                self._checked[peer] += 1
                 try:
                     self._merge(admit(envelope, network=self.network, now_us=now_us, key=self.target))
                     holds = True
@@ -202,6 +221,11 @@ class Collect(Walk):
             self._next.append((contact, reply.cursor))
         return self._note(peer, reply, holds=holds)
 
+    def _may_check(self, envelope: bytes, holder: PeerId) -> bool:
+        """Whether this is worth a check, and nobody's turn to be checked is taken by this holder's many."""
+        new = bool(envelope) and envelope not in self._bad
+        return new and len(self._admitted) < MAX_MERGED and self._checked[holder] < MAX_OF_HOLDER
+
     def _live(self) -> Iterable[Sealed]:
         return (sealed for sealed in self._merged.values() if not sealed.is_tombstone)
 
@@ -211,7 +235,7 @@ class Collect(Walk):
         self._merged[sealed.identity] = newest(self._merged.get(sealed.identity), sealed)
 
     def _remember_bad(self, envelope: bytes) -> None:
-        if len(self._bad) < MAX_BAD:
+        if len(self._bad) < MAX_BAD and len(envelope) <= MAX_RECORD_BYTES:
             self._bad.add(envelope)
 
     def _tell(self, contacts: Iterable[Contact]) -> None:
@@ -224,3 +248,8 @@ class Collect(Walk):
 
     def _enough(self) -> bool:
         return self.limit is not None and len(self.records) >= self.limit
+
+
+def _hint(contact: Contact) -> Contact:
+    """Where a provider may be: two addresses of a usual length, for whoever keeps copies vouches for none."""
+    return Contact(contact.id, tuple(addr for addr in contact.addrs if len(addr) <= 128)[:2])

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from modelnet_p2p.dht.holding.store import Full
 from modelnet_p2p.dht.walks.storing import Stored
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.names import MAX_SHARD_DEPTH, shard_key, shard_prefix
@@ -37,9 +36,13 @@ class Spill:
             self._knocked = now
         return self._at(self.depth)
 
-    def after(self, report: Stored) -> bytes | None:
-        """The key to store under next, None when that was the last."""
-        if report.promised or not report.refused[Full.KEY] or self.depth >= MAX_SHARD_DEPTH:
+    def after(self, report: Stored, at_least: int = 0) -> bytes | None:
+        """The key to store under next, None when that was the last; goes on to depth `at_least` in any case.
+
+        Two holders are believed that the key is full, or the only one, as readers do.
+        """
+        full = not report.promised and report.split >= min(2, max(1, report.asked))
+        if self.depth >= at_least and (not full or self.depth >= MAX_SHARD_DEPTH):
             return None
         self.depth += 1
         return self._at(self.depth)

@@ -16,6 +16,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from modelnet_p2p.dht.holding.store import Full
 from modelnet_p2p.dht.keyspace import position
 from modelnet_p2p.dht.walks.finding import Send, Walk
 from modelnet_p2p.dht.walks.lookup import DONE, Ask, Done, Wait
@@ -39,6 +40,7 @@ class Stored:
     stored: int  # holders that acknowledged every record
     promised: bool  # a majority of min(k, known) acknowledged, or nobody of ours is there
     refused: Counter[str]  # reasons of those that refused
+    split: int = 0  # holders of those asked that say the key is full
 
     @property
     def alone(self) -> bool:
@@ -89,6 +91,7 @@ class Store(Walk):
         self._holders: dict[PeerId, Contact] | None = None  # once the walk is over
         self._counted: tuple[PeerId, ...] = ()  # those of them that make the promise
         self._refused: Counter[str] = Counter()
+        self._split_by: set[PeerId] = set()
         self.proofs: list[bytes] = []  # that a key was revoked, as holders say that refuse my records
 
     def poll(self, now: float) -> Send | Wait | Done:
@@ -148,12 +151,15 @@ class Store(Walk):
             self._refused["unacknowledged"] += 1
         elif reply.refused:
             self._refused[reply.refused] += 1
+            if reply.refused == Full.KEY:
+                self._split_by.add(peer)
             self._hear(reply.records)
         else:
             self._acknowledged[peer] += 1
 
     def on_failure(self, peer: PeerId, now: float) -> None:
         if self._open.pop(peer, None) is None:
+            del self._sent[peer]  # it has nothing; found again, it is sent the records again
             super().on_failure(peer, now)
 
     def _hear(self, proofs: Iterable[bytes]) -> None:
@@ -167,7 +173,8 @@ class Store(Walk):
         # with nobody of ours there it succeeds; but known peers that are all silent are not nobody
         nobody = not self._counted and (self.lookup.asked == 0 or bool(self.lookup.closest(1)))
         promised = self._holders is not None and (nobody or 2 * stored > len(self._counted))
-        return Stored(self.target, len(self._counted), stored, promised, Counter(self._refused))
+        split = len(self._split_by.intersection(self._counted))
+        return Stored(self.target, len(self._counted), stored, promised, Counter(self._refused), split)
 
     def _choose(self) -> dict[PeerId, Contact]:
         first, rest = ([c for c in part if c.id in self.ours] for part in self.lookup.spread())

@@ -19,6 +19,7 @@ from modelnet_p2p.kad import Contact
 from modelnet_p2p.records import Sealed
 
 MAX_ADDRS = 16  # of one provider: as many as one dial tries
+MAX_TOLD_ADDRS = 64  # of one provider, by all tellers together: an honest one has a few, the rest are lies
 MAX_NETWORKS = 4  # that one provider may be in: it has an address of each family, and liars add some
 _IP4, _IP6 = 0x04, 0x29  # codes at the beginning of a binary multiaddr
 _IP4_GROUP, _IP6_GROUP = 3, 6  # bytes of a /24 and of a /48
@@ -44,7 +45,8 @@ class Turns:
                 continue
             places = self._addrs[contact.id]
             for place, addr in enumerate(contact.addrs[:MAX_ADDRS]):
-                places[addr] = min(place, places.get(addr, place))
+                if addr in places or len(places) < MAX_TOLD_ADDRS:
+                    places[addr] = min(place, places.get(addr, place))
 
     def take(self, other: Turns, most: int) -> None:
         """What was told of another key, whose records belong to this one too; at most so many in all."""

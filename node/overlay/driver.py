@@ -22,7 +22,7 @@ from modelnet_p2p.dht.holding.limits import Limits, SlowDown, Throttle
 from modelnet_p2p.dht.holding.server import KadServer
 from modelnet_p2p.dht.pacing import Pacing
 from modelnet_p2p.dht.table.checking import Check
-from modelnet_p2p.dht.table.routing import RoutingTable
+from modelnet_p2p.dht.table.routing import Place, RoutingTable
 from modelnet_p2p.dht.table.survey import Look, Survey
 from modelnet_p2p.dht.table.warmth import Warmth
 from modelnet_p2p.dht.walks.finding import FindClosest, FindPeer, Send
@@ -173,6 +173,7 @@ class Overlay:
         if channel is None:
             return False
         started = trio.current_time()
+        self.warmth.on_used(contact.id, started)
 
         def settled(outcome: Message | RemoteError) -> None:
             match outcome:
@@ -196,8 +197,9 @@ class Overlay:
         now = trio.current_time()
         if peer not in self._pacing:  # else it is we who wait
             self.patience.on_round_trip(now - started)
-        self.table.answered(peer, now)
         self.warmth.on_used(peer, now)
+        if not self.table.answered(peer, now):  # it was given up, and is there after all
+            self._arrive(peer)
 
     def _on_no_answer(self, peer: PeerId, error: RemoteError) -> None:
         log.debug("%s did not answer a DHT request: %s", peer.short, error.message)
@@ -212,6 +214,7 @@ class Overlay:
                 await self.network.connect(contact.id, texts(contact.addrs))
                 channel = self._channel(contact.id)
             started = trio.current_time()
+            self.warmth.on_used(contact.id, started)
             if expects_reply:
                 reply = await channel.request(message, self.tuning.request_timeout)
                 self._on_answer(contact.id, started)
@@ -219,6 +222,8 @@ class Overlay:
                 await channel.notify(message, self.tuning.request_timeout)
         except RemoteError as error:
             self._on_no_answer(contact.id, error)
+        except BadMessage as error:  # our fault, and not the peer's
+            log.error("a message for %s cannot be sent: %s", contact.id.short, error)
         except LocalError as error:  # an address that this machine cannot dial
             log.debug("cannot dial %s: %s", contact.id.short, error.message)
         if expects_reply:
@@ -298,7 +303,11 @@ class Overlay:
                 self.on_answered()
         if reply is None:
             return
-        data = frame(reply)
+        try:
+            data = frame(reply)
+        except BadMessage as error:  # our fault, and not the reader's
+            log.error("an answer for %s is too large: %s", stream.peer.short, error)
+            data = frame(Message(reply.kind, reply.key, records=()))
         if not stream.send_now(data):
             with trio.fail_after(self.tuning.stall_timeout):
                 await stream.send([data])
@@ -354,8 +363,9 @@ class Overlay:
         if not addrs:
             return  # nobody could dial it
         known = peer in self.table
-        self.table.add(Contact(peer, addrs), trio.current_time(), self.network.remote_group(peer))
-        if not known:
+        place = self.table.add(Contact(peer, addrs), trio.current_time(), self.network.remote_group(peer))
+        # one that comes back may have been started anew, and hold nothing, where none is let go for its cost
+        if place is Place.TABLE and not (known and self.warmth.scarce):
             self._came.set()
             for callback in self._newcomers:
                 callback(peer)
@@ -378,6 +388,9 @@ class Overlay:
 
     def on_connected(self, peer: PeerId) -> None:
         self.warmth.on_connected(peer, trio.current_time())
+        self._arrive(peer)
+
+    def _arrive(self, peer: PeerId) -> None:
         try:
             self._arrivals.send_nowait(peer)
         except trio.WouldBlock:

@@ -217,10 +217,14 @@ class Publisher:
         overlay, sealeds = self._overlay, list(sealeds)
         known = self._spills.get(key)  # of two stores of one key at the same time each has its own
         spill = copy(known) if known else Spill(key, overlay.me, overlay.tuning.record_lifetime)
+        deepest = 0
+        if known is not None and any(sealed.is_tombstone for sealed in sealeds):
+            # some holders of the key itself may have kept what is taken back, beside those of the shard
+            spill, deepest = Spill(key, overlay.me, overlay.tuning.record_lifetime), known.depth
         at: bytes | None = spill.start(trio.current_time())
         while at is not None:
             report = await self._store_at(at, sealeds)
-            at = spill.after(report)
+            at = spill.after(report, deepest)
         if spill.depth:
             self._spills[key] = spill
         else:

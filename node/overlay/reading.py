@@ -81,7 +81,8 @@ class Reading(Collect):
 
     def on_reply(self, peer: PeerId, reply: Message, now: float) -> None:
         super().on_reply(peer, reply, now)
-        self._turns.on_told(peer, reply.records or (), reply.providers)
+        sound = [envelope for envelope in reply.records or () if envelope in self._admitted]
+        self._turns.on_told(peer, sound, reply.providers)
 
     def take(self, shard: Reading) -> None:
         """What one of this key's shards holds belongs to it, too."""

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 SEED = 20_26
 KEPT = Stored(b"", 3, 3, True, Counter())
-SPLIT = Stored(b"", 3, 0, False, Counter({Full.KEY.value: 3}))
+SPLIT = Stored(b"", 3, 0, False, Counter({Full.KEY.value: 3}), split=3)
+ONE_LIES = Stored(b"", 3, 1, False, Counter({Full.KEY.value: 1}), split=1)
 SILENT = Stored(b"", 3, 0, False, Counter())
 
 
@@ -53,6 +54,7 @@ def test_silence_is_no_split_and_the_last_shard_the_last(alice: Person, task_key
     spill = Spill(task_key, alice.id, record_lifetime=7200.0)
     spill.start(0.0)
     assert spill.after(SILENT) is None
+    assert spill.after(ONE_LIES) is None
     went = [spill.after(SPLIT) for _ in range(MAX_SHARD_DEPTH + 1)]
     assert went[-1] is None
     assert len(set(went)) == MAX_SHARD_DEPTH + 1

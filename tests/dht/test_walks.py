@@ -198,6 +198,21 @@ def test_who_is_known_to_be_of_ours_is_asked_and_told_in_one_message(alice: Pers
     assert walk.messages == 5
 
 
+def test_one_that_failed_and_is_found_elsewhere_is_sent_the_records_again(
+    alice: Person, model_key: bytes
+) -> None:
+    walk = Store(model_key, [alice.offer()], alice.contact, PEERS[:2], tuning=TEST, ours=lambda _: True)
+    lost, other = sends(walk)
+    walk.on_failure(lost.contact.id, 0.0)
+    moved = Contact(lost.contact.id, (b"another address",))
+    walk.on_reply(other.contact.id, Message(Kind.ADD_PROVIDER, closer=(moved,), records=()), 0.0)
+    [again] = sends(walk)
+    assert (again.contact.id, again.message.kind) == (lost.contact.id, Kind.ADD_PROVIDER)
+    walk.on_reply(lost.contact.id, Message(Kind.ADD_PROVIDER, records=()), 0.0)
+    assert walk.poll(0.0) == Done()
+    assert (walk.report.asked, walk.report.stored) == (2, 2)
+
+
 def test_once_promised_the_silent_have_their_patience_and_no_more(alice: Person, model_key: bytes) -> None:
     walk = Store(model_key, [alice.offer()], alice.contact, PEERS, tuning=TEST)
     for send in walked(walk, ours=5)[:3]:

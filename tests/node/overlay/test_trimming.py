@@ -8,6 +8,8 @@ from typing import Any
 import trio
 import trio.testing
 
+from modelnet_p2p.dht.table.checking import Check
+from modelnet_p2p.dht.table.routing import MAX_FAILURES
 from modelnet_p2p.dht.table.warmth import REST_SECONDS
 from modelnet_p2p.node.overlay.driver import TRIM_SECONDS
 from tests.node.conftest import TOWN
@@ -37,3 +39,16 @@ async def test_connections_that_only_the_overlay_uses_are_closed_and_made_again(
         for reader in (peers[0], peers[12], peers[CROWD - 1]):
             [offer] = await reader.find(model="modelnet/digits")
             assert offer.provider == peers[3].id
+
+
+async def test_who_was_given_up_and_answers_after_all_is_known_again(open_town: OpenTown) -> None:
+    async with open_town() as town:
+        alice, bob = await town.peer("alice"), await town.peer("bob")
+        overlay = alice._overlay
+        for _ in range(MAX_FAILURES):  # it stood still for a while; the connection lives
+            overlay.table.failed(bob.peer_id, trio.current_time())
+        assert bob.peer_id not in overlay.table
+        await overlay.run(Check(overlay.table.doubtful(trio.current_time(), 300.0), 3))
+        with trio.fail_after(5):
+            while bob.peer_id not in overlay.table:
+                await trio.sleep(0.01)
