@@ -20,7 +20,7 @@ from random import Random
 from typing import Any
 
 from modelnet_p2p.dht.holding.server import KadServer
-from modelnet_p2p.dht.holding.store import Bounds
+from modelnet_p2p.dht.holding.store import Bounds, Full
 from modelnet_p2p.dht.keyspace import BITS, position
 from modelnet_p2p.dht.simulator import Node, Run, Simulator
 from modelnet_p2p.dht.table.density import Density
@@ -196,7 +196,8 @@ class Market:
             told = [node.store.add(at, record, contact, group_of(contact.addrs[0])) for node in holders]
             refused = Counter(str(reason) for reason in told if reason is not None)
             kept = told.count(None)
-            report = Stored(at, len(told), kept, 2 * kept > len(told), refused)
+            promised, split = 2 * kept > len(told), refused[Full.KEY]
+            report = Stored(at, len(told), kept, promised, refused, split)
             self.kept += report.promised
             at = spill.after(report)
         self.published += 1
