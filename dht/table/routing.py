@@ -122,8 +122,12 @@ class RoutingTable:
         return Place.WAITING
 
     def answered(self, peer: PeerId, now: float) -> bool:
-        """It answered where it is known to be: what went wrong before is forgotten; False: it is unknown."""
-        bucket = self._buckets.get(self._index(peer))
+        """It answered where it is known to be: what went wrong before is forgotten.
+
+        False: it is unknown, and there would be room for it.
+        """
+        index = self._index(peer)
+        bucket = self._buckets.get(index)
         if bucket is None:
             return False
         if (entry := bucket.entries.pop(peer, None)) is not None:
@@ -134,7 +138,7 @@ class RoutingTable:
         if (entry := bucket.waiting.pop(peer, None)) is not None:
             bucket.waiting[peer] = Entry(entry.contact, entry.place, now, entry.group)
             return True
-        return False
+        return len(bucket.entries) >= self._room(index)
 
     def failed(self, peer: PeerId, now: float) -> None:
         """It did not answer: somebody who waits takes its place, or after three times nobody does.
