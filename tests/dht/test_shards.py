@@ -50,6 +50,15 @@ def test_a_publisher_goes_on_to_its_shard_and_knocks_again_before_it_is_forgotte
     assert spill.at == task_key
 
 
+def test_what_is_taken_back_is_told_under_the_key_and_under_every_shard_down_to_where_it_lay(
+    alice: Person, task_key: bytes
+) -> None:
+    spill = Spill(task_key, alice.id, record_lifetime=7200.0)
+    assert spill.start(0.0) == task_key
+    went = [spill.after(KEPT, 2) for _ in range(3)]
+    assert went == [*(shard_key(task_key, shard_prefix(alice.id, depth)) for depth in (1, 2)), None]
+
+
 def test_silence_is_no_split_and_the_last_shard_the_last(alice: Person, task_key: bytes) -> None:
     spill = Spill(task_key, alice.id, record_lifetime=7200.0)
     spill.start(0.0)
