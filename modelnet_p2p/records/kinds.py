@@ -77,13 +77,13 @@ class OfferRecord:
     context_length: int | None = None  # tokens
     languages: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
-    gives: tuple[str, ...] = ()  # answer, items, tokens, logits, hidden:<layer>; idempotent
+    gives: tuple[str, ...] = ()  # answer, items, tokens, logits, hidden:<layer>; idempotent, deterministic
     part: str = ""  # layer range "0-11", empty: the whole model
     family: str = ""
     exits: tuple[int, ...] = ()  # layers after which it can stop early
     tier: str = ""  # device, edge, cloud
     access: str = "open"  # open, peers, token
-    limits: Mapping[str, int] = field(default_factory=dict)  # by name with unit: max_body_bytes, …
+    limits: Mapping[str, int] = field(default_factory=dict)  # by name with unit: size_bytes, latency_us, …
     price: Mapping[str, int] = field(default_factory=dict)  # millionths by unit: usd_per_call, …
     extra: Mapping[str, object] = field(default_factory=dict)
 
@@ -111,6 +111,11 @@ class OfferRecord:
     def idempotent(self) -> bool:
         """Whether its provider says that repeating a call does no harm."""
         return "idempotent" in self.gives
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether its provider says that the same input gives the same answer, whoever serves its digest."""
+        return "deterministic" in self.gives
 
     @property
     def identity(self) -> Identity:

@@ -35,9 +35,6 @@ def draft_offer(
             ),
             key,
         )
-    gives = ["items" if description.streams else "answer"]
-    if description.idempotent:
-        gives.append("idempotent")
     return OfferRecord(
         provider=key.id,
         network=network,
@@ -54,10 +51,32 @@ def draft_offer(
         context_length=description.context_length,
         languages=description.languages,
         tags=tuple(dict.fromkeys(check_tag(tag) for tag in tags)),
-        gives=tuple(gives),
+        gives=_gives(description),
         family=description.family,
         exits=description.exits,
+        limits=_limits(description),
     )
+
+
+def _gives(description: Description) -> tuple[str, ...]:
+    gives = ["items" if description.streams else "answer"]
+    if description.idempotent:
+        gives.append("idempotent")
+    if description.deterministic:
+        gives.append("deterministic")
+    return tuple(gives)
+
+
+def _limits(description: Description) -> dict[str, int]:
+    """What is known of it in figures, each by its name with its unit."""
+    limits: dict[str, int] = {}
+    if description.size_bytes is not None:
+        limits["size_bytes"] = description.size_bytes
+    if description.latency_us is not None:
+        limits["latency_us"] = description.latency_us
+    if description.batches > 1:
+        limits["batch_rows"] = description.batches
+    return limits
 
 
 def _opened(envelope: bytes, description: Description) -> Manifest:

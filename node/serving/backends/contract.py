@@ -33,6 +33,8 @@ Emit = Callable[[Value], Awaitable[None]]
 METHODS = frozenset({"invoke", "stream"})  # of a model: all that a caller can name
 SYNC_SLOTS = 1  # most models are not written for two calls at once
 MAX_SLOTS = 64  # each is a stream and a task in the worker
+MAX_ROWS = 65_536  # of one step of a model that batches: what more it says is a mistake
+MAX_OPTIONS = 16  # of one source: how its publisher wants it, not data
 MAX_BODY_BYTES = 512 << 20  # of one input, item or answer: what a stranger's call may make a peer hold
 MAX_FAULT_CHARS = 500  # of a stranger's exception: one line for people, not a dump
 
@@ -64,10 +66,13 @@ class Source:
     cwd: str = ""
     environ: Mapping[str, str] = field(default_factory=dict)
     manifest: bytes | None = None  # sealed by the model's owner, where its publisher is another one
+    options: Mapping[str, str] = field(default_factory=dict)  # of its backend, by name
 
     def to_map(self) -> dict[str, Value]:
-        sealed = {} if self.manifest is None else {"manifest": base64.b64encode(self.manifest).decode()}
-        return sealed | {
+        others: dict[str, Value] = {} if not self.options else {"options": dict(self.options)}
+        if self.manifest is not None:
+            others["manifest"] = base64.b64encode(self.manifest).decode()
+        return others | {
             "spec": self.spec,
             "module": self.module,
             "model": self.model,
@@ -98,8 +103,19 @@ class Source:
                 if not isinstance(sealed, str | None):
                     raise ValueError("its owner's seal is not text")
                 manifest = None if sealed is None else base64.b64decode(sealed, validate=True)
-                return cls(spec, module, model, task, tuple(tags), interpreter, cwd, variables, manifest)
+                options = _options(others.get("options", {}))
+                return cls(
+                    spec, module, model, task, tuple(tags), interpreter, cwd, variables, manifest, options
+                )
         raise ValueError("not the description of a model's source")
+
+
+def _options(wire: object) -> dict[str, str]:
+    if not isinstance(wire, dict) or len(wire) > MAX_OPTIONS:
+        raise ValueError(f"its options are not a map of at most {MAX_OPTIONS}")
+    if not all(isinstance(part, str) for pair in wire.items() for part in pair):
+        raise ValueError("an option of it is not text")
+    return wire
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +141,10 @@ class Description:
     streams: bool = False  # it gives items, not one value
     slots: int = SYNC_SLOTS  # calls at once
     idempotent: bool = False  # asking twice does no harm: a lost call may be made again elsewhere
+    size_bytes: int | None = None  # of its weights, as they lie in its files
+    latency_us: int | None = None  # of one small call, the median of a warm-up run on the provider's machine
+    batches: int = 1  # most rows, of several calls together, that it takes in one step; 1: one call a step
+    deterministic: bool = False  # the same input gives the same answer, to the bit, whoever serves its digest
 
     def to_map(self) -> dict[str, Value]:
         return {
@@ -147,6 +167,10 @@ class Description:
             "streams": self.streams,
             "slots": self.slots,
             "idempotent": self.idempotent,
+            "size_bytes": self.size_bytes,
+            "latency_us": self.latency_us,
+            "batches": self.batches,
+            "deterministic": self.deterministic,
         }
 
     @classmethod
@@ -197,6 +221,10 @@ _DECODERS: Mapping[str, Callable[[object], object]] = {
     "streams": _flag,
     "slots": integer(1, MAX_SLOTS),
     "idempotent": _flag,
+    "size_bytes": _or(None, integer()),
+    "latency_us": _or(None, integer()),
+    "batches": integer(1, MAX_ROWS),
+    "deterministic": _flag,
 }
 
 

@@ -60,3 +60,14 @@ def test_a_broken_seal_is_refused(envelope: bytes) -> None:
 @pytest.mark.parametrize("said", [False, True])
 def test_the_model_says_whether_asking_twice_does_no_harm(said: bool) -> None:
     assert draft(replace(UPPER, idempotent=said)).idempotent is said
+
+
+@pytest.mark.parametrize("said", [False, True])
+def test_the_model_says_whether_it_repeats_itself(said: bool) -> None:
+    assert draft(replace(UPPER, deterministic=said)).deterministic is said
+
+
+def test_what_is_known_in_figures_stands_among_the_limits() -> None:
+    assert draft(UPPER).limits == {}
+    known = replace(UPPER, size_bytes=4096, latency_us=900, batches=32)
+    assert draft(known).limits == {"size_bytes": 4096, "latency_us": 900, "batch_rows": 32}

@@ -30,6 +30,7 @@ ALICES = Source(
     "/usr/bin/python3",
     "/home/alice",
     {"A": "b"},
+    options={"quantise": "int8"},
 )
 
 
@@ -96,6 +97,13 @@ def test_a_source_survives_its_map() -> None:
     assert Source.from_map(ALICES.to_map()) == ALICES
 
 
+def test_options_are_texts_by_name_and_few() -> None:
+    assert "options" not in Source("m:f").to_map()  # as before there were any
+    for nonsense in (["int8"], {"quantise": 8}, {1: "int8"}, {f"o{n}": "" for n in range(17)}):
+        with pytest.raises(ValueError, match="option"):
+            Source.from_map({**ALICES.to_map(), "options": nonsense})
+
+
 DESCRIPTION = Description(
     "upper",
     "x-modelnet/function",
@@ -116,6 +124,10 @@ DESCRIPTION = Description(
     streams=True,
     slots=3,
     idempotent=True,
+    size_bytes=1 << 40,
+    latency_us=1200,
+    batches=32,
+    deterministic=True,
 )
 BARE = Description("upper", "x-modelnet/function", "")
 
@@ -152,6 +164,11 @@ def test_a_worker_of_another_version_is_understood() -> None:
         ("slots", 65),
         ("streams", 1),
         ("idempotent", "yes"),
+        ("size_bytes", -1),
+        ("latency_us", 1.5),
+        ("batches", 0),
+        ("batches", 1 << 20),
+        ("deterministic", 1),
         ("inputs", [Spec(f"i{n}", "text").to_map() for n in range(9)]),
     ],
 )
