@@ -2,7 +2,8 @@
 
 The caller's input is its one positional argument, the parameters are its keywords. The name comes
 from the publisher alone; nothing that a caller sends is ever resolved to code. An attribute
-`idempotent = True`, of the function, the class or its method, says that a lost call may be made again.
+`idempotent = True`, of the function, the class or its method, says that a lost call may be made again;
+`batches = 32` that it takes rows, and up to 32 of them at once, whoever they are of: see `rows`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any, cast
 
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.serving.backends.contract import (
+    MAX_ROWS,
     SYNC_SLOTS,
     Backend,
     Description,
@@ -62,6 +64,7 @@ class CallableBackend(Backend):
     _kind: Kind
     _signature: inspect.Signature | None
     _idempotent: bool
+    _batches: int
 
     @classmethod
     def claims(cls, spec: str) -> bool:
@@ -82,6 +85,18 @@ class CallableBackend(Backend):
             self._signature = None
         # `is True`: it is a word of ours only as a flag, not as somebody's method of that name
         self._idempotent = any(getattr(part, "idempotent", None) is True for part in (found, self._target))
+        self._batches = self._told_batches(found)
+
+    def _told_batches(self, found: object) -> int:
+        told = (getattr(part, "batches", None) for part in (found, self._target))
+        rows = next((number for number in told if type(number) is int), 1)  # not somebody's method or list
+        if not 1 <= rows <= MAX_ROWS:
+            words = f"{self.source.spec} says batches = {rows}: a step takes 1 to {MAX_ROWS} rows"
+            raise LocalError(Code.BAD_INPUT, words)
+        if rows > 1 and self._kind in (Kind.GENERATOR, Kind.ASYNC_GENERATOR):
+            words = f"{self.source.spec} says batches = {rows}, and gives its answer in items"
+            raise LocalError(Code.BAD_INPUT, words, hint="only what returns one answer can take batches")
+        return rows
 
     def describe(self) -> Description:
         name = self.source.spec.rpartition(":")[2].rpartition(".")[2].lower().strip("_")
@@ -96,6 +111,7 @@ class CallableBackend(Backend):
             streams=self._kind in (Kind.GENERATOR, Kind.ASYNC_GENERATOR),
             slots=ASYNC_SLOTS if is_async else SYNC_SLOTS,
             idempotent=self._idempotent,
+            batches=self._batches,
         )
 
     @property

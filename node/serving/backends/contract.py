@@ -12,13 +12,14 @@ import logging
 import os
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from modelnet_p2p.errors import Code, LocalError, ModelnetError
 from modelnet_p2p.names import MAX_VERSION_BYTES
+from modelnet_p2p.node.serving.backends.rows import Rows, joined, parted, rows_of
 from modelnet_p2p.payload import Value
 from modelnet_p2p.records import MAX_MANIFEST_BYTES, MalformedRecord, Spec
 from modelnet_p2p.records.fields import blob, digest, integer, numbers, several, text, token
@@ -261,6 +262,33 @@ class Backend(ABC):
     @abstractmethod
     async def invoke(self, value: Value, params: Mapping[str, Value]) -> Value:
         """One answer. Raises LocalError (bad-input) for the caller's mistake, anything for the model's."""
+
+    def rows(self, value: Value, params: Mapping[str, Value]) -> Rows | None:
+        """What a call brings to a step that it may share; None: it runs alone. Quick, and asked only of a
+        model whose `batches` are more than 1; by default a tensor, a list or a map of tensors (`rows_of`)."""
+        return rows_of(value, params)
+
+    async def invoke_many(
+        self, calls: Sequence[tuple[Value, Mapping[str, Value]]]
+    ) -> list[Value | LocalError]:
+        """The answers to several calls in one step of the model, in their order: an answer, or what was wrong
+        with that call alone.
+
+        They are two or more, all with a `rows` of the same kind, together no more than `batches` of them, and
+        their params are equal. It awaits what `invoke` may await. Where it raises, the calls are made again
+        in smaller parts, down to one by one with `invoke`: so a bad input fails alone, and a model that
+        batches must not mind being asked again. By default the inputs are joined, `invoke` is asked once and
+        its answer is cut at the same rows.
+        """
+        values, counts = [], []
+        for value, params in calls:
+            found = self.rows(value, params)
+            if found is None:
+                raise TypeError("a call that shares no step came to one")
+            values.append(value)
+            counts.append(found.count)
+        together = await self.offload(lambda: joined(values))
+        return parted(await self.invoke(together, calls[0][1]), counts)
 
     def stream(self, value: Value, params: Mapping[str, Value]) -> AsyncGenerator[Value, None]:
         """Items, for a model whose description says `streams`."""
