@@ -17,7 +17,7 @@ from benches.rigs.dht_stage import CARD_BYTES, MANY, OFFER_BYTES
 from benches.systems import OURS
 from processes import Failed
 
-SMALL = Plan(turns=1, stores=3, at_once=40, many=1, many_reads=2, idle=1)
+SMALL = Plan(turns=1, stores=3, at_once=40, many=2, many_reads=2, idle=1)
 QUIET = Console(quiet=True)
 SYSTEMS = [
     OURS,
@@ -63,7 +63,7 @@ def test_what_one_peer_stores_another_finds(swarm: Swarm) -> None:
 @pytest.mark.live
 def test_a_turn_fills_every_figure_and_leaves_nobody() -> None:
     samples = Samples()
-    with open_swarm(OURS, 30) as swarm:  # more than the 20 that hold a record
+    with open_swarm(OURS, 44) as swarm:  # far more than the 20 that hold a record, and whoever has a copy
         pids = swarm.pids()
         dht.take_turn(swarm, SMALL, samples, 0)
     assert gone(pids)

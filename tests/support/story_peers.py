@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+
+import trio
 
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.node.peer import Peer
 from story import ENOUGH, KEYS, OFFERS, PEOPLE, READERS, Told, facts
 
 
-async def tell(peers: Sequence[Peer]) -> Told:
-    """All have joined: those who publish do, then those who read."""
+async def tell(peers: Sequence[Peer], settled: Callable[[Told], bool] = lambda told: True) -> Told:
+    """All have joined: those who publish do, then those who read.
+
+    Who was too busy to take a record is told it again: holders are looked at until they are `settled`.
+    """
     by_id: Mapping[PeerId, Peer] = {peer.peer_id: peer for peer in peers}
     assert set(by_id) == {person.id for person in PEOPLE}
     for peer in peers:
@@ -23,5 +28,9 @@ async def tell(peers: Sequence[Peer]) -> Told:
         readings = await by_id[PEOPLE[reader].id]._finder.read(KEYS, ENOUGH)
         for key, reading in zip(KEYS, readings, strict=True):
             told.read[reader, key] = facts(reading.records)
-    told.look_into({peer.peer_id: peer._overlay.server.store for peer in peers})
-    return told
+    while True:
+        told.held.clear()
+        told.look_into({peer.peer_id: peer._overlay.server.store for peer in peers})
+        if settled(told):
+            return told
+        await trio.sleep(0.5)
