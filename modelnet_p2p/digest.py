@@ -69,6 +69,10 @@ class TensorHash:
         if not self.name or not self.name.isprintable():
             raise BadArtifact(f"the tensor name {self.name[:80]!r} cannot be printed on one line")
 
+    def line(self) -> str:
+        """As a line of a listing."""
+        return f"tensor {self.dtype} {','.join(map(str, self.shape)) or '-'} {self.sha256.hex()} {self.name}"
+
 
 @dataclass(frozen=True)
 class Listing:
@@ -82,9 +86,7 @@ class Listing:
     def encode(self) -> bytes:
         lines = [_FIRST_LINE, f"size {self.size}", f"chunk-bytes {self.chunk_bytes}"]
         lines += [f"chunk {chunk.hex()}" for chunk in self.chunks]
-        for tensor in self.tensors:
-            shape = ",".join(map(str, tensor.shape)) or "-"
-            lines.append(f"tensor {tensor.dtype} {shape} {tensor.sha256.hex()} {tensor.name}")
+        lines += [tensor.line() for tensor in self.tensors]
         return "\n".join([*lines, ""]).encode()
 
     @classmethod
@@ -105,19 +107,15 @@ class Listing:
     def _parse(cls, lines: Iterator[str]) -> Listing:
         if next(lines) != _FIRST_LINE:
             raise BadArtifact(f"a listing begins with {_FIRST_LINE!r}")
-        size = _number(next(lines).removeprefix("size "))
-        chunk_bytes = _number(next(lines).removeprefix("chunk-bytes "))
+        size = parse_number(next(lines).removeprefix("size "))
+        chunk_bytes = parse_number(next(lines).removeprefix("chunk-bytes "))
         chunks: list[bytes] = []
         tensors: list[TensorHash] = []
         for line in lines:
-            match line.split(" ", 4):
-                case ["chunk", text] if not tensors:
-                    chunks.append(_hash(text))
-                case ["tensor", dtype, shape, text, name] if dtype in _DTYPE_BITS:
-                    dims = () if shape == "-" else tuple(map(_number, shape.split(",", MAX_RANK)))
-                    tensors.append(TensorHash(name, dtype, dims, _hash(text)))
-                case _:
-                    raise BadArtifact(f"a listing has no line {line[:80]!r}")
+            if line.startswith("chunk ") and not tensors:
+                chunks.append(parse_hash(line.removeprefix("chunk ")))
+            else:
+                tensors.append(parse_tensor(line))
         if chunk_bytes < 1 or len(chunks) != -(-size // chunk_bytes):
             raise BadArtifact(f"{len(chunks)} chunks of {chunk_bytes} bytes do not make {size} bytes")
         if any(a.name >= b.name for a, b in pairwise(tensors)):
@@ -154,9 +152,14 @@ def listing_of(data: bytes | memoryview, chunk_bytes: int = CHUNK_BYTES) -> List
     return Listing(len(view), chunk_bytes, tuple(hashlib.sha256(c).digest() for c in chunks), tuple(tensors))
 
 
-def tensor_places(data: bytes | memoryview) -> tuple[TensorPlace, ...]:
-    """Where the tensors lie, in file order; raises BadArtifact unless they fill the file exactly."""
-    header, at = _header(memoryview(data).cast("B"))
+def tensor_places(data: bytes | memoryview, size: int | None = None) -> tuple[TensorPlace, ...]:
+    """Where the tensors lie, in file order; raises BadArtifact unless they fill the file exactly.
+
+    Of a file of `size` bytes its beginning is enough: as many bytes as `header_bytes` says.
+    """
+    view = memoryview(data).cast("B")
+    size = len(view) if size is None else size
+    header, at = _header(view, size)
     places = sorted(
         (_place(name, entry, at) for name, entry in header.items() if name != "__metadata__"),
         key=lambda place: (place.start, place.end),
@@ -165,31 +168,38 @@ def tensor_places(data: bytes | memoryview) -> tuple[TensorPlace, ...]:
         if place.start != at:
             raise BadArtifact(f"tensor {place.name[:80]!r} begins at byte {place.start}, not at {at}")
         at = place.end
-    if at != len(data):
-        raise BadArtifact(f"the tensors end at byte {at} of {len(data)}")
+    if at != size:
+        raise BadArtifact(f"the tensors end at byte {at} of {size}")
     return tuple(places)
+
+
+def header_bytes(start: bytes, size: int) -> int:
+    """How many bytes of a file of `size` bytes that begins so are its header; raises BadArtifact."""
+    length = int.from_bytes(start[:8], "little")
+    if len(start) < 8 or length > min(size - 8, MAX_HEADER_BYTES):
+        raise BadArtifact("the header's length does not fit the file: not a safetensors file")
+    return 8 + length
 
 
 def metadata_of(data: bytes | memoryview) -> dict[str, str]:
     """The free text fields of a safetensors file's header."""
-    found = _header(memoryview(data).cast("B"))[0].get("__metadata__", {})
+    view = memoryview(data).cast("B")
+    found = _header(view, len(view))[0].get("__metadata__", {})
     if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
         raise BadArtifact("the header's __metadata__ is not a map of texts")
     return found
 
 
-def _header(view: memoryview) -> tuple[dict[str, object], int]:
+def _header(view: memoryview, size: int) -> tuple[dict[str, object], int]:
     """The JSON header and the byte at which the tensors begin."""
-    length = int.from_bytes(view[:8], "little")
-    if len(view) < 8 or length > min(len(view) - 8, MAX_HEADER_BYTES):
-        raise BadArtifact("the header's length does not fit the file: not a safetensors file")
+    end = header_bytes(bytes(view[:8]), size)
     try:
-        header = json.loads(bytes(view[8 : 8 + length]), object_pairs_hook=_no_duplicates)
+        header = json.loads(bytes(view[8:end]), object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:
         raise BadArtifact(f"the header is not sound JSON: {str(error)[:120]}") from error
     if not isinstance(header, dict):
         raise BadArtifact("the header is not a map")
-    return header, 8 + length
+    return header, end
 
 
 def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -212,13 +222,24 @@ def _place(name: str, entry: object, base: int) -> TensorPlace:
     raise BadArtifact(f"the header's entry for tensor {name[:80]!r} is not sound")
 
 
-def _number(text: str) -> int:
+def parse_tensor(line: str) -> TensorHash:
+    """A tensor's line of a listing; raises BadArtifact."""
+    match line.split(" ", 4):
+        case ["tensor", dtype, shape, text, name] if dtype in _DTYPE_BITS:
+            dims = () if shape == "-" else tuple(map(parse_number, shape.split(",", MAX_RANK)))
+            return TensorHash(name, dtype, dims, parse_hash(text))
+    raise BadArtifact(f"a listing has no line {line[:80]!r}")
+
+
+def parse_number(text: str) -> int:
+    """A number of a listing; raises BadArtifact."""
     if not _NUMBER.fullmatch(text):
         raise BadArtifact(f"{text[:40]!r} is not a number")
     return int(text)
 
 
-def _hash(text: str) -> bytes:
+def parse_hash(text: str) -> bytes:
+    """A sha256 of a listing; raises BadArtifact."""
     if not _HASH.fullmatch(text):
         raise BadArtifact(f"{text[:80]!r} is not a sha256 in hex")
     return bytes.fromhex(text)
