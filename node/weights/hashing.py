@@ -92,7 +92,7 @@ def artifact_of(
 
 
 def files_of(path: Path) -> dict[str, Path]:
-    """Which files belong to the model at `path`, by their names in its listing; raises OSError, BadArtifact."""
+    """The files of the model at `path`, by their names in its listing; raises OSError, BadArtifact."""
     if path.is_dir():
         return _files_below(path)
     suffix = path.suffix.lower()

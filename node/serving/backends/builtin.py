@@ -79,6 +79,7 @@ class BuiltinBackend(Backend):
             outputs=(Spec("label", "json"), Spec("scores", "tensor", "float32", (None, CLASSES))),
             parameters=self._net.parameters,
             digest=manifest.digest,
+            files=str(home / "digits.safetensors"),
             licence=manifest.licence,
             metrics=manifest.metrics,
             family="modelnet/digits",

@@ -37,6 +37,7 @@ MAX_SLOTS = 64  # each is a stream and a task in the worker
 MAX_ROWS = 65_536  # of one step of a model that batches: what more it says is a mistake
 MAX_OPTIONS = 16  # of one source: how its publisher wants it, not data
 MAX_BODY_BYTES = 512 << 20  # of one input, item or answer: what a stranger's call may make a peer hold
+MAX_PLACE_BYTES = 4096  # of a path on this disk
 MAX_FAULT_CHARS = 500  # of a stranger's exception: one line for people, not a dump
 
 
@@ -134,6 +135,9 @@ class Description:
     context_length: int | None = None  # tokens
     languages: tuple[str, ...] = ()  # ISO 639-1
     digest: bytes | None = None  # 32 bytes
+    files: str = (
+        ""  # the file or directory that the digest is of (`node/weights/hashing.py`); not in the offer
+    )
     licence: str = ""
     metrics: Mapping[str, int] = field(default_factory=dict)  # millionths
     family: str = ""
@@ -160,6 +164,7 @@ class Description:
             "context_length": self.context_length,
             "languages": list(self.languages),
             "digest": self.digest,
+            "files": self.files,
             "licence": self.licence,
             "metrics": dict(self.metrics),
             "family": self.family,
@@ -214,6 +219,7 @@ _DECODERS: Mapping[str, Callable[[object], object]] = {
     "context_length": _or(None, integer()),
     "languages": several(token(16), MAX_LANGUAGES),
     "digest": _or(None, digest),
+    "files": text(MAX_PLACE_BYTES),
     "licence": text(64),
     "metrics": numbers(MAX_METRICS, 32),
     "family": text(80),

@@ -98,6 +98,7 @@ class MiniLmBackend(Backend):
             context_length=MAX_TOKENS,
             languages=("en",),
             digest=manifest.digest,
+            files=str(home / "model.safetensors"),
             licence=manifest.licence,
             family="sentence-transformers/all-MiniLM-L6-v2",
             manifest_envelope=envelope,

@@ -86,6 +86,7 @@ class TorchModuleBackend(Backend):
             inputs=(Spec("input", "tensor"),),
             parameters=sum(parameter.numel() for parameter in module.parameters()),
             digest=digest,
+            files=str(path.resolve()),
             idempotent=True,  # fixed weights and nothing else
         )
 
