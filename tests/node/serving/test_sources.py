@@ -115,6 +115,7 @@ DESCRIPTION = Description(
     parameters=7,
     context_length=256,
     languages=("en", "de"),
+    files="/srv/models/tiny.safetensors",
     digest=bytes(32),
     licence="Apache-2.0",
     metrics={"accuracy": 970_000},
