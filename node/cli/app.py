@@ -31,6 +31,7 @@ _COMMANDS = {  # in the order in which help lists them, with the module of each 
     "unpublish": ("serving", "Withdraw a model."),
     "find": ("finding", "List who offers a task, a model or a tag."),
     "invoke": ("asking", "Call a model and print its answer."),
+    "mcp": ("agents", "Give an agent the network's models as tools."),
     "status": ("looking", "Show how the running peer is."),
     "peers": ("looking", "List the peers that the running peer knows."),
     "id": ("looking", "Print this home's peer id."),
