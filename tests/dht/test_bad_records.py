@@ -42,7 +42,7 @@ def test_a_reader_s_lapse_would_be_seen(world: World) -> None:
     for kind in RECORD_TYPES:
         sound = Case(world.good[kind].envelope, frozenset(Refusal), world.now_us, kind=kind)
         hops = Hops(world)
-        hops._hold = lambda case: None  # type: ignore[method-assign]
+        hops._hold = lambda case: None  # type: ignore[method-assign]  # its lapse
         with pytest.raises(AssertionError):
             hops.travel([sound])
     unheard = replace(next(cases(world, AT_HOLDERS[1], 1)), held=world.good[REVOCATION_TYPE])

@@ -21,7 +21,7 @@ from modelnet_p2p.dht.holding.store import OfferStore
 from modelnet_p2p.dht.table.routing import RoutingTable
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import Contact, Kind, Message, decode, encode
-from modelnet_p2p.records import Refusal, Sealed
+from modelnet_p2p.records import Refusal, Revocation, Sealed, seal_revocation
 
 if TYPE_CHECKING:
     from tests.dht.conftest import Person
@@ -147,3 +147,23 @@ def test_forged_foreign_and_too_many_copies_are_refused(
     assert refusal(copies(model_key)) == Refusal.MALFORMED
     assert refusal(copies(b"no provider key", envelope)) == Refusal.MALFORMED
     assert len(server.cache) == 0
+
+
+def test_copies_under_a_key_with_something_of_a_revoked_signer_are_dropped_and_none_of_it_is_taken_again(
+    server: KadServer, alice: Person, carol: Person, model_key: bytes, task_key: bytes, now_us: int
+) -> None:
+    stolen, other = alice.card(), carol.card()
+
+    def read() -> tuple[bytes, ...] | None:
+        reply = server.handle(Message(Kind.GET_PROVIDERS, task_key), carol.id, None, 1.0, now_us)
+        assert reply is not None
+        return reply.records
+
+    server.handle(copies(task_key, stolen.envelope, other.envelope), carol.id, None, 0.0, now_us)
+    server.handle(copies(model_key, carol.offer().envelope), carol.id, None, 0.0, now_us)
+    assert read() == (stolen.envelope, other.envelope)
+    server.revoke(seal_revocation(Revocation(alice.id, now_us, "stolen", None), alice.key), None)
+    assert not read()
+    assert len(server.cache) == 1  # what nobody revoked stays
+    server.handle(copies(task_key, stolen.envelope, other.envelope), carol.id, None, 2.0, now_us)
+    assert read() == (other.envelope,)

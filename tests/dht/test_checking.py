@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,7 +31,7 @@ def contact(number: int) -> Contact:
 
 
 @given(st.integers(0, 30), st.integers(1, 5), st.randoms(use_true_random=False))
-def test_each_is_asked_once_and_few_at_a_time(size: int, alpha: int, rng: object) -> None:
+def test_each_is_asked_once_and_few_at_a_time(size: int, alpha: int, rng: Random) -> None:
     peers = [contact(number) for number in range(size)]
     check, asked, open_ = Check(peers, alpha), list[PeerId](), list[PeerId]()
     while True:
@@ -40,8 +42,8 @@ def test_each_is_asked_once_and_few_at_a_time(size: int, alpha: int, rng: object
                 open_.append(who.id)
                 assert len(open_) <= alpha
             case Wait():
-                ended = open_.pop(rng.randrange(len(open_)))  # type: ignore[attr-defined]  # hypothesis's own
-                if rng.random() < 0.5:  # type: ignore[attr-defined]
+                ended = open_.pop(rng.randrange(len(open_)))
+                if rng.random() < 0.5:
                     check.on_failure(ended, 1.0)
                 else:
                     check.on_reply(ended, Message(Kind.PING), 1.0)

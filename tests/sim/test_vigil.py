@@ -37,7 +37,8 @@ NOW_US = 1_700_000_000_000_000
 def town_of(count: int, seed: int = SEED, *, loss: float = 0.0, **world: object) -> WatchedTown:
     rng = Random(seed)
     sim = Simulator(rng, tuning=WAN, weather=Weather(loss=loss))
-    shape = replace(World(peers=(count,), publishers=min(8, count), watched=True), **world)  # type: ignore[arg-type]
+    plain = World(peers=(count,), publishers=min(8, count), watched=True)
+    shape = replace(plain, **world)  # type: ignore[arg-type]  # its fields, by name
     town = WatchedTown(sim, rng, shape)
     for _ in town.settle(count):
         pass
@@ -45,7 +46,8 @@ def town_of(count: int, seed: int = SEED, *, loss: float = 0.0, **world: object)
 
 
 def played(town: WatchedTown, **phase: object) -> Measured:
-    return Stage(town, Phase(name="now", **phase), lambda _: None).measure()  # type: ignore[arg-type]
+    now = Phase(name="now", **phase)  # type: ignore[arg-type]  # its fields, by name
+    return Stage(town, now, lambda _: None).measure()
 
 
 def let_pass(town: WatchedTown, seconds: float) -> None:

@@ -82,7 +82,7 @@ def replies_of(overlay: Overlay) -> Counter[str]:
         said["served" if isinstance(answer, float) else SLOW_DOWN] += 1
         return answer
 
-    overlay._limits.on_request = watched  # type: ignore[method-assign]
+    overlay._limits.on_request = watched  # type: ignore[method-assign]  # a tap, it still decides
     return said
 
 
@@ -101,7 +101,7 @@ async def test_five_hundred_records_for_a_slow_holder_all_arrive_and_it_stays_in
             failures.append(peer)
             on_failed(peer, now)
 
-        alice.table.failed = failed  # type: ignore[method-assign]  # watched, and as it was
+        alice.table.failed = failed  # type: ignore[method-assign]  # a tap, it still decides  # watched, and as it was
 
         async def store(sealed: Sealed) -> None:
             [key] = sealed.keys

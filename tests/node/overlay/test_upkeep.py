@@ -130,3 +130,30 @@ async def test_halves_that_gave_each_other_up_meet_again_when_the_network_heals(
         await trio.sleep(200)
         for peer in peers.values():
             assert len(peer._overlay.table) == len(peers) - 1
+
+
+async def test_who_comes_back_is_told_my_records_again_unless_connections_are_let_go_for_their_number(
+    open_town: OpenTown, autojump_clock: trio.testing.MockClock
+) -> None:
+    """It may have been started anew, and hold nothing; one that was only let go still holds all."""
+    async with open_town() as town:
+        alice, bob = await town.peer("alice", tuning=QUIET), await town.peer("bob", tuning=QUIET)
+        await alice.publish("builtin:digits")
+        await trio.sleep(60)
+        network, warmth = alice._network, alice._overlay.warmth
+
+        async def come_back() -> int:
+            seen = stores_at(bob)
+            await network.disconnect(bob.peer_id)
+            await network.connect(bob.peer_id)
+            await trio.sleep(tuning.republish / 2)
+            return len({key for _, key, _ in seen})
+
+        tuning = replace(QUIET, republish=600.0)
+        alice._overlay.tuning = tuning  # from now on nothing is due for long
+        await trio.sleep(2 * QUIET.republish)
+        warmth.kept = 1
+        assert warmth.scarce
+        assert await come_back() == 0
+        warmth.kept = QUIET.kept_connections
+        assert await come_back() >= 3  # as many keys as its records lie under
