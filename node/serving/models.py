@@ -66,7 +66,9 @@ class Runner(Protocol):
 
     async def describe(self) -> Description: ...
 
-    async def call(self, method: str, value: Value, params: Mapping[str, Value], emit: Emit) -> Value: ...
+    async def call(
+        self, method: str, value: Value, params: Mapping[str, Value], emit: Emit, caller: str = ""
+    ) -> Value: ...
 
     def allocate(self, size: int) -> memoryview | None: ...
 
@@ -87,7 +89,9 @@ class InProcess:
             raise no_more("cannot load a built-in model", error) from error
         return self._backend.describe()
 
-    async def call(self, method: str, value: Value, params: Mapping[str, Value], emit: Emit) -> Value:
+    async def call(
+        self, method: str, value: Value, params: Mapping[str, Value], emit: Emit, caller: str = ""
+    ) -> Value:
         if method == "invoke" and not self.waits:  # a few lines of ours: nothing to guard
             return await self._backend.invoke(value, params)
         return await run_method(self._backend, False, method, value, params, emit)
@@ -120,7 +124,7 @@ class Served:
             runner.waits
         )  # a call of it may take time: it needs a deadline, and a watch on its caller
         self._runner = runner
-        self._admission = Admission(description.slots)
+        self._admission = Admission(description.places)
         self._tickets = count()
         self._turns: dict[int, _Turn] = {}  # of the calls that wait
         self._emptied: trio.Event | None = None  # once somebody waits for that
@@ -174,7 +178,7 @@ class Served:
             turn = self._enter(ticket, caller)
             if turn is None and not self.waits:
                 try:
-                    output = await self._runner.call(method, value, params, emit)
+                    output = await self._runner.call(method, value, params, emit, caller)
                 finally:
                     self._leave(ticket)
                 ended = trio.current_time()
@@ -188,7 +192,7 @@ class Served:
                         if turn.evicted:
                             raise self._busy()
                     admitted = trio.current_time()
-                    output = await self._runner.call(method, value, params, emit)
+                    output = await self._runner.call(method, value, params, emit, caller)
                 ended = trio.current_time()
             finally:
                 if turn is None or not turn.evicted:

@@ -151,6 +151,11 @@ class Description:
     batches: int = 1  # most rows, of several calls together, that it takes in one step; 1: one call a step
     deterministic: bool = False  # the same input gives the same answer, to the bit, whoever serves its digest
 
+    @property
+    def places(self) -> int:
+        """Calls that are let in at once: of a model that batches a step full, and the next one beside it."""
+        return max(self.slots, min(MAX_SLOTS, 2 * self.batches)) if self.batches > 1 else self.slots
+
     def to_map(self) -> dict[str, Value]:
         return {
             "name": self.name,

@@ -34,7 +34,8 @@ from modelnet_p2p.tree import BadPayload, Buffer
 log = logging.getLogger(__name__)
 
 Sent = TypeVar("Sent", Item, Result)
-Run = Callable[[str, Value, Mapping[str, Value], Emit], Awaitable[Value]]
+# method, input, params, where items go, and who calls: empty where that makes no difference
+Run = Callable[[str, Value, Mapping[str, Value], Emit, str], Awaitable[Value]]
 Work: TypeAlias = Coroutine[object, None, None]
 
 BROKEN = (OSError, RemoteProtocolError, LocalProtocolError)  # what reading a line raises when it is of no use
@@ -122,9 +123,11 @@ class Line:
 
     async def _outcome(self, call: Call) -> Result | Fault:
         try:
-            method, params, value = call.method, call.params, self._input(call)
+            method, params, value, caller = call.method, call.params, self._input(call), call.key
             del call
-            return await self._packed(Result(await self._house.run(method, value, params, self._emit)))
+            return await self._packed(
+                Result(await self._house.run(method, value, params, self._emit, caller))
+            )
         except ModelnetError as error:
             return Fault.of(error)
         except asyncio.CancelledError:

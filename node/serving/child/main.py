@@ -26,6 +26,7 @@ from modelnet_p2p.node.logs.level import chosen_level
 from modelnet_p2p.node.serving.backends.contract import Backend, Emit, Source, guard, guarded, run_method
 from modelnet_p2p.node.serving.backends.registry import find_backend
 from modelnet_p2p.node.serving.child import thread_lines
+from modelnet_p2p.node.serving.child.batcher import Batcher
 from modelnet_p2p.node.serving.child.control import Control
 from modelnet_p2p.node.serving.child.line import House, Line
 from modelnet_p2p.node.serving.child.loop_lines import LoopLines
@@ -50,6 +51,7 @@ class ModelServer:
         self._thread = ModelThread()
         self._backend: Backend | None = None
         self._streams = False
+        self._batcher: Batcher | None = None  # of a model whose calls share steps
         self._in_thread: ThreadLines | None = None  # once a model that blocks is loaded
         self._serving: asyncio.Task[None] | None = None
 
@@ -77,12 +79,20 @@ class ModelServer:
         if not self._ended.done():
             self._ended.set_result(None)
 
-    async def _run(self, method: str, value: Value, params: Mapping[str, Value], emit: Emit) -> Value:
+    async def _run(
+        self, method: str, value: Value, params: Mapping[str, Value], emit: Emit, caller: str
+    ) -> Value:
         if method == LOAD:
             return await self._load(value)
         if self._backend is None:
             raise LocalError(Code.INTERNAL, "a call came before the model was loaded")
-        return await run_method(self._backend, self._streams, method, value, params, emit)
+        if self._batcher is None:
+            return await run_method(self._backend, self._streams, method, value, params, emit)
+        output = await self._batcher.invoke(value, params, caller)
+        if method == "invoke":
+            return output
+        await emit(output)
+        return None
 
     async def _load(self, fields: Value) -> Value:
         source = Source.from_map(fields)
@@ -93,7 +103,9 @@ class ModelServer:
             told = description.to_map()
             blocks = backend.blocks
         self._backend, self._streams = backend, description.streams
-        if blocks and thread_lines.POSSIBLE:
+        if description.batches > 1 and not description.streams:
+            self._batcher = Batcher(backend, description.batches)
+        elif blocks and thread_lines.POSSIBLE:
             self._in_loop.rest(self._to_thread)
         return told
 

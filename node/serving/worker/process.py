@@ -45,6 +45,8 @@ class Process:
         self._idle: list[WorkerStream] = []
         self._ended = trio.Event()
         self._killed_for = ""
+        self._calls = 0  # that are on
+        self._took_along = 0  # calls that were on when it ended
         self.alive = True
 
     @property
@@ -99,6 +101,7 @@ class Process:
             self._sharing.close()
             for stream in self._idle:
                 stream.close()
+            self._took_along = self._calls
             self._ended.set()
 
     async def _end_of_control(self) -> None:
@@ -182,7 +185,12 @@ class Process:
             message = f"the worker of {self._spec} was stopped: {self._killed_for}"
             return LocalError(Code.MODEL_ERROR, message, retryable=True)
         how = f"signal {-status}" if status is not None and status < 0 else f"exit status {status}"
-        return LocalError(Code.MODEL_ERROR, f"the worker of {self._spec} died ({how})")
+        # of several calls nobody knows which one it died of; alone, it would again
+        return LocalError(
+            Code.MODEL_ERROR,
+            f"the worker of {self._spec} died ({how})",
+            retryable=(self._took_along if self._ended.is_set() else self._calls) > 1,
+        )
 
     def allocate(self, size: int) -> memoryview | None:
         """Memory that the worker reads, too, for the input of a call; None where there is none to be had."""
@@ -190,6 +198,13 @@ class Process:
 
     async def call(self, call: Call, emit: Emit, grace: float) -> Value:
         """One call; leaving it early cancels it in the worker, which is killed if it does not obey."""
+        self._calls += 1
+        try:
+            return await self._call(call, emit, grace)
+        finally:
+            self._calls -= 1
+
+    async def _call(self, call: Call, emit: Emit, grace: float) -> Value:
         stream = await self.open()
         shares = Shares()  # held until the worker has stopped: it may write to them for so long
         clean = False

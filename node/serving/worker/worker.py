@@ -14,6 +14,7 @@ import trio
 
 from modelnet_p2p.errors import Code, LocalError, ModelnetError
 from modelnet_p2p.exchange import Call
+from modelnet_p2p.frames import MAX_LABEL_BYTES
 from modelnet_p2p.node.serving.backends.contract import Description, Emit, Source
 from modelnet_p2p.node.serving.worker.process import Process
 from modelnet_p2p.node.serving.worker.regions import Quota
@@ -58,7 +59,9 @@ class Worker:
         assert self._description is not None
         return self._description
 
-    async def call(self, method: str, value: Value, params: Mapping[str, Value], emit: Emit) -> Value:
+    async def call(
+        self, method: str, value: Value, params: Mapping[str, Value], emit: Emit, caller: str = ""
+    ) -> Value:
         """One call; raises LocalError, `model-error` for whatever the model does, not-found when it is no
         longer served, busy when this machine has nothing left to run it with."""
         try:
@@ -69,7 +72,13 @@ class Worker:
             raise LocalError(
                 Code.MODEL_ERROR, f"{self._source.spec} did not start again: {error.message}", hint=error.hint
             ) from error
-        return await process.call(Call(self._source.spec[:512], value, method, params), emit, self._grace)
+        call = Call(self._source.spec[:512], value, method, params, key=self._turns(caller))
+        return await process.call(call, emit, self._grace)
+
+    def _turns(self, caller: str) -> str:
+        """Who calls, for a model in whose steps callers take turns; no other is told."""
+        batches = self._description.batches if self._description is not None else 1
+        return caller[:MAX_LABEL_BYTES] if batches > 1 else ""
 
     def allocate(self, size: int) -> memoryview | None:
         """Memory that the process reads, too; None where there is none, or no process runs now."""

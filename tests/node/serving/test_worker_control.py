@@ -55,7 +55,9 @@ def test_what_the_socket_does_not_take_is_told_later(driver: str, monkeypatch: p
         control, spent = Control(theirs), list[list[Note]]()
         monkeypatch.setattr(control.memory, "spent", lambda: spent.pop() if spent else [])
 
-        async def run(method: str, value: Value, params: Mapping[str, Value], emit: Emit) -> Value:
+        async def run(
+            method: str, value: Value, params: Mapping[str, Value], emit: Emit, caller: str
+        ) -> Value:
             spent.append(FREED)
             return value
 
