@@ -1,9 +1,10 @@
 """Where a setting comes from: flag, then environment, then `config.toml`, then the default.
 
-`config.toml` lies in the home and takes `network`, `tuning`, `bootstrap`, `listen`, `lan` and
-`timeout`; a `home` key is read from the per-user config directory only, and is the only one there, for
-it says where the rest is. An unknown key is an error that names file, line and what was probably meant,
-since a misspelt setting that is ignored costs an evening. Each setting remembers where it came from.
+`config.toml` lies in the home and takes `network`, `tuning`, `bootstrap`, `listen`, `lan`, `timeout` and
+what begins with `gateway`; a `home` key is read from the per-user config directory only, and is the only
+one there, for it says where the rest is. An unknown key is an error that names file, line and what was
+probably meant, since a misspelt setting that is ignored costs an evening. Each setting remembers where
+it came from.
 """
 
 from __future__ import annotations
@@ -36,8 +37,14 @@ KEYS: dict[str, type] = {
     "lan": bool,
     "bootstrap": list,
     "listen": list,
+    "gateway": str,
+    "gateway_key_file": str,
+    "gateway_origins": list,
 }
+GATEWAY_ON = "on"  # the flag alone: where another place says, or at the usual address
+GATEWAY_OFF = "off"  # for one command, where another place says that there is one
 DEFAULT_ORIGIN = "default"
+USUAL_GATEWAY = "127.0.0.1:8765"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +60,9 @@ class Settings:
     timeout: float = DEFAULT_TIMEOUT
     timeout_asked: bool = False  # by a flag or the file, rather than the default
     network_asked: bool = False  # by a flag or the environment: a peer of another one is not asked
+    gateway: str | None = None  # HOST:PORT of the HTTP gateway, None: there is none
+    gateway_key_file: Path | None = None
+    gateway_origins: tuple[str, ...] = ()
     # where each value came from: a flag, a variable, `FILE:LINE` or `default`
     origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
@@ -65,6 +75,7 @@ def load_settings(
     listen: tuple[str, ...] = (),
     lan: bool = False,
     timeout: float | None = None,
+    gateway: str | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> Settings:
     """The settings of one command from its flags; LocalError for a bad value, naming its place."""
@@ -91,6 +102,11 @@ def load_settings(
         raise LocalError(Code.BAD_INPUT, "a timeout is a number of seconds above 0", hint="--timeout 30")
     network = check_network(chosen("network", network, env.get("MODELNET_NETWORK"), PUBLIC_NETWORK))
     listen = tuple(chosen("listen", listen, _split(env.get("MODELNET_LISTEN")), ()))
+    alone = gateway == GATEWAY_ON
+    place = chosen("gateway", None if alone else gateway, env.get("MODELNET_GATEWAY"), None)
+    if alone and place in (None, GATEWAY_ON, GATEWAY_OFF):
+        origins["gateway"], place = "--gateway", USUAL_GATEWAY
+    key_file = chosen("gateway_key_file", None, env.get("MODELNET_GATEWAY_KEY_FILE"), None)
     return Settings(
         home=where,
         network=network,
@@ -102,6 +118,11 @@ def load_settings(
         timeout_asked=origins["timeout"] != DEFAULT_ORIGIN,
         network_asked=origins["network"] in ("--network", "MODELNET_NETWORK"),
         origins=origins,
+        gateway={GATEWAY_OFF: None, GATEWAY_ON: USUAL_GATEWAY}.get(place, place),
+        gateway_key_file=Path(key_file).expanduser().absolute() if key_file else None,
+        gateway_origins=tuple(
+            chosen("gateway_origins", None, _split(env.get("MODELNET_GATEWAY_ORIGINS")), ())
+        ),
     )
 
 

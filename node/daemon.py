@@ -17,6 +17,7 @@ from contextlib import AbstractAsyncContextManager, contextmanager
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from shlex import quote
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import trio
 
@@ -62,8 +63,11 @@ def run(
 ) -> None:
     """Be a peer until a signal; raises LocalError when it cannot start."""
     set_up_logging()
+    from modelnet_p2p.node.gateway.settings import from_settings
     from modelnet_p2p.node.logs.file import keep_log  # like the peer: `join --help` does not need it
     from modelnet_p2p.node.peer import Peer
+
+    gateway = from_settings(settings, os.environ)
 
     def open_peer(settings: Settings) -> AbstractAsyncContextManager[Peer]:
         return Peer.open(
@@ -73,6 +77,7 @@ def run(
             network=settings.network,
             lan=settings.lan,
             tuning=settings.tuning,
+            gateway=gateway,
         )
 
     with keep_log(settings.home) as keep:
@@ -137,6 +142,8 @@ async def _serve(
             _tell_bootstrap(peer.bootstrapped, preset(settings.tuning).bootstrap_retry, notice)
             if open_to := open_addrs(peer.addrs, settings.listen or ()):
                 tell_open(open_to, notice)
+            if peer.gateway is not None and gateway_is_open(peer.gateway):
+                tell_gateway(peer.gateway, notice)
             if settings.lan:
                 tell_lan(peer.addrs, settings.network, notice)
             peer.notices.listen(notice)
@@ -168,6 +175,7 @@ def _ready(peer: Peer, control: str) -> dict[str, Any]:
             "tried": len(peer.bootstrapped.tried),
             "reached": len(peer.bootstrapped.reached),
         },
+        "gateway": peer.gateway,
         "version": __version__,
     }
 
@@ -229,6 +237,19 @@ def tell_open(addrs: Sequence[str], notice: Callable[[str], None]) -> None:
     notice(
         f"open to other machines: all that reach {where} can call this peer's models,"
         " and read and store records here"
+    )
+
+
+def gateway_is_open(url: str) -> bool:
+    """Whether other machines reach a gateway at this URL."""
+    host = urlsplit(url).hostname
+    return host is not None and not ip_address(host).is_loopback
+
+
+def tell_gateway(url: str, notice: Callable[[str], None]) -> None:
+    notice(
+        f"the gateway is open to other machines: all that reach {url} and have its key can call the network's"
+        " models through this peer; HTTP is not encrypted, so put it behind a proxy that speaks TLS"
     )
 
 

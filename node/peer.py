@@ -15,11 +15,12 @@ import os
 import random
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -32,7 +33,7 @@ from modelnet_p2p.identity import SEED_BYTES, KeyPair, PeerId
 from modelnet_p2p.names import PUBLIC_NETWORK, ModelUri, check_network, protocol
 from modelnet_p2p.node.calls.budget import Budget
 from modelnet_p2p.node.calls.client import CallClient
-from modelnet_p2p.node.calls.router import Outcome, Router
+from modelnet_p2p.node.calls.router import Fit, Outcome, Router, Running
 from modelnet_p2p.node.calls.server import CallServer
 from modelnet_p2p.node.calls.target import Target
 from modelnet_p2p.node.clocks import Clocks
@@ -69,6 +70,9 @@ from modelnet_p2p.payload import Value, check_wire
 from modelnet_p2p.query import Query
 from modelnet_p2p.tuning import Tuning, preset
 
+if TYPE_CHECKING:
+    from modelnet_p2p.node.gateway.settings import GatewaySettings
+
 log = logging.getLogger(__name__)
 
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
@@ -97,6 +101,7 @@ class Peer:
         self.bootstrapped = Bootstrap((), ())
         self.owners = Owners(name)  # whose models bare names mean
         self.notices = Notices()  # what happens that the person who runs this peer should hear of
+        self.gateway: str | None = None  # where its HTTP gateway listens, such as http://127.0.0.1:8765
         self.restored = trio.Event()  # set when what an earlier run had published is served again
         self._tuning = tuning
         self._network = overlay.network
@@ -141,6 +146,7 @@ class Peer:
         network: str = PUBLIC_NETWORK,
         lan: bool = False,
         tuning: str = "lan",
+        gateway: str | GatewaySettings | None = None,
     ) -> AsyncIterator[Peer]:
         """A peer that lives as long as the block.
 
@@ -149,7 +155,8 @@ class Peer:
         or all interfaces with `lan`; empty: a client that only asks). With `lan` it finds the peers of
         the local network that do the same, by mDNS, and is found by them. With a `home` its key, its models,
         their sequence numbers and the owners of the names that it called survive; without, the peer is new
-        each time. Raises LocalError: bad-input, in-use (a port, or the home), bad-state.
+        each time. With a `gateway`, `HOST:PORT`, it answers HTTP there (docs/gateway.md). Raises LocalError:
+        bad-input, in-use (a port, or the home), bad-state, unsafe (a gateway open to others without a key).
         """
         check_network(network)
         check_bootstraps(bootstrap)
@@ -176,7 +183,8 @@ class Peer:
                     peer.bootstrapped = await joining.enter(peer._nursery)
                     for task in (joining.stay, joining.remember, peer._restore, peer.clocks.keep):
                         peer._nursery.start_soon(task)
-                    yield peer
+                    async with _gateway(peer, gateway):
+                        yield peer
                 finally:
                     runtime.withdraw()
                     joining.note()
@@ -416,6 +424,32 @@ class Peer:
             self._nursery, lambda: self._router.open(aim, input, params or {}, timeout, "stream", wire)
         )
 
+    def open_call(
+        self,
+        target: str,
+        input: Value = None,
+        *,
+        params: Mapping[str, Value] | None = None,
+        timeout: float = 30.0,
+        method: str = "stream",
+        wire: str = "",
+        fit: Fit | None = None,
+        avoid: Collection[str] = (),
+        repeatable: bool = False,
+    ) -> AbstractAsyncContextManager[Running]:
+        """The call once a provider has begun to answer: `async with peer.open_call(…) as running`.
+
+        Iterate over it for the items, then read its `outcome`; leaving the block early cancels the work on
+        the far side. `fit` says what each provider is asked, where that depends on its offer; providers in
+        `avoid` are not asked; `repeatable`: to ask again after a loss does no harm. Raises as `call` does.
+        """
+        aim = self._target(target, None)
+        check_wire(wire)
+        check_timeout(timeout)
+        return self._router.open(
+            aim, input, params or {}, timeout, method, wire, fit=fit, avoid=avoid, repeatable=repeatable
+        )
+
     def _target(self, target: str, provider: str | None) -> Target:
         return Target.parse(target, self.network_name, PeerId.parse(provider) if provider else None)
 
@@ -509,6 +543,7 @@ class Peer:
             "network": self.network_name,
             "uptime_s": trio.current_time() - self._started,
             "control": None,
+            "gateway": self.gateway,
             "connections": len(self._network.connected()),
             "table": len(self._overlay.table),
             "network_size": self._network_size(),
@@ -544,6 +579,17 @@ class Peer:
         while True:
             await trio.sleep(self._tuning.idle_stream / 4)
             await self._client.close_idle()
+
+
+@asynccontextmanager
+async def _gateway(peer: Peer, wanted: str | GatewaySettings | None) -> AsyncIterator[None]:
+    async with AsyncExitStack() as stack:
+        if wanted is not None:
+            # not at the top: most peers have none, and it brings Starlette and hypercorn
+            from modelnet_p2p.node.gateway.serving import open_gateway
+
+            await stack.enter_async_context(open_gateway(peer, wanted))
+        yield
 
 
 def _quiet(line: str) -> None:

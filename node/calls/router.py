@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
@@ -119,6 +119,8 @@ def outcome_of(
 Search = Callable[[Query], Awaitable[Sequence[Offer]]]
 Why = Callable[[Query, str], Awaitable[NotFound | None]]  # nobody offers it
 OnItem = Callable[[Value], Awaitable[None]]
+# What is asked of the model that an offer describes: its input and parameters. May raise LocalError.
+Fit = Callable[[Offer], tuple[Value, Mapping[str, Value]]]
 
 
 class Router:
@@ -152,10 +154,16 @@ class Router:
         timeout: float,
         method: str = "invoke",
         wire: str = "",
+        *,
+        fit: Fit | None = None,
+        avoid: Collection[str] = (),
+        repeatable: bool = False,
     ) -> AsyncIterator[Running]:
         """Yield the call once a provider has begun to answer; leaving early cancels it there.
 
-        With a `wire` (see payload.WIRES) large float tensors travel in that form, both ways.
+        With a `wire` (see payload.WIRES) large float tensors travel in that form, both ways. `fit` says what
+        each provider is asked, in place of `value` and `params`, where that depends on its offer. Providers
+        in `avoid` are not asked; `repeatable` says that to ask twice does no harm, whatever the offer says.
 
         All of it, the search too, ends within `timeout` seconds. Raises NotFound, RemoteError (the last
         provider's, or deadline), LocalError (bad-input).
@@ -165,8 +173,10 @@ class Router:
         if wire:
             value, _ = await compacted(value, wire, strict=True)
         key = self._rng.randbytes(16).hex()
-        tries = Tries(self, target, until)
+        tries = Tries(self, target, until, avoid, repeatable=repeatable)
         while (offer := await tries.next()) is not None:
+            if fit is not None:
+                value, params = fit(offer)
             call = Call(target=offer.uri, value=value, method=method, params=params, key=key, wire=wire)
             running = None
             try:

@@ -38,7 +38,16 @@ class Finds(Protocol):
 class Tries:
     """The offers that are asked for one call, one after the other."""
 
-    def __init__(self, finds: Finds, target: Target, until: float) -> None:
+    def __init__(
+        self,
+        finds: Finds,
+        target: Target,
+        until: float,
+        avoid: Collection[str] = (),
+        *,
+        repeatable: bool = False,
+    ) -> None:
+        """Those in `avoid` are left out; `repeatable`: to ask twice does no harm, whatever the offer says."""
         self.number = 0  # of providers asked
         self.progress = Progress()  # with the last one
         self._last: RemoteError | None = None
@@ -47,7 +56,8 @@ class Tries:
         self._until = until
         self._offers = finds.recall(target.query)
         self._fresh = self._offers is None
-        self._asked: set[str] = set()
+        self._asked: set[str] = set(avoid)
+        self._repeatable = repeatable
         self._asking: Offer | None = None
 
     @property
@@ -79,7 +89,7 @@ class Tries:
     def go_on(self, offer: Offer, error: RemoteError, *, begun: bool) -> bool:
         """The call of `offer` failed; whether the next one may be asked."""
         self._finds.note(self._target, offer, error)
-        if begun or not may_move(error, self.progress, offer):
+        if begun or not may_move(error, self.progress, offer, self._repeatable):
             return False
         log.info("%s did not answer %s: %s", offer.provider[-8:], self._target.text, error.message)
         self._last = self._last if error.code is Code.NOT_FOUND else error
@@ -105,13 +115,14 @@ def next_candidate(target: Target, offers: Sequence[Offer], asked: Collection[st
     return next((offer for offer in offers if offer.provider not in asked), None)
 
 
-def may_move(error: RemoteError, progress: Progress, offer: Offer) -> bool:
+def may_move(error: RemoteError, progress: Progress, offer: Offer, repeatable: bool = False) -> bool:
     """Whether another provider may be asked after this failure without doing the work twice."""
     if error.code in (Code.BUSY, Code.NOT_FOUND):  # refused, or no longer served there: it has not begun
         return True
     if not progress.sent:  # nothing can have run there
         return True
-    return error.code is Code.UNREACHABLE and progress.items == 0 and offer.record.idempotent
+    harmless = repeatable or offer.record.idempotent
+    return error.code is Code.UNREACHABLE and progress.items == 0 and harmless
 
 
 def search_too_long(target: Target) -> RemoteError:

@@ -132,6 +132,7 @@ def common_flags(function: Function) -> Function:
             timeout=timeout,
             listen=others.pop("listen", ()),
             lan=others.pop("lan", False),
+            gateway=others.pop("gateway", None),
         )
         session = Session(settings, Output(as_json=as_json), bootstrap_flag=bool(bootstrap))
         try:

@@ -75,6 +75,9 @@ def show_command(session: Session, origin: bool) -> None:
         "listen": None if settings.listen is None else list(settings.listen),
         "lan": settings.lan,
         "timeout": settings.timeout,
+        "gateway": settings.gateway,
+        "gateway_key_file": str(settings.gateway_key_file) if settings.gateway_key_file else None,
+        "gateway_origins": list(settings.gateway_origins),
     }
     origins = settings.origins
     if settings.listen is None and not output.as_json:
@@ -113,6 +116,8 @@ def _words(value: object) -> str:
     match value:
         case bool():
             return "yes" if value else "no"
+        case None:
+            return "none"
         case list():
             return " ".join(map(str, value)) or "none"
     return f"{value:g} s" if isinstance(value, float) else str(value)

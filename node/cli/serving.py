@@ -10,6 +10,7 @@ import click
 from modelnet_p2p.node.cli import words
 from modelnet_p2p.node.cli.common import Session, common_flags
 from modelnet_p2p.node.cli.examples import examples
+from modelnet_p2p.node.config import GATEWAY_ON, USUAL_GATEWAY
 from modelnet_p2p.node.control.client import home_flag
 from modelnet_p2p.node.serving.policy.safety import check_safe
 from modelnet_p2p.node.shell import publisher
@@ -20,6 +21,7 @@ from modelnet_p2p.node.shell import publisher
     epilog=examples(
         "modelnet-peer join",
         "modelnet-peer join --publish builtin:digits",
+        "modelnet-peer join --gateway   # and OPENAI_BASE_URL=http://127.0.0.1:8765/v1",
         "modelnet-peer join --home /tmp/second",
         "modelnet-peer join --bootstrap /ip4/192.0.2.7/tcp/4001/p2p/12D3Koo…",
     ),
@@ -29,6 +31,13 @@ from modelnet_p2p.node.shell import publisher
     "--listen", multiple=True, metavar="MULTIADDR", help="Default: /ip4/127.0.0.1/tcp/0; repeatable."
 )
 @click.option("--lan", is_flag=True, help="Listen everywhere; find, and be found by, the local network.")
+@click.option(
+    "--gateway",
+    is_flag=False,
+    flag_value=GATEWAY_ON,
+    metavar="[HOST:PORT]",
+    help=f"Answer OpenAI's clients over HTTP there (alone: {USUAL_GATEWAY}).",
+)
 @click.option(
     "--publish",
     "sources",
@@ -59,6 +68,7 @@ def _ready(session: Session, ready: dict[str, Any]) -> None:
             ("ready", ready["peer"]),
             *(("address", addr) for addr in ready["addrs"]),
             ("control", ready["control"]),
+            *([("gateway", f"{ready['gateway']}/v1")] if ready.get("gateway") else ()),
         ]
     )
     sys.stdout.flush()

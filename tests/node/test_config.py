@@ -99,4 +99,27 @@ def test_each_setting_knows_where_it_came_from(home: Home) -> None:
         "bootstrap": "MODELNET_BOOTSTRAP",
         "listen": "default",
         "timeout": "default",
+        "gateway": "default",
+        "gateway_key_file": "default",
+        "gateway_origins": "default",
     }
+
+
+@pytest.mark.parametrize(
+    ("flag", "variable", "line", "meant"),
+    [
+        (None, "", "", None),
+        ("on", "", "", "127.0.0.1:8765"),
+        ("on", "", 'gateway = "127.0.0.1:9"', "127.0.0.1:9"),
+        ("on", "off", "", "127.0.0.1:8765"),
+        (None, "on", "", "127.0.0.1:8765"),
+        (":7", ":8", 'gateway = ":9"', ":7"),
+        (None, "off", 'gateway = ":9"', None),
+    ],
+)
+def test_where_a_gateway_is_asked_for(
+    home: Home, flag: str | None, variable: str, line: str, meant: str | None
+) -> None:
+    write(home.config_path, line)
+    env = {"MODELNET_GATEWAY": variable}
+    assert load_settings(home=str(home.path), gateway=flag, environ=env).gateway == meant

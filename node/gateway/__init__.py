@@ -1,0 +1,1 @@
+"""The HTTP gateway: the swarm's models for every OpenAI client, in the peer's own nursery."""

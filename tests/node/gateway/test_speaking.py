@@ -1,0 +1,95 @@
+"""From OpenAI's requests to a model's input, and from our errors to theirs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from modelnet_p2p.errors import Code, LocalError, NotFound, RemoteError
+from modelnet_p2p.node.gateway.errors import KINDS, BadRequest, error_object, kind_of, to_bytes
+from modelnet_p2p.node.gateway.forms import check_messages, for_model, transcript
+from modelnet_p2p.node.gateway.http import parse_object
+
+
+def test_every_code_of_ours_has_its_kind() -> None:
+    assert set(KINDS) == set(Code)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (NotFound("nobody"), 404, "model_not_found"),
+        (RemoteError(Code.BUSY, "busy"), 429, "rate_limit_exceeded"),
+        (BadRequest("no", "n"), 400, None),
+        (
+            LocalError(Code.BAD_INPUT, "this model's maximum context length is 128 tokens"),
+            400,
+            "context_length_exceeded",
+        ),
+        (RemoteError(Code.TOO_LARGE, "more than the context window"), 400, "context_length_exceeded"),
+        (RemoteError(Code.MODEL_ERROR, "the context window"), 500, "model_error"),
+    ],
+)
+def test_errors_as_openai_has_them(error: LocalError, status: int, code: str | None) -> None:
+    kind = kind_of(error)
+    assert (kind.status, kind.code) == (status, code)
+    told: Any = error_object(error)["error"]
+    assert told["message"] == error.message
+    assert told["modelnet"]["code"] == error.code.value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "[]", "1", "{", '{"a":1,"a":2}', '{"a":NaN}', '{"a":-Infinity}', '{"a":1e999}', "{}x",
+        '{"a":\xff}', '{"a":' + "[" * 100_000 + "]" * 100_000 + "}", '{"a":' + "1" * 5000 + "}",
+    ],
+)  # fmt: skip
+def test_json_is_read_strictly(text: str) -> None:
+    with pytest.raises(BadRequest):
+        parse_object(text.encode("latin-1"))
+
+
+def test_what_json_cannot_say_is_the_models_error() -> None:
+    for value in (np.zeros(2), float("nan"), b"x", "\ud800"):
+        with pytest.raises(LocalError) as caught:
+            to_bytes({"a": value})
+        assert caught.value.code is Code.MODEL_ERROR
+
+
+def test_a_model_that_takes_messages_gets_the_request_without_what_is_ours() -> None:
+    body = {
+        "model": "m",
+        "stream": True,
+        "n": 1,
+        "messages": [],
+        "seed": 1,
+        "stop": None,
+        "max_completion_tokens": 3,
+    }
+    assert for_model(body) == {"messages": [], "seed": 1, "max_tokens": 3}
+
+
+def test_a_conversation_as_text() -> None:
+    one: list[dict[str, Any]] = [{"role": "user", "content": "hi"}]
+    assert transcript(one) == "hi"
+    parts = [{"role": "user", "content": [{"type": "text", "text": "h"}, {"type": "text", "text": "i"}]}]
+    assert transcript(parts) == "hi"
+    more: list[dict[str, Any]] = [
+        {"role": "system", "content": "be kind"},
+        *one,
+        {"role": "assistant", "content": None},
+    ]
+    assert transcript(more) == "system: be kind\nuser: hi\nassistant: \nassistant:"
+    with pytest.raises(BadRequest, match="text alone"):
+        transcript([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}])
+
+
+@pytest.mark.parametrize(
+    "messages", [None, [], {}, ["hi"], [{"content": "hi"}], [{"role": "user", "content": 1}]]
+)
+def test_messages_that_are_none(messages: object) -> None:
+    with pytest.raises(BadRequest):
+        check_messages(messages)
