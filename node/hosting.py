@@ -286,6 +286,23 @@ def _report(draft: OfferRecord) -> dict[str, object]:
         "task": offer.task,
         "licence": draft.manifest.licence,
         "seq": draft.seq,
+        **_details(draft),
+    }
+
+
+def _details(draft: OfferRecord) -> dict[str, object]:
+    """What inspection and a warm-up run told of the model."""
+    return {
+        "framework": draft.framework,
+        "precision": draft.precision,
+        "parameters": draft.parameters,
+        "context_length": draft.context_length,
+        "languages": list(draft.languages),
+        "inputs": [spec.to_map() for spec in draft.inputs],
+        "outputs": [spec.to_map() for spec in draft.outputs],
+        "gives": list(draft.gives),
+        "limits": dict(draft.limits),
+        "metrics": dict(draft.manifest.metrics),
     }
 
 

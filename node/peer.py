@@ -55,7 +55,7 @@ from modelnet_p2p.node.owners import Owners
 from modelnet_p2p.node.reports import known_peers, ping, refused, rss_bytes, shown
 from modelnet_p2p.node.revoking import Revoking
 from modelnet_p2p.node.searches import LOOK_SECONDS, MAX_WATCHED, WATCH_SECONDS, Explained, Found, Watch
-from modelnet_p2p.node.serving.backends.contract import Source
+from modelnet_p2p.node.serving.backends.contract import Source, checked_options
 from modelnet_p2p.node.serving.models import Models, open_models
 from modelnet_p2p.node.serving.own_script import importable
 from modelnet_p2p.node.serving.policy.memory import Memory
@@ -474,16 +474,18 @@ class Peer:
         interpreter: str | None = None,
         cwd: str | None = None,
         environ: Mapping[str, str] | None = None,
+        options: Mapping[str, str] | None = None,
         manifest: bytes | None = None,
         dry_run: bool = False,
         on_event: Notice | None = None,
     ) -> dict[str, object]:
         """Serve a model and tell the network; returns when a majority of the holders has acknowledged.
 
-        `source` is `builtin:digits`, `MODULE:NAME`, a `.safetensors` file (with `module`), or an
-        importable function itself. The worker runs with `interpreter`, `cwd` and `environ`, by default
-        this process's. `manifest` is a seal that the model's owner made of it (`owner sign`): the offer is
-        then of that owner's model. Raises LocalError (bad-input, unsafe), RemoteError (no majority).
+        `source` is what `modelnet-peer publish` takes (`builtin:digits`, `MODULE:NAME`, `FILE.onnx`, …), or
+        an importable function itself; `options` are those of its kind by name, as `{"quantise": "int8"}`.
+        The worker runs with `interpreter`, `cwd` and `environ`, by default this process's. `manifest` is a
+        seal that the model's owner made of it (`owner sign`): the offer is then of that owner's model.
+        Raises LocalError (bad-input, unsafe), RemoteError (no majority).
         """
         if not self.addrs:
             raise LocalError(Code.BAD_INPUT, "a client cannot serve: it listens nowhere")
@@ -506,6 +508,7 @@ class Peer:
             cwd=cwd or os.getcwd(),
             environ=environ,
             manifest=manifest,
+            options=checked_options(options or {}),
         )
         if dry_run:
             return await self._hosting.rehearse(wanted, on_event or _quiet)

@@ -9,6 +9,7 @@ import click
 
 from modelnet_p2p.node.cli import words
 from modelnet_p2p.node.cli.common import Session, common_flags
+from modelnet_p2p.node.cli.describing import described
 from modelnet_p2p.node.cli.examples import examples
 from modelnet_p2p.node.config import GATEWAY_ON, USUAL_GATEWAY
 from modelnet_p2p.node.control.client import home_flag
@@ -83,7 +84,7 @@ def _ready(session: Session, ready: dict[str, Any]) -> None:
         "modelnet-peer publish builtin:digits",
         "modelnet-peer publish mymodels:summarise --task summarization --tag english",
         "modelnet-peer publish weights.safetensors --module mymodels:Net",
-        "modelnet-peer publish mymodels:summarise --dry-run",
+        "modelnet-peer publish model.onnx --quantise int8 --dry-run",
         "modelnet-peer publish mymodels:summarise --manifest acme.manifest   # a replica of acme's",
     ),
 )
@@ -99,6 +100,15 @@ def _ready(session: Session, ready: dict[str, Any]) -> None:
     shell_complete=words.files,
     help="The seal of the model's owner (owner sign), if that is not you.",
 )
+@click.option(
+    "--quantise", type=click.Choice(["int8"]), help="Serve a smaller variant of a torch or ONNX model."
+)
+@click.option(
+    "--sample",
+    metavar="FILE",
+    shell_complete=words.files,
+    help="An input (.npy, or .npz by name) to try a model on, where none can be made up.",
+)
 @click.option("--dry-run", is_flag=True, help="Load and describe it, and publish nothing.")
 def publish_command(
     session: Session,
@@ -108,9 +118,11 @@ def publish_command(
     tags: tuple[str, ...],
     module: str | None,
     manifest: str | None,
+    quantise: str | None,
+    sample: str | None,
     dry_run: bool,
 ) -> None:
-    """Serve a model from the running peer: builtin:digits, MODULE:NAME, FILE.safetensors, …"""
+    """Serve a model from the running peer: builtin:digits, MODULE:NAME, FILE.onnx, FILE.safetensors, …"""
     check_safe(source)
     settings, output = session.settings, session.output
     params = {
@@ -120,6 +132,7 @@ def publish_command(
         "tags": list(tags),
         "module": module,
         "dry_run": dry_run,
+        "options": {name: text for name, text in (("quantise", quantise), ("sample", sample)) if text},
         **publisher(),
     }
     if manifest is not None:
@@ -139,6 +152,7 @@ def publish_command(
             ("model", answer.get("model")),
             ("uri", answer.get("uri")),
             ("task", answer.get("task")),
+            *(described(answer) if dry_run else ()),
             ("stored", "nothing: a dry run" if dry_run else _holders(holders)),
         ]
     )

@@ -20,6 +20,7 @@ from modelnet_p2p.identity import PeerId
 from modelnet_p2p.node.control.wire import ITEM, NOTICE
 from modelnet_p2p.node.owners import forget, trust
 from modelnet_p2p.node.revoking import KeyIsOver
+from modelnet_p2p.node.serving.backends.contract import checked_options
 
 if TYPE_CHECKING:
     from modelnet_p2p.node.calls.router import Outcome
@@ -189,6 +190,7 @@ async def _publish(peer: Peer, request: Request, emit: Emit) -> Value:
             interpreter=request.maybe_text("interpreter"),
             cwd=request.maybe_text("cwd"),
             environ=request.mapping("environ"),
+            options=checked_options(request.mapping("options") or {}),
             **_manifest(request),
             dry_run=request.flag("dry_run"),
             on_event=notice,

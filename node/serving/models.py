@@ -24,6 +24,7 @@ from modelnet_p2p.node.serving.backends.contract import (
     Description,
     Emit,
     Source,
+    check_options,
     run_method,
     unknown_method,
 )
@@ -275,7 +276,7 @@ class Models:
 
     async def add(self, source: Source) -> Served:
         """Load and describe a model, then serve it; raises LocalError that names the file or module."""
-        check_safe(source.spec)
+        _check_source(source)
         if source.model is not None:  # known before it is loaded
             self._check_room(ModelUri.parse(source.model).name)
         found = await self._nursery.start(self._host, source)
@@ -306,7 +307,7 @@ class Models:
 
     async def rehearse(self, source: Source) -> Description:
         """What `add` would find; the model is loaded and let go again, and serves nobody."""
-        check_safe(source.spec)
+        _check_source(source)
         async with _open_runner(source, self._tuning, self.shared) as runner:
             return _named(await runner.describe(), source)
 
@@ -340,6 +341,14 @@ class Models:
             await entry.ended.wait()
             with trio.move_on_after(self._tuning.shutdown_grace):
                 await served.idle()
+
+
+def _check_source(source: Source) -> None:
+    """What is known without a worker; raises LocalError (unsafe, bad-input)."""
+    check_safe(source.spec)
+    for built_in in (EchoBackend, BuiltinBackend):
+        if built_in.claims(source.spec):
+            check_options(built_in, source)
 
 
 @asynccontextmanager

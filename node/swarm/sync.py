@@ -312,15 +312,17 @@ class Swarm:
         interpreter: str | None = None,
         cwd: str | None = None,
         environ: Mapping[str, str] | None = None,
+        options: Mapping[str, str] | None = None,
         manifest: bytes | None = None,
         dry_run: bool = False,
         on_event: Notice | None = None,
     ) -> dict[str, object]:
         """Serve a model and tell the network; returns when a majority of the holders has acknowledged.
 
-        `source` is `builtin:digits`, `MODULE:NAME`, a `.safetensors` file (with `module`), or an importable
-        function itself. `on_event` is told of the progress, a line at a time, in the peer's thread: it has to
-        be quick. Raises LocalError (bad-input, unsafe), RemoteError (no majority).
+        `source` is what `modelnet-peer publish` takes, or an importable function itself; `options` are
+        those of its kind by name, as `{"quantise": "int8"}`. `on_event` is told of the progress, a line at
+        a time, in the peer's thread: it has to be quick. Raises LocalError (bad-input, unsafe), RemoteError
+        (no majority).
         """
         return self._thread.run(
             partial(
@@ -333,6 +335,7 @@ class Swarm:
                 interpreter=interpreter,
                 cwd=cwd,
                 environ=environ,
+                options=options,
                 manifest=manifest,
                 dry_run=dry_run,
                 on_event=on_event,

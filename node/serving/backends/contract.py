@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from modelnet_p2p.errors import Code, LocalError, ModelnetError
 from modelnet_p2p.names import MAX_VERSION_BYTES
@@ -113,11 +113,19 @@ class Source:
 
 
 def _options(wire: object) -> dict[str, str]:
-    if not isinstance(wire, dict) or len(wire) > MAX_OPTIONS:
+    if not isinstance(wire, Mapping) or len(wire) > MAX_OPTIONS:
         raise ValueError(f"its options are not a map of at most {MAX_OPTIONS}")
     if not all(isinstance(part, str) for pair in wire.items() for part in pair):
         raise ValueError("an option of it is not text")
-    return wire
+    return dict(wire)
+
+
+def checked_options(wire: object) -> dict[str, str]:
+    """A source's options, as somebody who publishes gives them; raises LocalError (bad-input)."""
+    try:
+        return _options(wire)
+    except ValueError as error:
+        raise LocalError(Code.BAD_INPUT, f"cannot publish that: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +252,7 @@ class Backend(ABC):
     """One kind of model. The host calls `load` once, then `invoke` or `stream`, then `close`."""
 
     waits = True  # False: `invoke` returns without waiting for anything, so nothing can interrupt it
+    options: ClassVar[frozenset[str]] = frozenset()  # of a source, that it knows
 
     def __init__(self, source: Source, offload: Offload) -> None:
         self.source = source
@@ -308,6 +317,15 @@ class Backend(ABC):
     async def close(self) -> None:
         """Let go of what `load` took."""
         return None
+
+
+def check_options(backend: type[Backend], source: Source) -> None:
+    """Raises LocalError (bad-input) for an option of the source that this kind of model does not have."""
+    unknown = sorted(source.options.keys() - backend.options)
+    if unknown:
+        known = ", ".join(f"--{name}" for name in sorted(backend.options)) or "none"
+        words = f"{source.spec[:200]} is no model that takes --{unknown[0][:40]}"
+        raise LocalError(Code.BAD_INPUT, words, hint=f"of its own options it has {known}")
 
 
 def unknown_method(method: str, known: Iterable[str] = METHODS) -> LocalError:

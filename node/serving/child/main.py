@@ -23,7 +23,15 @@ from collections.abc import Mapping
 
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.logs.level import chosen_level
-from modelnet_p2p.node.serving.backends.contract import Backend, Emit, Source, guard, guarded, run_method
+from modelnet_p2p.node.serving.backends.contract import (
+    Backend,
+    Emit,
+    Source,
+    check_options,
+    guard,
+    guarded,
+    run_method,
+)
 from modelnet_p2p.node.serving.backends.registry import find_backend
 from modelnet_p2p.node.serving.child import thread_lines
 from modelnet_p2p.node.serving.child.batcher import Batcher
@@ -97,7 +105,9 @@ class ModelServer:
     async def _load(self, fields: Value) -> Value:
         source = Source.from_map(fields)
         with guard(Code.MODEL_ERROR, f"the backend of {source.spec[:200]} raised "):
-            backend = find_backend(source.spec)(source, self._thread)
+            kind = find_backend(source.spec)
+            check_options(kind, source)
+            backend = kind(source, self._thread)
             await guarded(backend.load())
             description = backend.describe()
             told = description.to_map()

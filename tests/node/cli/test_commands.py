@@ -216,6 +216,9 @@ def test_publish_and_unpublish(cli: Cli, bob: Any) -> None:
         True,
         sys.executable,
     )
+    cli("publish", "m.onnx", "--quantise", "int8", "--sample", "x.npy")
+    assert bob.asked[-1][1][1]["options"] == {"quantise": "int8", "sample": "x.npy"}
+    assert cli("publish", "m.onnx", "--quantise", "int2").status == 2
     assert lines(cli("unpublish", "acme/echo", "--json").out)[0]["withdrawn"] is True
     assert cli("unpublish", "not-mine").status == 3
 

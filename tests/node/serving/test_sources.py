@@ -17,7 +17,9 @@ from modelnet_p2p.node.serving.backends.builtin import BuiltinBackend
 from modelnet_p2p.node.serving.backends.callable import CallableBackend, _specs
 from modelnet_p2p.node.serving.backends.contract import Backend, Description, Source
 from modelnet_p2p.node.serving.backends.minilm import MiniLmBackend
+from modelnet_p2p.node.serving.backends.onnx_model import OnnxBackend
 from modelnet_p2p.node.serving.backends.registry import find_backend
+from modelnet_p2p.node.serving.backends.tflite import TfliteBackend
 from modelnet_p2p.node.serving.backends.torch_module import TorchModuleBackend
 from modelnet_p2p.records import Spec
 
@@ -43,6 +45,8 @@ ALICES = Source(
         ("shop:upper", CallableBackend),
         ("package.shop:Class.method", CallableBackend),
         ("weights.safetensors", TorchModuleBackend),
+        ("model.onnx", OnnxBackend),
+        ("models/model.TFLITE", TfliteBackend),
         ("/a dir/weights.safetensors", TorchModuleBackend),
     ],
 )
@@ -57,7 +61,6 @@ def test_each_source_has_one_backend(spec: str, backend: type[Backend]) -> None:
         ("a/b/MODEL.PKL", Code.UNSAFE),
         ("a/b.joblib/", Code.UNSAFE),
         ("http://127.0.0.1:8080/v1", Code.BAD_INPUT),
-        ("model.onnx", Code.BAD_INPUT),
         ("", Code.BAD_INPUT),
         ("shop:", Code.BAD_INPUT),
         ("shop:a;b", Code.BAD_INPUT),
