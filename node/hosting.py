@@ -232,7 +232,7 @@ class Hosting:
         recent = served.recent
         return {
             "model": full,
-            "state": "serving",
+            "state": served.state,
             "seq": seq,
             **served.stats(),
             **recent.pace(trio.current_time()).to_map(),

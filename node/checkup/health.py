@@ -51,6 +51,9 @@ def _models(models: Sequence[Status], flag: str) -> list[Concern]:
         if model.get("state") == "failed":
             step = f"modelnet-peer logs{flag} says why; to forget it: modelnet-peer unpublish {name}{flag}"
             found.append(Concern("lost", f"{name} could not be loaded again", step))
+        elif model.get("state") == "crashing":
+            words = f"the process of {name} dies again and again: calls of it are refused until it stays"
+            found.append(Concern("crashing", words, f"modelnet-peer logs{flag} says of what"))
         elif failing >= FAILURES:
             words = f"{name} failed {failing} times in a row: {model.get('failed_with')}"
             found.append(Concern("failing", words, f"modelnet-peer logs{flag} says where"))

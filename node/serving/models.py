@@ -65,6 +65,9 @@ class Runner(Protocol):
     @property
     def pid(self) -> int | None: ...
 
+    @property
+    def is_down(self) -> bool: ...
+
     async def describe(self) -> Description: ...
 
     async def call(
@@ -82,6 +85,7 @@ class InProcess:
         self.waits = backend.waits
 
     pid = None  # none of its own
+    is_down = False
 
     async def describe(self) -> Description:
         try:
@@ -136,7 +140,12 @@ class Served:
     @property
     def load(self) -> float:
         """0 (idle) to 1 (the next call would be refused)."""
-        return self._admission.load
+        return 1.0 if self._runner.is_down else self._admission.load
+
+    @property
+    def state(self) -> str:
+        """`serving`, or `crashing`: its worker process dies again and again, and is started again later."""
+        return "crashing" if self._runner.is_down else "serving"
 
     @property
     def pid(self) -> int | None:

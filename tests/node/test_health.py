@@ -48,6 +48,12 @@ def test_a_model_that_was_lost_on_the_way() -> None:
     assert "modelnet-peer unpublish shout" in lost.hint
 
 
+def test_a_model_whose_process_does_not_stay() -> None:
+    (crashing,) = concerns(alice(models=[{"model": "shout", "state": "crashing"}]))
+    assert crashing.code == "crashing"
+    assert "modelnet-peer logs" in crashing.hint
+
+
 @pytest.mark.parametrize(
     ("reason", "more", "found"),
     [

@@ -47,6 +47,7 @@ class Process:
         self._killed_for = ""
         self._calls = 0  # that are on
         self._took_along = 0  # calls that were on when it ended
+        self.is_crash = True  # its end, if it has ended: not for a call that did not stop
         self.alive = True
 
     @property
@@ -234,6 +235,7 @@ class Process:
                 with trio.CancelScope(shield=True, deadline=trio.current_time() + grace) as scope:
                     await stream.leave()
                 if scope.cancelled_caught:
+                    self.is_crash = not self.alive
                     self.kill("a cancelled call did not stop")
                 stream.close()
                 if self.alive:

@@ -1,7 +1,7 @@
 """A model in a worker process, for as long as it is served: one process after the other.
 
-A process that is gone, whatever of, is started again for the next call; callers that come during a
-start wait for that one.
+A process that is gone, whatever of, is started again; callers that come meanwhile wait for that start, unless
+the model dies again and again (see `restarting`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from modelnet_p2p.errors import Code, LocalError, ModelnetError
 from modelnet_p2p.exchange import Call
 from modelnet_p2p.frames import MAX_LABEL_BYTES
 from modelnet_p2p.node.serving.backends.contract import Description, Emit, Source
+from modelnet_p2p.node.serving.policy.restarting import Restarts
 from modelnet_p2p.node.serving.worker.process import Process
 from modelnet_p2p.node.serving.worker.regions import Quota
 from modelnet_p2p.payload import Value
@@ -26,15 +27,16 @@ LOAD_TIMEOUT = 600.0  # a model of tens of GB from a slow disk; longer is a hang
 
 
 class _Start:
-    """One start of a worker's process, for all who wait for it."""
+    """One start of a worker's process, now or later, for all who wait for it."""
 
-    def __init__(self) -> None:
+    def __init__(self, at: float) -> None:
+        self.at = at  # trio time
         self.ended = trio.Event()
         self.outcome: Process | ModelnetError | None = None  # None: it was given up
 
 
 class Worker:
-    """A model in a process of its own, started again for the next call whenever it is gone."""
+    """A model in a process of its own, which is started again whenever it is gone."""
 
     waits = True
 
@@ -45,6 +47,7 @@ class Worker:
         self._quota = quota
         self._process: Process | None = None
         self._starting: _Start | None = None
+        self._restarts = Restarts()
         self._retired = False
         self._description: Description | None = None
 
@@ -52,6 +55,11 @@ class Worker:
     def pid(self) -> int | None:
         """Of the running process, None between two of them."""
         return self._process.pid if self._process and self._process.alive else None
+
+    @property
+    def is_down(self) -> bool:
+        """Whether it dies again and again: no call is worth making now."""
+        return self._restarts.is_down and (self._starting is not None or self.pid is None)
 
     async def describe(self) -> Description:
         """Of the model, started if need be; raises LocalError that says why it cannot be."""
@@ -63,7 +71,9 @@ class Worker:
         self, method: str, value: Value, params: Mapping[str, Value], emit: Emit, caller: str = ""
     ) -> Value:
         """One call; raises LocalError, `model-error` for whatever the model does, not-found when it is no
-        longer served, busy when this machine has nothing left to run it with."""
+        longer served, busy when this machine has nothing left to run it with, or it dies all the time."""
+        if self.is_down and self._starting is not None:
+            raise self._down(self._starting)
         try:
             process = await self._ready()
         except ModelnetError as error:
@@ -88,12 +98,12 @@ class Worker:
         """The running process, with its model loaded; callers that come during a start wait for that one."""
         if self._retired:
             raise self._gone()
-        if (start := self._starting) is None:
+        if self._starting is None:
             if self._process is not None and self._process.alive:
                 return self._process
-            start = self._starting = _Start()
-            # not in the caller's scope: a model may take longer to load than a call may last
-            self._nursery.start_soon(self._start, start)
+            self._on_death(self._process)
+        start = self._starting
+        assert start is not None
         await start.ended.wait()
         match start.outcome:
             case Process() as process:
@@ -106,17 +116,53 @@ class Worker:
     def _gone(self) -> LocalError:
         return LocalError(Code.NOT_FOUND, f"{self._source.spec} is no longer served here")
 
+    def _down(self, start: _Start) -> LocalError:
+        soon = max(0.0, start.at - trio.current_time())
+        return LocalError(
+            Code.BUSY,
+            f"{self._source.spec} has died {self._restarts.row} times in a row,"
+            f" and is started again in {soon:.0f} s",
+            hint="try again later, or another provider",
+        )
+
+    def _on_death(self, process: Process | None) -> None:
+        """That one is gone, whoever sees it first: the next start is set. None: there was none."""
+        if self._starting is not None or self._process is not process or self._retired:
+            return
+        now = trio.current_time()
+        self._process = None
+        self._begin(now if process is None else self._restarts.on_death(now, counts=process.is_crash))
+
+    def _begin(self, at: float) -> None:
+        self._starting = _Start(at)
+        # not in a caller's scope: a model may take longer to load than a call may last
+        self._nursery.start_soon(self._start, self._starting)
+
     async def _start(self, start: _Start) -> None:
         try:
-            self._process = process = await Process.start(self._source, self._quota)
-            self._nursery.start_soon(process.watch)
-            self._description = await self._load(process)
-            start.outcome = process
+            await trio.sleep_until(start.at)
+            if not self._retired:
+                start.outcome = await self._run()
         except ModelnetError as error:
             start.outcome = error
         finally:
             self._starting = None
             start.ended.set()
+        if self._description is not None and isinstance(start.outcome, ModelnetError) and not self._retired:
+            self._begin(self._restarts.on_death(trio.current_time()))  # it was served: it will be again
+
+    async def _run(self) -> Process:
+        """A process with the model in it, watched from now on."""
+        self._process = process = await Process.start(self._source, self._quota)
+        self._nursery.start_soon(self._live, process)
+        self._description = await self._load(process)
+        self._restarts.on_start(trio.current_time())
+        return process
+
+    async def _live(self, process: Process) -> None:
+        await process.watch()
+        if self._description is not None:  # else nobody serves it: it never was loaded
+            self._on_death(process)
 
     async def _load(self, process: Process) -> Description:
         source = replace(self._source, environ={})  # it has its environment

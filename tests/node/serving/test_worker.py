@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -576,3 +577,63 @@ def test_importing_the_worker_imports_neither_trio_nor_libp2p_nor_torch() -> Non
         "print([name for name in ('trio', 'libp2p', 'torch', 'click') if name in sys.modules])"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+async def test_a_worker_killed_from_outside_is_back_by_itself(
+    models: Models, source: MakeSource, call: Call, gone: Gone
+) -> None:
+    """Whoever was waiting for it is told at once; nobody has to call for it to come back."""
+    served = await models.add(source("shop:hanging"))
+    first = pid_of(served)
+    told: list[ModelnetError] = []
+
+    async def waiting() -> None:
+        told.append(await refuses(call, served, "hang", Code.MODEL_ERROR))
+
+    with trio.fail_after(HANG):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(waiting)
+            while not served.stats()["in_flight"]:
+                await trio.sleep(0.01)
+            await trio.sleep(0.05)
+            os.kill(first, signal.SIGKILL)
+        assert "signal 9" in told[0].message
+        while served.pid in (None, first):
+            await trio.sleep(0.01)
+    assert served.state == "serving"
+    assert (await call(served, "well"))[0] == "well"
+
+
+async def test_a_model_that_dies_all_the_time_is_down(models: Models, source: MakeSource, call: Call) -> None:
+    """Callers are sent elsewhere at once instead of waiting for the next start; its load says so, too."""
+    served = await models.add(source("shop:dying"))
+    with trio.fail_after(HANG):
+        for _ in range(3):
+            await refuses(call, served, "7", Code.MODEL_ERROR)
+        error = await refuses(call, served, "7", Code.BUSY)
+        assert error.retryable
+        assert "died 3 times in a row" in error.message
+        assert (served.load, served.state) == (1.0, "crashing")
+        while served.state == "crashing":  # for a second or so
+            await trio.sleep(0.01)
+        assert served.load == 0.0
+        await refuses(call, served, "7", Code.MODEL_ERROR)
+
+
+async def test_a_model_whose_file_is_gone_is_started_again_when_it_is_back(
+    models: Models, source: MakeSource, call: Call, shop: Path
+) -> None:
+    (shop / "gone.py").write_text("import os\ndef f(x): return os._exit(7) if x else 'here'\n")
+    served = await models.add(source("gone:f"))
+    (shop / "gone.py").rename(shop / "away.py")
+    with trio.fail_after(HANG):
+        await refuses(call, served, 1, Code.MODEL_ERROR)
+        error = await refuses(call, served, 0, Code.MODEL_ERROR)
+        assert "did not start again" in error.message
+        (shop / "away.py").rename(shop / "gone.py")
+        answer = None
+        while answer is None:  # callers are told why, or to go elsewhere, until it is back
+            with suppress(LocalError):
+                answer = (await call(served, 0))[0]
+            await trio.sleep(0.01)
+    assert answer == "here"
