@@ -33,6 +33,8 @@ from modelnet_p2p.node.serving.policy.admission import Admission, Queued, Refuse
 from modelnet_p2p.node.serving.policy.recent import Recent
 from modelnet_p2p.node.serving.policy.safety import check_safe
 from modelnet_p2p.node.serving.policy.scarcity import no_more
+from modelnet_p2p.node.serving.upstream.address import is_address
+from modelnet_p2p.node.serving.upstream.runner import Trouble, check_upstream, open_upstream
 from modelnet_p2p.node.serving.worker.regions import Quota
 from modelnet_p2p.node.serving.worker.worker import open_worker
 from modelnet_p2p.payload import Value
@@ -282,6 +284,7 @@ class Models:
         self._nursery = nursery
         self._entries: dict[str, _Entry] = {}
         self.shared = Quota()  # memory shared with all workers
+        self.on_trouble: Trouble = lambda spec, error: None  # with a server behind a model
 
     async def add(self, source: Source) -> Served:
         """Load and describe a model, then serve it; raises LocalError that names the file or module."""
@@ -317,7 +320,7 @@ class Models:
     async def rehearse(self, source: Source) -> Description:
         """What `add` would find; the model is loaded and let go again, and serves nobody."""
         _check_source(source)
-        async with _open_runner(source, self._tuning, self.shared) as runner:
+        async with self._open_runner(source) as runner:
             return _named(await runner.describe(), source)
 
     async def remove(self, name: str) -> bool:
@@ -339,7 +342,7 @@ class Models:
     async def _host(self, source: Source, task_status: _Starting) -> None:
         """Holds a model's runner for as long as the model is wanted. Errors go back as values: an
         exception would end every other model, too."""
-        async with _open_runner(source, self._tuning, self.shared) as runner:
+        async with self._open_runner(source) as runner:
             try:
                 served = Served(source, _named(await runner.describe(), source), runner)
             except ModelnetError as error:
@@ -351,6 +354,19 @@ class Models:
             with trio.move_on_after(self._tuning.shutdown_grace):
                 await served.idle()
 
+    @asynccontextmanager
+    async def _open_runner(self, source: Source) -> AsyncIterator[Runner]:
+        if EchoBackend.claims(source.spec):
+            yield InProcess(EchoBackend(source, in_thread))
+        elif BuiltinBackend.claims(source.spec):
+            yield InProcess(BuiltinBackend(source, in_thread))
+        elif is_address(source.spec):
+            async with open_upstream(source, self.on_trouble) as upstream:
+                yield upstream
+        else:
+            async with open_worker(source, self._tuning, self.shared) as worker:
+                yield worker
+
 
 def _check_source(source: Source) -> None:
     """What is known without a worker; raises LocalError (unsafe, bad-input)."""
@@ -358,17 +374,8 @@ def _check_source(source: Source) -> None:
     for built_in in (EchoBackend, BuiltinBackend):
         if built_in.claims(source.spec):
             check_options(built_in, source)
-
-
-@asynccontextmanager
-async def _open_runner(source: Source, tuning: Tuning, shared: Quota) -> AsyncIterator[Runner]:
-    if EchoBackend.claims(source.spec):
-        yield InProcess(EchoBackend(source, in_thread))
-    elif BuiltinBackend.claims(source.spec):
-        yield InProcess(BuiltinBackend(source, in_thread))
-    else:
-        async with open_worker(source, tuning, shared) as worker:
-            yield worker
+    if is_address(source.spec):
+        check_upstream(source)
 
 
 def _named(description: Description, source: Source) -> Description:
