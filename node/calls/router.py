@@ -170,13 +170,15 @@ class Router:
         """
         started = trio.current_time()
         until = started + timeout
-        if wire:
+        if wire and fit is None:
             value, _ = await compacted(value, wire, strict=True)
         key = self._rng.randbytes(16).hex()
         tries = Tries(self, target, until, avoid, repeatable=repeatable)
         while (offer := await tries.next()) is not None:
             if fit is not None:
                 value, params = fit(offer)
+                if wire:
+                    value, _ = await compacted(value, wire, strict=True)
             call = Call(target=offer.uri, value=value, method=method, params=params, key=key, wire=wire)
             running = None
             try:

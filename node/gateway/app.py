@@ -20,10 +20,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from modelnet_p2p.errors import Code, ModelnetError
 from modelnet_p2p.node.gateway.calling import Gateway
 from modelnet_p2p.node.gateway.chat import chat_completions, completions
+from modelnet_p2p.node.gateway.embeddings import embeddings
 from modelnet_p2p.node.gateway.errors import KINDS, NO_ROUTE, WRONG_METHOD, Kind, plain_object, to_bytes
 from modelnet_p2p.node.gateway.gate import Gate
 from modelnet_p2p.node.gateway.health import healthz, metrics, readyz
 from modelnet_p2p.node.gateway.http import Gone, Http
+from modelnet_p2p.node.gateway.invoke import invoke
+from modelnet_p2p.node.gateway.models import list_models, show_model
+from modelnet_p2p.node.gateway.responses import responses
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +44,11 @@ async def open_routes(gateway: Gateway) -> AsyncIterator[list[BaseRoute]]:
     yield [
         at("/v1/chat/completions", chat_completions, "POST"),
         at("/v1/completions", completions, "POST"),
+        at("/v1/embeddings", embeddings, "POST"),
+        at("/v1/responses", responses, "POST"),
+        at("/v1/models", list_models, "GET"),
+        at("/v1/models/{model:path}", show_model, "GET"),
+        at("/api/v1/invoke/{model:path}", invoke, "POST"),
         at("/healthz", healthz, "GET", counted=False),
         at("/readyz", readyz, "GET", counted=False),
         at("/metrics", metrics, "GET", counted=False),

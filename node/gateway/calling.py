@@ -19,6 +19,7 @@ from modelnet_p2p.node.calls.router import Fit, Outcome, Running
 from modelnet_p2p.node.gateway.errors import BadRequest
 from modelnet_p2p.node.gateway.gauges import Gauges
 from modelnet_p2p.node.gateway.http import Http, Room
+from modelnet_p2p.node.gateway.listing import Lists
 from modelnet_p2p.node.gateway.settings import GatewaySettings
 from modelnet_p2p.payload import Value
 
@@ -43,6 +44,7 @@ class Gateway:
         self.settings = settings
         self.gauges = Gauges()
         self.room = Room()
+        self.lists = Lists()
         self.leaving = False  # it is being closed
         self._running = 0
 
@@ -62,11 +64,12 @@ class Gateway:
 class Calling:
     """One call of a model for one request."""
 
-    def __init__(self, gateway: Gateway, http: Http, target: object) -> None:
+    def __init__(self, gateway: Gateway, http: Http, target: object, *, wire: str = "") -> None:
         """Raises BadRequest for what names no model."""
         if not isinstance(target, str) or not 0 < len(target) <= MAX_TARGET_CHARS:
             raise BadRequest("'model' must name a model, such as task:text-generation", "model")
         self.target = target
+        self.wire = wire
         self.gateway = gateway
         self.http = http
         self.timeout = _timeout(http, gateway.settings.timeout)
@@ -93,7 +96,7 @@ class Calling:
         ) -> AbstractAsyncContextManager[Running]:
             self._begun += 1
             return gateway.peer.open_call(
-                target, timeout=timeout, fit=fit, avoid=avoid, repeatable=repeatable
+                target, timeout=timeout, wire=self.wire, fit=fit, avoid=avoid, repeatable=repeatable
             )
 
         async def begin(running: Running) -> None:

@@ -12,7 +12,7 @@ from modelnet_p2p.errors import Code, ModelnetError, RemoteError
 from modelnet_p2p.node.calls.router import Fit, Running
 from modelnet_p2p.node.gateway.calling import MAX_WHOLE_BYTES, Calling, Gateway, all_headers, first_headers
 from modelnet_p2p.node.gateway.errors import BadRequest, to_bytes
-from modelnet_p2p.node.gateway.forms import chat_fit, check_messages, completion_fit
+from modelnet_p2p.node.gateway.forms import chat_fit, check_messages, completion_fit, flag
 from modelnet_p2p.node.gateway.http import EVENTS, Http
 from modelnet_p2p.node.gateway.pieces import Json, Piece, Whole, chat_piece, no_usage, text_piece
 from modelnet_p2p.node.gateway.sse import DONE, error_event, event, trailer
@@ -51,24 +51,17 @@ async def _answer(gateway: Gateway, http: Http, body: Json, style: Style, fit: F
     if body.get("n") not in (None, 1):
         raise BadRequest("one answer a request: 'n' is 1", "n")
     calling = Calling(gateway, http, body.get("model"))
-    if _flag(body, "stream"):
+    if flag(body, "stream"):
         await _stream(calling, style, fit, _includes_usage(body))
     else:
         await _whole(calling, style, fit)
-
-
-def _flag(body: Json, name: str) -> bool:
-    value = body.get(name)
-    if not isinstance(value, bool | None):
-        raise BadRequest(f"{name!r} must be true or false", name)
-    return bool(value)
 
 
 def _includes_usage(body: Json) -> bool:
     options = body.get("stream_options") or {}
     if not isinstance(options, dict):
         raise BadRequest("'stream_options' must be an object", "stream_options")
-    return _flag(options, "include_usage")
+    return flag(options, "include_usage")
 
 
 class Style(ABC):

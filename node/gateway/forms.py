@@ -106,6 +106,14 @@ def completion_fit(body: Fields) -> Fit:
     return fit
 
 
+def flag(body: Fields, name: str) -> bool:
+    """A field that is true or false, which it is if missing or null; raises BadRequest."""
+    value = body.get(name)
+    if not isinstance(value, bool | None):
+        raise BadRequest(f"{name!r} must be true or false", name)
+    return bool(value)
+
+
 def cannot(offer: Offer, what: str) -> BadRequest:
     """For a model that is asked for what it does not do."""
     there = ", ".join(endpoints_of(offer))

@@ -69,7 +69,7 @@ class Client:
         async def receive() -> dict[str, object]:
             if messages:
                 return messages.pop(0)
-            await (hang_up or trio.Event()).wait()
+            await (trio.Event() if hang_up is None else hang_up).wait()
             return {"type": "http.disconnect"}
 
         async def send(message: dict[str, Any]) -> None:

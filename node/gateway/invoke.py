@@ -1,0 +1,157 @@
+"""POST /api/v1/invoke/{model}: any model with any input, not only those that OpenAI's interface knows.
+
+In: JSON `{"input": VALUE, "params": {…}}` in the form of `modelnet-peer invoke --json`; or the input
+alone as .npy, safetensors or plain text, its parameters as JSON in `?params=`. Out: the last line of
+`invoke --json`, or the answer's tensors as a file where `Accept` asks for that; with `?stream=1` an item
+a line, or an event each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from modelnet_p2p.errors import Code, ModelnetError, RemoteError
+from modelnet_p2p.jsonvalue import from_json, to_json
+from modelnet_p2p.node.calls.router import Fit, Outcome, Running
+from modelnet_p2p.node.control.table import outcome_to_map
+from modelnet_p2p.node.gateway.calling import (
+    MAX_WHOLE_BYTES,
+    Calling,
+    Gateway,
+    all_headers,
+    first_headers,
+)
+from modelnet_p2p.node.gateway.errors import BadRequest, error_object, to_bytes
+from modelnet_p2p.node.gateway.http import EVENTS, MAX_JSON_BYTES, Http, parse_object
+from modelnet_p2p.node.gateway.sse import DONE, error_event, event
+from modelnet_p2p.node.gateway.tensors import (
+    NPY,
+    SAFETENSORS,
+    from_npy,
+    from_safetensors,
+    to_npy,
+    to_safetensors,
+)
+from modelnet_p2p.node.serving.backends.contract import MAX_BODY_BYTES
+from modelnet_p2p.offers import Offer
+from modelnet_p2p.payload import Value, check_wire
+
+NDJSON = b"application/x-ndjson"
+TEXT = "text/plain"
+_YES = frozenset({"1", "true", "yes"})
+
+
+class Asked(NamedTuple):
+    """What is to be called with, and in which compact form tensors may travel."""
+
+    value: Value
+    params: Mapping[str, Value]
+    wire: str = ""
+
+
+async def invoke(gateway: Gateway, http: Http) -> None:
+    query = http.query()
+    asked = await _read(http, query)
+    calling = Calling(
+        gateway, http, http.param("model"), wire=check_wire(asked.wire or query.get("wire", ""))
+    )
+
+    def fit(offer: Offer) -> tuple[Value, Mapping[str, Value]]:
+        return asked.value, asked.params
+
+    if query.get("stream", "").lower() in _YES:
+        await _stream(calling, fit)
+    else:
+        await _whole(calling, fit)
+
+
+async def _read(http: Http, query: Mapping[str, str]) -> Asked:
+    kind = http.header(b"content-type").partition(";")[0].strip().lower()
+    if kind in (NPY, SAFETENSORS, TEXT, "application/octet-stream"):
+        params = from_json(parse_object(query.get("params", "{}").encode()))
+        assert isinstance(params, dict)
+        return Asked(_raw(kind, await http.body(MAX_BODY_BYTES)), params)
+    body = await http.json(MAX_JSON_BYTES)
+    if unknown := body.keys() - {"input", "params", "wire"}:
+        words = f"{min(unknown)!r} is not part of a request: it has 'input', 'params' and 'wire'"
+        raise BadRequest(words, min(unknown))
+    if "input" not in body:
+        raise BadRequest("'input' is missing", "input")
+    params = from_json(body.get("params") or {})
+    wire = body.get("wire") or ""
+    if not isinstance(params, dict) or not isinstance(wire, str):
+        raise BadRequest("'params' must be an object, and 'wire' text", "params")
+    return Asked(from_json(body["input"]), params, wire)
+
+
+def _raw(kind: str, data: bytes) -> Value:
+    match kind:
+        case "application/x-npy":
+            return from_npy(data)
+        case "application/x-safetensors":
+            return from_safetensors(data)
+        case "text/plain":
+            try:
+                return data.decode()
+            except UnicodeDecodeError as error:
+                raise BadRequest(f"the body is not UTF-8 text: {error.reason}") from error
+    return data
+
+
+async def _whole(calling: Calling, fit: Fit) -> None:
+    """The answer as one; a streaming model's as the list of its items."""
+    items: list[Value] = []
+    streams = False
+    http = calling.http
+
+    async def begin(running: Running) -> None:
+        nonlocal streams
+        streams = "items" in running.offer.record.gives
+
+    async def add(item: Value) -> None:
+        items.append(item)
+        if streams and calling.held > MAX_WHOLE_BYTES:
+            words = f"the answer has more than {MAX_WHOLE_BYTES >> 20} MiB in items: ask with ?stream=1"
+            raise RemoteError(Code.TOO_LARGE, words)
+
+    outcome = await calling.run(fit, begin, add, repeatable=False)
+    output = items if streams else items[-1] if items else outcome.output
+    accepted, headers = http.header(b"accept"), all_headers(outcome)
+    if NPY in accepted:
+        await http.respond(200, to_npy(output), NPY.encode(), headers)
+    elif SAFETENSORS in accepted:
+        await http.respond(200, to_safetensors(output), SAFETENSORS.encode(), headers)
+    else:
+        await http.say(_done(outcome, to_json(output)), headers=headers)
+
+
+async def _stream(calling: Calling, fit: Fit) -> None:
+    http = calling.http
+    as_events = "text/event-stream" in http.header(b"accept")
+
+    async def write(value: object) -> None:
+        await http.write(event(value) if as_events else to_bytes(value) + b"\n")
+
+    async def begin(running: Running) -> None:
+        await http.start(200, EVENTS if as_events else NDJSON, first_headers(running))
+
+    async def add(item: Value) -> None:
+        await write({"item": to_json(item)})
+
+    try:
+        outcome = await calling.run(fit, begin, add, repeatable=False)
+        await write(_done(outcome, None))
+    except ModelnetError as error:
+        if not http.answering:
+            raise
+        await http.write(error_event(error) if as_events else to_bytes(error_object(error)) + b"\n")
+    else:
+        if as_events:
+            await http.write(DONE)
+    await http.finish()
+
+
+def _done(outcome: Outcome, output: object) -> dict[str, object]:
+    """As the last line of `modelnet-peer invoke --json`."""
+    return {**outcome_to_map(outcome), "output": output}
