@@ -4,6 +4,7 @@ The caller's input is its one positional argument, the parameters are its keywor
 from the publisher alone; nothing that a caller sends is ever resolved to code. An attribute
 `idempotent = True`, of the function, the class or its method, says that a lost call may be made again;
 `batches = 32` that it takes rows, and up to 32 of them at once, whoever they are of: see `rows`.
+A torch module, or a class of one, is served as those with weights in a file are.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import inspect
 import re
 import sys
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from dataclasses import replace
 from enum import Enum, auto
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.serving.backends.contract import (
@@ -26,9 +28,13 @@ from modelnet_p2p.node.serving.backends.contract import (
     WorkerOffload,
     guard,
 )
+from modelnet_p2p.node.serving.backends.tensor_model import QUANTISE, SAMPLE
 from modelnet_p2p.payload import Value
 from modelnet_p2p.records import Spec
 from modelnet_p2p.tensor import DTYPES
+
+if TYPE_CHECKING:
+    from modelnet_p2p.node.serving.backends.torch_serving import TorchServing
 
 TASK = "x-modelnet/function"
 ASYNC_SLOTS = 8  # an async model waits for something else most of the time
@@ -58,13 +64,16 @@ class Kind(Enum):
 class CallableBackend(Backend):
     """Runs in a worker process. Import and constructor run in the thread that the calls run in."""
 
+    options: ClassVar[frozenset[str]] = frozenset({SAMPLE, QUANTISE})  # of a torch module
     offload: WorkerOffload
+    _serving: TorchServing | None = None  # where it is a torch module
     _target: Callable[..., Any]  # Any: a stranger's code; what it gives is checked when it is encoded
     _owner: object  # the instance, where a class was named
     _kind: Kind
     _signature: inspect.Signature | None
     _idempotent: bool
     _batches: int
+    _description: Description  # of a torch module
 
     @classmethod
     def claims(cls, spec: str) -> bool:
@@ -72,6 +81,12 @@ class CallableBackend(Backend):
 
     async def load(self) -> None:
         found = await self.offload(lambda: resolve(self.source.spec, self.source.cwd))
+        if is_module(found) and not hasattr(found, "invoke"):
+            await self.offload(lambda: self._load_module(found))
+            return
+        if self.source.options:
+            words = f"{self.source.spec} is no torch module: it takes no --{min(self.source.options)}"
+            raise LocalError(Code.BAD_INPUT, words)
         if inspect.isclass(found):
             self._owner = await self.offload(lambda: construct(found, self.source.spec))
             self._target = _entry(self._owner, self.source.spec)
@@ -87,6 +102,18 @@ class CallableBackend(Backend):
         self._idempotent = any(getattr(part, "idempotent", None) is True for part in (found, self._target))
         self._batches = self._told_batches(found)
 
+    def _load_module(self, found: Any) -> None:  # Any: torch is not imported for its types
+        from modelnet_p2p.node.serving.backends.torch_loading import serve
+
+        module = construct(found, self.source.spec) if inspect.isclass(found) else found
+        self._serving, told = serve(module, self, self.source.spec)  # type: ignore[arg-type] # a module
+        self._description = replace(told, name=self._name, digest=None)  # its code is part of what it is
+
+    @property
+    def _name(self) -> str:
+        name = self.source.spec.rpartition(":")[2].rpartition(".")[2].lower().strip("_")
+        return name or "function"
+
     def _told_batches(self, found: object) -> int:
         told = (getattr(part, "batches", None) for part in (found, self._target))
         rows = next((number for number in told if type(number) is int), 1)  # not somebody's method or list
@@ -99,11 +126,12 @@ class CallableBackend(Backend):
         return rows
 
     def describe(self) -> Description:
-        name = self.source.spec.rpartition(":")[2].rpartition(".")[2].lower().strip("_")
+        if self._serving is not None:
+            return self._description
         inputs, outputs = _specs(self._signature) if self._signature else ((), ())
         is_async = self._kind in (Kind.COROUTINE, Kind.ASYNC_GENERATOR)
         return Description(
-            name=name or "function",
+            name=self._name,
             task=TASK,
             framework="python",
             inputs=inputs,
@@ -116,9 +144,12 @@ class CallableBackend(Backend):
 
     @property
     def blocks(self) -> bool:
-        return self._kind in (Kind.FUNCTION, Kind.GENERATOR)
+        return self._serving is not None or self._kind in (Kind.FUNCTION, Kind.GENERATOR)
 
     async def invoke(self, value: Value, params: Mapping[str, Value]) -> Value:
+        if (serving := self._serving) is not None:
+            serving.check(value, params)
+            return await self.offload(lambda: serving.run(value, params))
         check_keywords(self.source.spec, self._signature, value, params)
         if self._kind is Kind.COROUTINE:
             return await self._target(value, **params)
@@ -146,11 +177,20 @@ class CallableBackend(Backend):
 
     async def close(self) -> None:
         """Calls the instance's own `close`, if it has one without arguments."""
-        close = getattr(self._owner, "close", None)
+        close = None if self._serving else getattr(self._owner, "close", None)
         if inspect.iscoroutinefunction(close):
             await close()
         elif callable(close):
             await self.offload(close)
+
+
+def is_module(found: object) -> bool:
+    """Whether it is a torch module, or a class of one. Where torch was not imported nothing is."""
+    torch = sys.modules.get("torch")
+    module = getattr(getattr(torch, "nn", None), "Module", None)
+    if not isinstance(module, type):
+        return False
+    return issubclass(found, module) if isinstance(found, type) else isinstance(found, module)
 
 
 def check_keywords(

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from modelnet_p2p.errors import Code, LocalError
-from modelnet_p2p.names import check_task
 from modelnet_p2p.node.serving.backends.contract import Description, guard
 from modelnet_p2p.node.serving.backends.onnx_file import OnnxFile, read_onnx
 from modelnet_p2p.node.serving.backends.ports import Port
@@ -32,8 +31,9 @@ from modelnet_p2p.node.serving.backends.tensor_model import (
     named_after,
     quantised,
     the_file,
+    worded,
 )
-from modelnet_p2p.node.serving.backends.warming import Warmth, warm_up
+from modelnet_p2p.node.serving.backends.warming import COLD, Warmth, warm_up
 from modelnet_p2p.node.weights.hashing import artifact_of
 from modelnet_p2p.payload import Value
 from modelnet_p2p.tensor import Array
@@ -93,18 +93,17 @@ class OnnxBackend(TensorBackend):
         self._names = [port.name for port in inputs]
         description = Description(
             name=named_after(path),
-            task=_task(told),
+            task=_likely_task(told),
             framework="onnx",
             precision=precision,
             parameters=told.parameters,
             digest=digest,
             size_bytes=size,
             files=files,
-            licence=_licence(told),
         )
         # what is quantised as it comes is scaled by all rows of a step: they would change each other's
         # answers
-        return Opened(description, inputs, outputs, batches=not quantised(self))
+        return Opened(worded(description, told.properties), inputs, outputs, batches=not quantised(self))
 
     def run(self, arrays: list[Array]) -> Sequence[Value]:
         return self._run(self._session, arrays)
@@ -124,6 +123,9 @@ class OnnxBackend(TensorBackend):
             opened.outputs,
             warmth.inputs,
         )
+        if warmth == COLD != reference:
+            words = f"the int8 variant of {self.source.spec} does not run (the worker's log says why)"
+            raise LocalError(Code.BAD_INPUT, words, hint="publish it without --quantise")
         self.tell(metrics=error_metric(reference, warmth))
 
     def _bounded(self, session: onnxruntime.InferenceSession, arrays: list[Array]) -> Sequence[Value]:
@@ -187,18 +189,8 @@ def _plain(output: object) -> Value:
     return output
 
 
-def _task(told: OnnxFile) -> str:
-    """What its properties say, or what its operators can only be for."""
-    for key in ("task", "pipeline_tag"):
-        try:
-            return check_task(told.properties.get(key, ""))
-        except LocalError:
-            continue
+def _likely_task(told: OnnxFile) -> str:
+    """What its operators can only be for."""
     if told.operators & _CLASSIFIERS:
         return "tabular-classification"
     return "tabular-regression" if told.operators & _REGRESSORS else TASK
-
-
-def _licence(told: OnnxFile) -> str:
-    words = told.properties.get("license") or told.properties.get("licence") or ""
-    return words if len(words.encode()) <= 64 and words.isprintable() else ""

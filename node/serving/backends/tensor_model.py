@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from modelnet_p2p.errors import Code, LocalError
+from modelnet_p2p.names import check_task
 from modelnet_p2p.node.serving.backends.contract import Backend, Description
 from modelnet_p2p.node.serving.backends.ports import Port, answer, gather, specs
 from modelnet_p2p.node.serving.backends.warming import COLD, Warmth, difference, sample_arrays, warm_up
@@ -124,6 +125,20 @@ def named_after(path: Path) -> str:
     """A model's name from its file's, or from its directory's where that says more."""
     stem = path.stem.lower().strip("._-")
     return (path.resolve().parent.name.lower().strip("._-") if stem == "model" else stem) or "model"
+
+
+def worded(description: Description, words: Mapping[str, str]) -> Description:
+    """`description` with the task and the licence that the words in a file say, where they say any."""
+    task = description.task
+    for key in ("task", "pipeline_tag"):
+        try:
+            task = check_task(words.get(key, ""))
+            break
+        except LocalError:
+            continue
+    licence = words.get("license") or words.get("licence") or ""
+    fits = len(licence.encode()) <= 64 and licence.isprintable()
+    return replace(description, task=task, licence=licence if fits else "")
 
 
 def error_metric(reference: Warmth, found: Warmth) -> dict[str, int]:

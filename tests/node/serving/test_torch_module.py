@@ -63,7 +63,8 @@ async def test_without_torch_the_hint_says_what_to_install(
 ) -> None:
     with pytest.raises(LocalError, match="needs torch") as caught:
         await models.add(source("line.safetensors", module="nets:Line"))
-    assert caught.value.hint == "pip install torch"
+    assert caught.value.code is Code.BAD_STATE
+    assert caught.value.hint == "pip install 'modelnet-p2p[torch]'"
 
 
 async def test_a_file_that_is_not_there_is_told_before_what_it_would_need(
