@@ -72,8 +72,18 @@ class Shell:  # tests cannot import it: there it is `Any`
                 log.close()
 
 
-@pytest.fixture
-def shell() -> Iterator[Shell]:
+def _shells() -> Iterator[Shell]:
     base = Path(tempfile.mkdtemp(prefix="mn-"))
     yield Shell(base)
     shutil.rmtree(base, ignore_errors=True)
+
+
+@pytest.fixture
+def shell() -> Iterator[Shell]:
+    yield from _shells()
+
+
+@pytest.fixture(scope="module")
+def lasting_shell() -> Iterator[Shell]:
+    """The same for all tests of a file."""
+    yield from _shells()

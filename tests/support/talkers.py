@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,21 @@ def slow(text: str) -> Iterator[str]:
             time.sleep(0.02)
     finally:
         path.write_text("stopped")
+
+
+async def echoes(text: str) -> AsyncIterator[str]:
+    """As many numbers as `text` says, with a turn for others after each."""
+    for number in range(int(text)):
+        yield f"{number} "
+        await asyncio.sleep(0)
+
+
+echoes.slots = 64  # type: ignore[attr-defined]  # a word to whoever serves it
+
+
+def sleepy(text: str) -> str:
+    time.sleep(float(text))
+    return "good morning"
 
 
 def flood(text: str) -> Iterator[str]:

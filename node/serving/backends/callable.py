@@ -3,7 +3,8 @@
 The caller's input is its one positional argument, the parameters are its keywords. The name comes
 from the publisher alone; nothing that a caller sends is ever resolved to code. An attribute
 `idempotent = True`, of the function, the class or its method, says that a lost call may be made again;
-`batches = 32` that it takes rows, and up to 32 of them at once, whoever they are of: see `rows`.
+`batches = 32` that it takes rows, and up to 32 of them at once, whoever they are of: see `rows`; `slots = 64`
+that an async one answers so many calls at once, in place of 8.
 A torch module, or a class of one, is served as those with weights in a file are.
 """
 
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.serving.backends.contract import (
     MAX_ROWS,
+    MAX_SLOTS,
     SYNC_SLOTS,
     Backend,
     Description,
@@ -73,6 +75,7 @@ class CallableBackend(Backend):
     _signature: inspect.Signature | None
     _idempotent: bool
     _batches: int
+    _slots: int
     _description: Description  # of a torch module
 
     @classmethod
@@ -101,12 +104,13 @@ class CallableBackend(Backend):
         # `is True`: it is a word of ours only as a flag, not as somebody's method of that name
         self._idempotent = any(getattr(part, "idempotent", None) is True for part in (found, self._target))
         self._batches = self._told_batches(found)
+        self._slots = self._told_slots(found)
 
     def _load_module(self, found: Any) -> None:  # Any: torch is not imported for its types
         from modelnet_p2p.node.serving.backends.torch_loading import serve
 
-        module = construct(found, self.source.spec) if inspect.isclass(found) else found
-        self._serving, told = serve(module, self, self.source.spec)  # type: ignore[arg-type] # a module
+        module: Any = construct(found, self.source.spec) if inspect.isclass(found) else found
+        self._serving, told = serve(module, self, self.source.spec)
         self._description = replace(told, name=self._name, digest=None)  # its code is part of what it is
 
     @property
@@ -114,9 +118,21 @@ class CallableBackend(Backend):
         name = self.source.spec.rpartition(":")[2].rpartition(".")[2].lower().strip("_")
         return name or "function"
 
+    def _told(self, found: object, name: str, default: int) -> int:
+        told = (getattr(part, name, None) for part in (found, self._target))
+        return next((number for number in told if type(number) is int), default)  # not somebody's method
+
+    def _told_slots(self, found: object) -> int:
+        if self._kind not in (Kind.COROUTINE, Kind.ASYNC_GENERATOR):  # one thread runs it, one call at a time
+            return SYNC_SLOTS
+        slots = self._told(found, "slots", ASYNC_SLOTS)
+        if not 1 <= slots <= MAX_SLOTS:
+            words = f"{self.source.spec} says slots = {slots}: a model answers 1 to {MAX_SLOTS} calls at once"
+            raise LocalError(Code.BAD_INPUT, words)
+        return slots
+
     def _told_batches(self, found: object) -> int:
-        told = (getattr(part, "batches", None) for part in (found, self._target))
-        rows = next((number for number in told if type(number) is int), 1)  # not somebody's method or list
+        rows = self._told(found, "batches", 1)
         if not 1 <= rows <= MAX_ROWS:
             words = f"{self.source.spec} says batches = {rows}: a step takes 1 to {MAX_ROWS} rows"
             raise LocalError(Code.BAD_INPUT, words)
@@ -129,7 +145,6 @@ class CallableBackend(Backend):
         if self._serving is not None:
             return self._description
         inputs, outputs = _specs(self._signature) if self._signature else ((), ())
-        is_async = self._kind in (Kind.COROUTINE, Kind.ASYNC_GENERATOR)
         return Description(
             name=self._name,
             task=TASK,
@@ -137,7 +152,7 @@ class CallableBackend(Backend):
             inputs=inputs,
             outputs=outputs,
             streams=self._kind in (Kind.GENERATOR, Kind.ASYNC_GENERATOR),
-            slots=ASYNC_SLOTS if is_async else SYNC_SLOTS,
+            slots=self._slots,
             idempotent=self._idempotent,
             batches=self._batches,
         )

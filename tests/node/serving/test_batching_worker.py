@@ -39,6 +39,14 @@ doubled.batches = 8
 async def later(rows):
     return rows * 3
 later.batches = 4
+
+async def wide(text):
+    return text
+wide.slots = 64
+
+async def too_wide(text):
+    return text
+too_wide.slots = 0
 """
 
 
@@ -170,3 +178,13 @@ def test_places_are_bounded() -> None:
     assert Description("a", "t", "f", batches=512).places == MAX_SLOTS
     assert Description("a", "t", "f", batches=1).places == 1
     assert Description("a", "t", "f", batches=4, slots=20).places == 20
+
+
+async def test_an_async_function_says_how_many_calls_it_answers_at_once(
+    models: Models, rows_source: MakeSource, call: Call
+) -> None:
+    served = await models.add(rows_source("rows:wide"))
+    assert served.description.slots == 64
+    assert await call(served, "x") == ("x", [])
+    with pytest.raises(LocalError, match="slots = 0"):
+        await models.add(rows_source("rows:too_wide"))
