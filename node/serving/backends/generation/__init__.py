@@ -1,0 +1,1 @@
+"""What generating text has in common, whichever library computes the tokens: requests, text, chunks."""

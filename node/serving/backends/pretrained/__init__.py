@@ -1,0 +1,1 @@
+"""Hugging Face transformers models from a local directory. Only `backend` and what it loads imports torch."""

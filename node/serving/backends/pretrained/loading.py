@@ -1,0 +1,114 @@
+"""The transformers library, asked for what lies in a directory: offline, safetensors only, no other code."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Any
+
+from modelnet_p2p.errors import Code, LocalError
+from modelnet_p2p.node.serving.backends.contract import last_line
+from modelnet_p2p.node.serving.backends.pretrained.folder import Folder, Kind
+
+NEEDED = ("torch", "transformers")
+CLASSES = {
+    Kind.GENERATES: "AutoModelForCausalLM",
+    Kind.CLASSIFIES: "AutoModelForSequenceClassification",
+    Kind.EMBEDS: "AutoModel",
+}
+# What the library raises for files that do not fit together, or for want of a package that a tokenizer needs.
+LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError)
+SWITCHES = {  # of the Hugging Face libraries, read when they are imported: nothing is ever fetched
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "USE_HUB_KERNELS": "NO",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",  # its threads beside torch's are too many
+}
+
+
+def check_installed(spec: str, interpreter: str) -> None:
+    """Raises LocalError (bad-state) that names what is missing."""
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        raise LocalError(
+            Code.BAD_STATE,
+            f"{spec} needs {' and '.join(missing)}, which {interpreter or 'this Python'} does not have",
+            hint="pip install 'modelnet-p2p[transformers]'",
+        )
+
+
+def load_model(folder: Folder) -> Any:  # Any: what transformers makes has no types here
+    """The model, ready to be called, on the first GPU if torch sees one; raises LocalError."""
+    os.environ.update(SWITCHES)
+    import torch
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    _check_known(folder)
+    loader = getattr(transformers, CLASSES[folder.kind])
+    with _named(folder, "its weights"):
+        try:
+            model = _from_pretrained(loader, folder, dtype="auto", attn_implementation="sdpa")
+        except ValueError as error:
+            if "scaled_dot_product_attention" not in str(error):
+                raise
+            model = _from_pretrained(loader, folder, dtype="auto", attn_implementation="eager")
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def load_tokenizer(folder: Folder) -> Any:  # Any: what transformers makes has no types here
+    """Raises LocalError."""
+    os.environ.update(SWITCHES)
+    import transformers
+
+    with _named(folder, "its tokenizer"):
+        return _from_pretrained(transformers.AutoTokenizer, folder)
+
+
+def load_generation_config(folder: Folder) -> Any:  # Any: what transformers makes has no types here
+    """How the model's maker wants it sampled and stopped, from generation_config.json if there is one."""
+    import transformers
+
+    if not (folder.path / "generation_config.json").is_file():
+        return transformers.GenerationConfig()
+    with _named(folder, "its generation_config.json"):
+        return transformers.GenerationConfig.from_pretrained(str(folder.path), local_files_only=True)
+
+
+def _from_pretrained(loader: Any, folder: Folder, **options: object) -> Any:
+    if loader.__name__ != "AutoTokenizer":
+        options["use_safetensors"] = True
+    return loader.from_pretrained(str(folder.path), local_files_only=True, trust_remote_code=False, **options)
+
+
+def _check_known(folder: Folder) -> None:
+    from transformers import __version__ as version
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    kind = str(folder.config.get("model_type", ""))
+    if kind in CONFIG_MAPPING_NAMES:
+        return
+    if "auto_map" in folder.config:
+        raise LocalError(
+            Code.UNSAFE,
+            f"{folder.path} brings the code of its model, which is not run",
+            hint="serve it by a function of your own, where you trust that code: publish MODULE:NAME",
+        )
+    raise LocalError(
+        Code.BAD_INPUT,
+        f"transformers {version} knows no model_type {kind[:80]!r}, which {folder.path} names",
+        hint="pip install --upgrade transformers",
+    )
+
+
+@contextmanager
+def _named(folder: Folder, part: str) -> Iterator[None]:
+    try:
+        yield
+    except LOAD_ERRORS as error:
+        message = f"cannot load {folder.path}, {part}: {last_line(error)}"
+        raise LocalError(Code.BAD_INPUT, message) from error
