@@ -21,8 +21,8 @@ from modelnet_p2p.identity import PeerId
 FAR = 4  # buckets whose walks nobody near me can foresee or is worth a forger's while
 FAR_WALKS = 8  # the last of those that count: one errs by a quarter, the least of eight by a third
 LEAST_FAR_WALKS = 3  # before they say anything
-TORN = 2  # times the least of them, the largest contradicts it: some walks ended in another network, or it
-# was chance, as in a third of cases: that costs a look around more, some 100 B/s
+TORN = 2.5  # times the least of them, the largest contradicts it: some walks ended in another network, or it
+# was chance, as for one in fifty of three walks and one in ten of eight: that costs a look around more
 
 
 class Density:

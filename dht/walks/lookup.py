@@ -40,7 +40,7 @@ MAX_ASKED = 200  # requests of a walk: honest ones need 30 to 60; a liar cannot 
 MAX_ADDRS = 16  # merged from several tellers; as many as one contact may have on the wire
 LATE = 2  # a request is late after patience / 2: one more message is cheaper than half a patience
 LATE_READ = 3  # ... of a reader, who has fewer in flight: p95 then is 6.8 round trips late and not 12.7
-FEW_ANSWERS = 3  # with fewer, the walk prefers to wait for its silent requests ...
+FEW_ANSWERS = 3  # with fewer, or none of use, the walk prefers to wait for its silent requests ...
 FEW_PATIENCES = 3  # ... up to this many patiences: in a small world each answer may be the only one
 PATHS = 3  # a third of all peers may lie, and one honest path is left in 96 % of walks
 PATH_ASKS = 9  # of a walk, three on each path: enough to come to the region from afar
@@ -254,7 +254,9 @@ class Lookup:
         answers = sum(c.state is State.ANSWERED for c in self._order)
         if not answers and self._reading and any(c.state is State.SLOW for c in self._order):
             return Wait(math.inf)  # each of them still answers or fails
-        if answers < min(FEW_ANSWERS, self.want):
+        useful = any(c.useful for c in self._order if c.state is State.ANSWERED)
+        # a reader that found nothing: it may be the holders that are slow, where the whole machine is
+        if answers < min(FEW_ANSWERS, self.want) or (self._reading and not useful):
             slow = [c.asked + FEW_PATIENCES * self.patience for c in self._order if c.state is State.SLOW]
             if slow and max(slow) > now:
                 return Wait(max(slow))

@@ -11,7 +11,7 @@ import logging
 import math
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -420,7 +420,14 @@ class Overlay:
         """Close what connections there are too many of."""
         while True:
             await trio.sleep(TRIM_SECONDS)
-            for peer in self.warmth.surplus(trio.current_time(), self.network.idle):
+            if len(self.warmth) <= self.warmth.kept:
+                continue
+            near = {contact.id for contact in self.table.closest(bytes(self.me), self.tuning.k)}
+
+            def worth(peer: PeerId, near: Container[PeerId] = near) -> int:
+                return 2 if peer in near else 1 if peer in self.table else 0
+
+            for peer in self.warmth.surplus(trio.current_time(), self.network.idle, worth):
                 if self.network.idle(peer):  # still, after those before it
                     await self.network.disconnect(peer)
 
@@ -433,7 +440,9 @@ class Overlay:
             self.server.store.expire(self.wall_us())
             if len(self.table) == 0:
                 continue
-            await self.run(Check(self.table.doubtful(trio.current_time(), interval), self.tuning.alpha))
+            connected = self.network.connected()
+            doubtful = self.table.doubtful(trio.current_time(), interval, connected.__contains__)
+            await self.run(Check(doubtful, self.tuning.alpha))
             for look in self._survey.looks(trio.current_time, interval, lambda: os.urandom(32)):
                 await self._look_up(look)
             pause = REFRESH_SECONDS

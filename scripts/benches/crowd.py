@@ -11,7 +11,7 @@ import random
 import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rich.console import Console
 
@@ -19,11 +19,13 @@ from benches import usage
 from benches.dht import Swarm, open_swarm
 from benches.figure import Figure
 from benches.rigs.dht_stage import CARD_BYTES
+from benches.rigs.stage import Line
 from benches.systems import OURS
 
 PUBLISHED = {"crowd_store": 14.9, "crowd_get": 6.6}  # ms: hivemind's, 1,024 peers, no latency, none failing
 FILES = 131_072  # descriptors of one process: 250 peers with 256 connections, twice
 SEED = 1000
+SAID_EVERY = 40  # peers that joined since it was said last
 MS = 1000.0
 
 
@@ -45,13 +47,35 @@ def measure(quick: bool, against: Sequence[str], console: Console) -> Iterator[F
         console.print(f"  {what}", style="dim", highlight=False)
 
     allow_files(say)
-    started = time.monotonic()
-    say(f"{plan.peers} peers join ...")
-    with open_swarm(OURS, plan.peers) as swarm:
+    joining = Joining(plan.peers, say)
+    with open_swarm(OURS, plan.peers, joining.on_joined) as swarm:
         params: dict[str, object] = {"peers": len(swarm), "processes": swarm.processes}
-        say(f"they are there after {time.monotonic() - started:.0f} s; {plan.stores} stores ...")
+        yield Figure("crowd_join_cpu", "s", [joining.cpu_seconds / len(swarm)], params)
+        yield Figure("crowd_join_connections", "", [joining.connections / len(swarm)], params)
+        say(f"{plan.stores} stores ...")
         yield Figure("crowd_memory", "MiB", [usage.pss(swarm.pids()) / len(swarm)], params)
         yield from stores_and_gets(swarm, plan, params, say)
+
+
+@dataclass(slots=True)
+class Joining:
+    """How far it is, said now and then, and what it takes a peer: both ends of each connection are here."""
+
+    peers: int
+    say: Callable[[str], None]
+    started: float = field(default_factory=time.monotonic)
+    cpu_seconds: float = 0.0
+    connections: float = 0.0
+    said: int = 0
+
+    def on_joined(self, told: Sequence[Line]) -> None:
+        joined = sum(line.get("joined", 0) for line in told)
+        self.cpu_seconds = sum(line.get("cpu_seconds", 0.0) for line in told)
+        self.connections = sum(line.get("connections", 0) for line in told) / 2
+        if joined - self.said >= SAID_EVERY or joined == self.peers:
+            self.said = joined
+            each = f"{self.cpu_seconds / joined:.2f} CPU s and {self.connections / joined:.0f} dials each"
+            self.say(f"{joined} of {self.peers} joined after {time.monotonic() - self.started:.0f} s, {each}")
 
 
 def stores_and_gets(

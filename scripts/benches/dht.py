@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -50,6 +50,7 @@ FULL = Plan(turns=3, stores=60, at_once=300, many=5, many_reads=4, idle=2)
 QUICK = Plan(turns=1, stores=12, at_once=64, many=2, many_reads=2, idle=1)
 
 Key = tuple[int, str]  # who stored it, and its name
+OnJoined = Callable[[Sequence[Line]], None]
 
 
 @dataclass(slots=True)
@@ -114,8 +115,8 @@ def measure(quick: bool, against: Sequence[str], console: Console) -> Iterator[F
 
 
 @contextmanager
-def open_swarm(via: str, peers: int = PEERS) -> Iterator[Swarm]:
-    """All of them joined and warm: each has stored and read something."""
+def open_swarm(via: str, peers: int = PEERS, on_joined: OnJoined = lambda _: None) -> Iterator[Swarm]:
+    """All of them joined. `on_joined` gets what the processes told last, now and then."""
     processes: list[Running] = []
     network = f"bench-{secrets.token_hex(3)}"
     each = peers // PROCESSES[via]
@@ -126,8 +127,10 @@ def open_swarm(via: str, peers: int = PEERS) -> Iterator[Swarm]:
             processes.append(spawn(via, RIGS[via], ["--peers", str(each), "--network", network, *known]))
             if not number:
                 processes[0].ready = processes[0].read_line(START_TIMEOUT)
-        for process in processes[1:]:
-            process.ready = process.read_line(START_TIMEOUT)
+        while waiting := [process for process in processes if "owners" not in process.ready]:
+            for process in waiting:  # by turns: all of them tell as often, and who is ahead has to wait
+                process.ready = process.read_line(START_TIMEOUT)
+            on_joined([process.ready for process in processes])
         time.sleep(SETTLE_SECONDS)
         yield Swarm(via, network, processes)
     finally:

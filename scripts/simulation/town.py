@@ -287,7 +287,8 @@ class Town:
         def checked(_: Run) -> None:
             self._walk_stale(node, node.table.stale(self.sim.now, tuning.table_refresh))
 
-        check = Check(node.table.doubtful(self.sim.now, tuning.table_refresh), tuning.alpha)
+        doubtful = node.table.doubtful(self.sim.now, tuning.table_refresh, node.connected.__contains__)
+        check = Check(doubtful, tuning.alpha)
         self.sim.start(node, check, "check", checked)
 
     def _walk_stale(self, node: Node, stale: list[int]) -> None:

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from modelnet_p2p.dht.table.checking import Check
 from modelnet_p2p.dht.table.routing import (
+    COLD_CHECKS,
+    COLD_FACTOR,
     LOST_CHECKS,
     MAX_CHECKS,
     MAX_FAILURES,
@@ -64,6 +66,28 @@ def test_who_failed_is_asked_first_then_who_was_silent_longest_and_nobody_else()
         table.answered(contact(number).id, 300.0)
     doubtful = [peer.id for peer in table.doubtful(308.0, LONGEST)]
     assert doubtful == [contact(n).id for n in (11, 0, 1, 2, 5, 6, 7, 8, 9, 10)]
+
+
+def test_to_whom_there_is_no_connection_is_asked_later_and_few_at_a_time_unless_it_failed() -> None:
+    table = RoutingTable(ME, 20)
+    for number in range(20):
+        table.add(contact(number), 0.0)
+    warm, failed = {contact(number).id for number in range(10)}, contact(15).id
+    table.failed(failed, 1.0)
+
+    def asked(now: float) -> list[PeerId]:
+        return [peer.id for peer in table.doubtful(now, LONGEST, warm.__contains__)]
+
+    silence = table.churn.silence(1.0, LONGEST)
+    assert asked(1.0) == [failed]
+    assert set(asked(silence * 1.1)) == warm | {failed}
+    late, turns = COLD_FACTOR * LONGEST, list[list[PeerId]]()
+    while cold := [peer for peer in asked(late) if peer not in warm and peer != failed]:
+        turns.append(cold)
+        for peer in cold:
+            table.answered(peer, late)
+    assert [len(turn) for turn in turns] == [COLD_CHECKS, COLD_CHECKS, 9 - 2 * COLD_CHECKS]
+    assert {peer for turn in turns for peer in turn} == {contact(n).id for n in range(10, 20)} - {failed}
 
 
 def test_one_look_asks_a_bounded_number() -> None:

@@ -106,6 +106,19 @@ def test_a_reader_without_any_answer_waits_until_all_have_failed() -> None:
     assert walk.closest() == (near[1],)
 
 
+def test_a_reader_to_whom_nobody_gave_anything_waits_a_while_for_the_slow() -> None:
+    """Newcomers answer that they hold nothing, and the holder is at something else."""
+    near = world(6)
+    walk = lookup(near, k=20, alpha=10, beta=3)
+    while isinstance(step := walk.poll(0.0), Ask):
+        if step.contact != near[0]:
+            walk.on_answer(step.contact.id, [], 0.0, useful=False)
+    assert walk.asked == len(near)
+    assert walk.poll(1.0) == Wait(FEW_PATIENCES * 1.0)
+    walk.on_answer(near[0].id, [], 2.0)
+    assert walk.poll(2.0) == Done()
+
+
 def test_a_reader_ends_after_beta_answers() -> None:
     near = world(30)
     walk = lookup(near, k=20, alpha=3, beta=3)

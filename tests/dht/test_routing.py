@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelnet_p2p.dht.keyspace import MAX_GROUND_BITS, common_prefix, position
-from modelnet_p2p.dht.table.routing import MAX_FAILURES, Place, RoutingTable
+from modelnet_p2p.dht.table.routing import FULL_FACTOR, MAX_FAILURES, Place, RoutingTable
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import Contact
 
@@ -124,7 +124,10 @@ def test_a_bucket_is_stale_until_a_walk_goes_through_it() -> None:
     assert table.refresh_key(MAX_GROUND_BITS, b"") == ME
     table.on_walked(bytes(ME), 20.0)
     assert table.stale(20.0, 60.0) == [1]
-    assert table.stale(80.0, 60.0) == [0, 1, 2, MAX_GROUND_BITS]
+    assert table.stale(80.0, 60.0) == [1, MAX_GROUND_BITS]  # the others are full of peers that answer
+    table.failed(next(contact.id for contact in table.closest(table.refresh_key(2, b""), 1)), 80.0)
+    assert table.stale(80.0, 60.0) == [1, 2, MAX_GROUND_BITS]
+    assert table.stale(10.0 + FULL_FACTOR * 60.0, 60.0) == [0, 1, 2, MAX_GROUND_BITS]
 
 
 def test_one_walk_towards_me_stands_for_all_buckets_of_my_nearest() -> None:

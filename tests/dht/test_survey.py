@@ -8,7 +8,7 @@ from random import Random
 from modelnet_p2p.dht.keyspace import BITS, common_prefix, position
 from modelnet_p2p.dht.table.density import FAR, LEAST_FAR_WALKS, Density
 from modelnet_p2p.dht.table.routing import WIDE, WIDEST, RoutingTable
-from modelnet_p2p.dht.table.survey import MAX_ROOTS, Survey
+from modelnet_p2p.dht.table.survey import HIDDEN_SHARE, MAX_ROOTS, VAIN_FACTOR, Survey
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import Contact
 
@@ -73,7 +73,7 @@ def test_a_gang_that_dialled_first_does_not_keep_my_true_neighbours_out() -> Non
         table.add(one, 0.0)
     assert not any(one.id in table for one in honest)  # nothing is known yet of how many there are
     walked(table, 1000)
-    for one in honest:
+    for one in [*honest, *gang]:
         table.add(one, 1.0)
     assert all(one.id in table for one in honest)
     assert len(table) <= WIDE * K
@@ -108,9 +108,19 @@ def test_the_first_survey_begins_at_each_bootstrap_in_turns_and_the_next_at_all_
     survey, roots = Survey(table), [Contact(PeerId(b"root" + bytes([n]))) for n in range(MAX_ROOTS + 2)]
     for root in roots:
         survey.on_bootstrap(root)
-    looks = list(survey.looks(lambda: 400.0, 300.0, lambda: RNG.randbytes(32)))
-    assert [look.seeds for look in looks] == [(roots[number % MAX_ROOTS],) for number in range(7)]
-    assert [look.seeds for look in survey.looks(lambda: 400.0, 300.0, lambda: RNG.randbytes(32))] == [()] * 7
+
+    def turn(now: float) -> list[tuple[Contact, ...]]:
+        looks = []
+        for look in survey.looks(lambda: now, 300.0, lambda: RNG.randbytes(32)):
+            looks.append(look.seeds)
+            table.on_walked(look.target, now)
+        return looks
+
+    # as many far ones as say how many peers there are, and my own neighbourhood; then one at a time
+    assert turn(400.0) == [(root,) for root in roots[: LEAST_FAR_WALKS + 1]]
+    assert [turn(400.0 + 30.0 * number) for number in (1, 2, 3)] == [[(roots[n],)] for n in (0, 1, 2)]
+    assert turn(520.0) == []
+    assert [turn(700.0 + 30.0 * number) for number in range(5)] == [[()] * 2, *[[()]] * 4]
 
 
 def test_where_a_crowd_is_every_bootstrap_is_asked_apart_and_not_again_before_its_time() -> None:
@@ -123,9 +133,19 @@ def test_where_a_crowd_is_every_bootstrap_is_asked_apart_and_not_again_before_it
         survey.on_bootstrap(root)
 
     def wide(now: float) -> list[tuple[Contact, ...]]:
-        looks = survey.looks(lambda: now, 300.0, lambda: RNG.randbytes(32))
+        looks = [*survey.looks(lambda: now, 300.0, lambda: RNG.randbytes(32))]
         return [look.seeds for look in looks if look.n and look.target == ME]
 
-    assert wide(10.0) == [(root,) for root in roots]
+    apart = [(root,) for root in roots]
+    assert wide(10.0) == apart
     assert wide(40.0) == []
-    assert wide(310.0) == [(root,) for root in roots]
+    assert wide(310.0) == []  # nobody was hidden
+    looks = survey.looks(lambda: 10.0 + VAIN_FACTOR * 300.0, 300.0, lambda: RNG.randbytes(32))
+    found = []
+    for look in looks:
+        if look.n:
+            found.append(look.seeds)
+            for one in in_bucket(7, b"hidden")[: K // HIDDEN_SHARE]:
+                table.add(one, 0.0)
+    assert found == apart
+    assert wide(10.0 + (VAIN_FACTOR + 1) * 300.0) == apart

@@ -21,6 +21,18 @@ def test_the_longest_unused_go_and_an_eighth_more_than_there_are_too_many() -> N
     assert warmth.surplus(100.0, lambda _: True) == []
 
 
+def test_who_is_worth_more_goes_last_however_long_unused() -> None:
+    warmth = Warmth(KEPT)
+    for at, peer in enumerate(PEERS):
+        warmth.on_connected(peer, float(at))
+    worth = {PEERS[0]: 2, **dict.fromkeys(PEERS[1:16], 1)}
+    gone = warmth.surplus(100.0, lambda _: True, lambda peer: worth.get(peer, 0))
+    assert gone == [
+        *PEERS[16:],
+        *PEERS[1:3],
+    ]  # the worthless, then those unused for longest, and not the first
+
+
 def test_nobody_goes_where_there_are_few_or_whom_a_walk_has_just_asked() -> None:
     warmth = Warmth(KEPT)
     for peer in PEERS[:KEPT]:

@@ -7,11 +7,13 @@ checked; asking who of the providers is dead, and a ping, are what `find` adds.
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 import resource
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from time import process_time
 from typing import Protocol
 
 import trio
@@ -20,6 +22,7 @@ from benches.rigs import dht_stage, stage
 from benches.rigs.dht_stage import CARD_BYTES, Get, Got, Store
 from benches.rigs.in_trio import order, together
 from modelnet_p2p import Peer
+from modelnet_p2p.identity import PeerId
 from modelnet_p2p.names import Keys, provider_key
 from modelnet_p2p.node.overlay.reading import Reading
 from modelnet_p2p.records import (
@@ -37,7 +40,12 @@ LIFETIME_US = 3600 * 1_000_000
 LONG = (
     "l"  # names that begin so are those of long records, and lie under a model's key, others under a task's
 )
-JOINING = 4  # peers of one process that join at the same time
+JOINING = 2  # peers of one process that join at the same time: more only wait for each other's handshakes
+TOLD_EVERY = 10  # peers that have joined, how many there are is told
+CONNECTIONS_SHARE = 0.6  # of a process's files are for the connections that its peers keep; the rest is for
+# those that walks open until they are trimmed, for listening, and for what a machine's own limits are
+ROOMY = 32  # peers of one process; more share a heap that one peer's garbage collector is not made for
+YOUNG = 10_000  # objects made until the youngest are looked through for garbage, in such a heap
 MET = 2  # peers that a newcomer is told of
 LOOK_SECONDS = 0.1  # between two looks at whether all have met somebody
 DOORS = 8  # peers of a process whose addresses are told to others
@@ -139,17 +147,58 @@ def _specs(way: str) -> tuple[Spec, ...]:
     )
 
 
+@dataclass(slots=True)
+class Crowd:
+    """The peers of this process, and what it took to let them in."""
+
+    wanted: dht_stage.Options
+    opened: list[Peer] = field(default_factory=list)
+    connections: int = 0  # that came about at their ends; each has two, most of them in another process
+    rng: random.Random = field(default_factory=random.Random)
+
+    def add(self, peer: Peer) -> None:
+        self.opened.append(peer)
+        self.connections += len(peer._overlay.network.connected())
+        peer._overlay.network.on_connected(self._on_connected)
+        if len(self.opened) % TOLD_EVERY == 0:
+            if self.wanted.peers > ROOMY:
+                # to look through the heap of eighty peers for garbage, again and again, takes a third of
+                # their time and holds all up for a second. Who has joined stays to the end
+                gc.freeze()
+            stage.tell(self.progress())
+
+    def known(self) -> list[str]:
+        """Of whom a newcomer is told: somebody here and a door elsewhere, so that nobody has to know all."""
+        mine = [peer.addrs[0] for peer in self.opened]
+        told = self.rng.sample(self.wanted.known, min(1, len(self.wanted.known)))
+        return told + self.rng.sample(mine, min(MET - len(told), len(mine)))
+
+    def progress(self) -> stage.Line:
+        doors = [peer.addrs[0] for peer in self.opened[:DOORS]]
+        return {
+            "addrs": doors,
+            "joined": len(self.opened),
+            "connections": self.connections,
+            "cpu_seconds": process_time(),
+        }
+
+    def _on_connected(self, peer: PeerId) -> None:
+        self.connections += 1
+
+
 async def serve(wanted: dht_stage.Options) -> None:
     """Until stdin ends."""
-    opened: list[Peer] = []
-    rng = random.Random()
+    crowd = Crowd(wanted)
+    opened = crowd.opened
+    if wanted.peers > ROOMY:
+        gc.set_threshold(YOUNG)
     async with trio.open_nursery() as nursery:
         places = trio.CapacityLimiter(JOINING)
 
         async def join() -> None:
             async with places:
-                known = addresses(opened) or rng.sample(wanted.known, min(MET, len(wanted.known)))
-                opened.append(await nursery.start(live, wanted, known))
+                peer = await nursery.start(live, wanted, crowd.known())
+                crowd.add(peer)
 
         await join()  # whom the others meet
         async with trio.open_nursery() as joining:
@@ -159,8 +208,7 @@ async def serve(wanted: dht_stage.Options) -> None:
         while any(len(peer._overlay.table) < met for peer in opened):  # a busy machine lets dials fail
             await trio.sleep(LOOK_SECONDS)
         peers = [ModelnetPeer(peer) for peer in opened]
-        doors = [peer.addrs[0] for peer in opened[:DOORS]]
-        stage.tell({"addrs": doors, "owners": [peer.id for peer in opened]})
+        stage.tell({**crowd.progress(), "owners": [peer.id for peer in opened]})
         while line := await order():
             wish = json.loads(line)
             stage.tell(await dht_stage.perform(wish, peers[wish["peer"]], together))
@@ -175,16 +223,11 @@ async def live(
 ) -> None:
     """One peer, in a task of its own, until that is cancelled."""
     async with Peer.open(bootstrap=known, network=wanted.network) as peer:
-        # each has two ends, and hundreds of peers share one process's files
-        room = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // (2 * wanted.peers)
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]  # which hundreds of peers share here
+        room = int(CONNECTIONS_SHARE * files / wanted.peers)
         peer._overlay.warmth.kept = min(peer._overlay.warmth.kept, room)
         task_status.started(peer)
         await trio.sleep_forever()
-
-
-def addresses(opened: Sequence[Peer]) -> list[str]:
-    """Of whom a newcomer meets: those who came last, so that nobody has to know everybody."""
-    return [peer.addrs[0] for peer in opened[-MET:]]
 
 
 def main() -> None:
