@@ -17,6 +17,9 @@ from typing import TYPE_CHECKING
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
+from hypercorn.events import Event, Updated
+from hypercorn.protocol import ProtocolWrapper
+from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
@@ -130,7 +133,7 @@ class _Server:
         try:
             with stream.scope:
                 state = ConnectionState({"cut": stream.cut})
-                await TCPServer(self._app, self._config, self._context, state, stream)  # type: ignore[arg-type]  # see _Stream
+                await _Http1(self._app, self._config, self._context, state, stream)  # type: ignore[arg-type]  # see _Stream
         except Exception:
             log.exception("a connection of the gateway met a bug")
         finally:
@@ -148,6 +151,38 @@ class _Server:
                 await self._emptied.wait()
         for stream in self._open:
             stream.cut()
+
+
+class _Http1(TCPServer):
+    """A connection without HTTP/2, which nobody needs here and whose silent clients hypercorn never ends.
+
+    A client that is gone is gone at once: hypercorn would keep its connection for as long as an idle one.
+    """
+
+    _read_all = False
+
+    @property
+    def protocol(self) -> ProtocolWrapper:  # set once, when a connection begins
+        return self._wrapper
+
+    @protocol.setter
+    def protocol(self, wrapper: ProtocolWrapper) -> None:
+        self._wrapper = wrapper
+        if isinstance(wrapper.protocol, H11Protocol):  # as always, without TLS
+            wrapper.protocol._check_protocol = _no_upgrade  # type: ignore[method-assign]
+
+    async def _read_data(self) -> None:
+        await super()._read_data()
+        self._read_all = True
+        await self.idle_task.stop()
+
+    async def protocol_send(self, event: Event) -> None:
+        if not (self._read_all and isinstance(event, Updated)):
+            await super().protocol_send(event)
+
+
+async def _no_upgrade(event: object) -> None:
+    """To another protocol, whatever a client asks for."""
 
 
 class _Stream:

@@ -1,0 +1,156 @@
+"""The gateway's sockets against clients that misbehave: the others are answered, and nothing is left."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import trio
+
+from modelnet_p2p.errors import Code, LocalError
+from modelnet_p2p.node.gateway import http, serving
+from modelnet_p2p.node.gateway.serving import open_gateway
+
+pytestmark = pytest.mark.live
+# Any: the fixture that opens a town, see conftest.py
+OpenTown = Any
+GET = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n"
+
+
+@asynccontextmanager
+async def gateway(open_town: OpenTown) -> AsyncIterator[tuple[str, int]]:
+    async with open_town() as town, open_gateway(await town.peer("alice"), "127.0.0.1:0") as url:
+        host, _, port = url.removeprefix("http://").partition(":")
+        yield host, int(port)
+
+
+async def said(place: tuple[str, int], *parts: bytes, end: bool = False) -> bytes:
+    """What comes back for these bytes until the gateway closes, or has answered once."""
+    stream = await trio.open_tcp_stream(*place)
+    answer = b""
+    with trio.fail_after(60):
+        async with stream:
+            for part in parts:
+                try:
+                    await stream.send_all(part)
+                except trio.BrokenResourceError:
+                    break
+            try:
+                while data := await stream.receive_some():
+                    answer += data
+                    if not end and answer.endswith((b"}", b"0\r\n\r\n")):
+                        break
+            except trio.BrokenResourceError:
+                pass
+    return answer
+
+
+async def check_alive(place: tuple[str, int]) -> None:
+    assert (await said(place, GET)).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize(
+    ("sent", "begins"),
+    [
+        (b"\0" * 100, b"HTTP/1.1 400"),
+        (b"hello\r\n\r\n", b"HTTP/1.1 400"),
+        (b"GET / HTTP/1.1\r\n\r\n", b"HTTP/1.1 400"),  # no Host
+        (b"GET / HTTP/1.1\r\nhost: localhost\r\nx: " + b"a" * 100_000, b"HTTP/1.1 431"),
+        (b"GET /" + b"a" * 100_000, b"HTTP/1.1 431"),
+        (b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: -1\r\n\r\n", b"HTTP/1.1 400"),
+        (
+            b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\ncontent-length: 3\r\n\r\nabc",
+            b"HTTP/1.1",
+        ),
+        (b"GET /healthz HTTP/1.1\r\nhost: localhost\r\nhost: evil.example\r\n\r\n", b"HTTP/1.1 4"),
+        (
+            b"GET / HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
+            b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+            b"HTTP/1.1 403",
+        ),
+    ],
+)
+async def test_bytes_that_are_no_request(open_town: OpenTown, sent: bytes, begins: bytes) -> None:
+    async with gateway(open_town) as place:
+        assert (await said(place, sent, end=True)).startswith(begins)
+        await check_alive(place)
+
+
+async def test_requests_one_behind_the_other(open_town: OpenTown) -> None:
+    async with gateway(open_town) as place:
+        last = GET.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n")
+        answer = await said(place, GET + GET + last, end=True)
+        assert answer.count(b"HTTP/1.1 200") == 3
+        head = await said(place, last.replace(b"GET", b"HEAD"), end=True)
+        assert head.startswith(b"HTTP/1.1 200")
+        assert head.endswith(b"\r\n\r\n")
+
+
+async def test_a_body_that_nobody_wants(open_town: OpenTown, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is answered before its end, and the connection ends: hypercorn alone would wait for good."""
+    monkeypatch.setattr("modelnet_p2p.node.gateway.gate.LINGER_SECONDS", 0.2)
+    async with gateway(open_town) as place:
+        head = b"POST /v1/embeddings HTTP/1.1\r\nhost: localhost\r\n"
+        large = await said(
+            place, head + b"content-length: 99999999\r\n\r\n", *[b"x" * (1 << 20)] * 20, end=True
+        )
+        assert large.startswith(b"HTTP/1.1 413")
+        foreign = head.replace(b"localhost", b"evil.example") + b"transfer-encoding: chunked\r\n\r\n"
+        chunk = b"100000\r\n" + b"x" * (1 << 20) + b"\r\n"
+        assert (await said(place, foreign, *[chunk] * 20, end=True)).startswith(b"HTTP/1.1 421")
+        await check_alive(place)
+
+
+async def test_a_body_that_does_not_come(open_town: OpenTown, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "BODY_SECONDS", 0.1)
+    monkeypatch.setattr("modelnet_p2p.node.gateway.gate.LINGER_SECONDS", 0.1)
+    async with gateway(open_town) as place:
+        head = b"POST /v1/embeddings HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\n\r\nabc"
+        assert (await said(place, head, end=True)).startswith(b"HTTP/1.1 504")
+
+
+async def test_a_head_that_does_not_end(open_town: OpenTown, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "HEAD_SECONDS", 0.2)
+    async with gateway(open_town) as place:
+        assert await said(place, b"GET / HTTP/1.1\r\nhost: ", end=True) == b""
+        await check_alive(place)
+
+
+async def test_a_crowd_that_comes_and_goes(open_town: OpenTown, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "MAX_CONNECTIONS", 20)
+    monkeypatch.setattr(serving, "HEAD_SECONDS", 3600)  # who is gone has no place until then
+    async with gateway(open_town) as place:
+        for linger in (b"", GET):
+            crowd = [socket.create_connection(place) for _ in range(40)]
+            for one in crowd:
+                one.sendall(linger)
+            await trio.sleep(0.05)
+            for one in crowd:  # gone without a goodbye
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                one.close()
+        with trio.fail_after(30):
+            while True:
+                if (await said(place, GET)).startswith(b"HTTP/1.1 200"):
+                    break
+                await trio.sleep(0.05)
+
+
+async def test_http_1_is_all_that_is_spoken(open_town: OpenTown) -> None:
+    async with gateway(open_town) as place:
+        preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)
+        assert (await said(place, preface, end=True)).startswith(b"HTTP/1.1 4")
+        upgrade = b"connection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABk\r\n\r\n"
+        answer = await said(place, GET.removesuffix(b"\r\n") + upgrade)
+        assert answer.startswith(b"HTTP/1.1 200")
+
+
+async def test_a_port_that_is_taken(open_town: OpenTown) -> None:
+    async with gateway(open_town) as (host, port), open_town() as town:
+        with pytest.raises(LocalError, match=f"cannot listen on {host}:{port}") as caught:
+            async with open_gateway(await town.peer("bob"), f"{host}:{port}"):
+                pass
+        assert caught.value.code is Code.IN_USE
