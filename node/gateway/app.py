@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -18,6 +19,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from modelnet_p2p.errors import Code, ModelnetError
+from modelnet_p2p.node.control.table import dispatch
 from modelnet_p2p.node.gateway.calling import Gateway
 from modelnet_p2p.node.gateway.chat import chat_completions, completions
 from modelnet_p2p.node.gateway.embeddings import embeddings
@@ -28,6 +30,7 @@ from modelnet_p2p.node.gateway.http import Gone, Http
 from modelnet_p2p.node.gateway.invoke import invoke
 from modelnet_p2p.node.gateway.models import list_models, show_model
 from modelnet_p2p.node.gateway.responses import responses
+from modelnet_p2p.node.mcp.door import open_door
 
 log = logging.getLogger(__name__)
 
@@ -41,18 +44,20 @@ async def open_routes(gateway: Gateway) -> AsyncIterator[list[BaseRoute]]:
     def at(path: str, handler: Handler, *methods: str, counted: bool = True) -> Route:
         return Route(path, Endpoint(gateway, handler, counted=counted), methods=methods)
 
-    yield [
-        at("/v1/chat/completions", chat_completions, "POST"),
-        at("/v1/completions", completions, "POST"),
-        at("/v1/embeddings", embeddings, "POST"),
-        at("/v1/responses", responses, "POST"),
-        at("/v1/models", list_models, "GET"),
-        at("/v1/models/{model:path}", show_model, "GET"),
-        at("/api/v1/invoke/{model:path}", invoke, "POST"),
-        at("/healthz", healthz, "GET", counted=False),
-        at("/readyz", readyz, "GET", counted=False),
-        at("/metrics", metrics, "GET", counted=False),
-    ]
+    async with open_door(partial(dispatch, gateway.peer)) as door:
+        yield [
+            at("/v1/chat/completions", chat_completions, "POST"),
+            at("/v1/completions", completions, "POST"),
+            at("/v1/embeddings", embeddings, "POST"),
+            at("/v1/responses", responses, "POST"),
+            at("/v1/models", list_models, "GET"),
+            at("/v1/models/{model:path}", show_model, "GET"),
+            at("/api/v1/invoke/{model:path}", invoke, "POST"),
+            at("/mcp", door.answer, "GET", "POST", "DELETE"),
+            at("/healthz", healthz, "GET", counted=False),
+            at("/readyz", readyz, "GET", counted=False),
+            at("/metrics", metrics, "GET", counted=False),
+        ]
 
 
 @asynccontextmanager

@@ -32,7 +32,10 @@ OPEN_PATHS = frozenset({"/healthz", "/readyz"})  # they tell nothing but yes or 
 LINGER_BYTES = 4 << 20  # read on of a request that was answered before its end: so the answer arrives ...
 LINGER_SECONDS = 2.0  # ... but not for longer than this
 _METHODS = b"GET, POST, DELETE"
-_ALLOWED = b"authorization, content-type, x-modelnet-timeout, mcp-session-id, mcp-protocol-version"
+_ALLOWED = (
+    b"authorization, content-type, x-modelnet-timeout, last-event-id,"
+    b" mcp-session-id, mcp-protocol-version, mcp-method, mcp-name"
+)
 _EXPOSED = (
     b"x-modelnet-peer, x-modelnet-digest, x-modelnet-model, x-modelnet-attempts, x-modelnet-hops,"
     b" x-modelnet-queue-ms, x-modelnet-network-ms, x-modelnet-model-ms, mcp-session-id"

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from urllib.parse import parse_qsl
 
 import trio
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from modelnet_p2p.errors import Code, LocalError, ModelnetError
 from modelnet_p2p.node.gateway.errors import RETRY_AFTER, BadRequest, error_object, kind_of, to_bytes
@@ -172,6 +172,22 @@ class Http:
         if error.peer is not None:
             headers.append((b"x-modelnet-peer", error.peer.encode()))
         await self.say(error_object(error), kind_of(error).status, headers)
+
+    async def pass_to(self, app: ASGIApp) -> None:
+        """Let another application answer it; what that reads of the body is counted as here."""
+
+        async def receive() -> Message:
+            message = await self._receive()
+            size = len(message.get("body", b""))
+            self._room.take(size)
+            self._held += size
+            return message
+
+        async def send(message: Message) -> None:
+            self.answering = True
+            await self._send(message)
+
+        await app(self.scope, receive, send)
 
     @asynccontextmanager
     async def while_there(self) -> AsyncIterator[None]:

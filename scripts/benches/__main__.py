@@ -9,12 +9,12 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from benches import crowd, environment, figure, first, marks, overlay, wire
+from benches import crowd, environment, figure, first, marks, overlay, serving, wire
 from benches.figure import Figure
 from benches.systems import ABROAD, MODULES, OURS
 from processes import Failed, end_on_sigterm
 
-GROUPS = {"wire": wire, "overlay": overlay, "first": first}
+GROUPS = {"wire": wire, "overlay": overlay, "serving": serving, "first": first}
 LARGE = {"crowd": crowd}  # measured only where it is asked for: minutes, and most of a machine
 OTHERS = tuple(name for name in MODULES if name != OURS)
 OK, FAILED, INTERRUPTED = 0, 1, 130

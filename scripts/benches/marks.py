@@ -68,6 +68,13 @@ MARKS = (
     Mark("gone_after_kill", AT_MOST, 20.0),
     Mark("crowd_store_failures", AT_MOST, 0.0),
     Mark("crowd_get_failures", AT_MOST, 0.0),
+    Mark("expert_b1_over_model", AT_MOST, 1.5),
+    Mark("expert_b1_calls_per_s_16", AT_LEAST, 3.0, "hivemind"),
+    Mark("expert_b32_calls_per_s_16", AT_LEAST, 1.1, "hivemind"),
+    Mark("batching_gain", AT_LEAST, 3.0),
+    Mark("batching_p99_share", AT_MOST, 2.0),
+    Mark("worker_fault", AT_MOST, 1000.0),
+    Mark("worker_back", AT_MOST, 5000.0),
     Mark("help", AT_MOST, 300.0),
     Mark("join_ready", AT_MOST, 3000.0),
     Mark("sync_overhead", AT_MOST, 0.3),
@@ -119,7 +126,9 @@ def show(verdicts: Sequence[Verdict], *, to_stderr: bool) -> None:
     for verdict in verdicts:
         mark, times = verdict.mark, "x" if verdict.mark.against else ""
         params = [
-            str(value) for key, value in verdict.ours.params.items() if key in ("end", "answered", "bytes")
+            str(value)
+            for key, value in verdict.ours.params.items()
+            if key in ("end", "answered", "bytes", "model")
         ]
         table.add_row(
             " ".join([mark.figure, *params]),

@@ -14,9 +14,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import IO
@@ -147,10 +148,23 @@ LOOPBACK = Place()
 @contextmanager
 def running(names: Sequence[str], place: Place = LOOPBACK) -> Iterator[list[Running]]:
     """These systems, each connected and then stopped; ended with the block, however that ends."""
+    with _asleep(partial(start, name, place) for name in names) as systems:
+        yield systems
+
+
+@contextmanager
+def rigs(modules: Mapping[str, str]) -> Iterator[list[Running]]:
+    """The same with rigs of another kind: a module for each system, by its name."""
+    with _asleep(partial(spawn, name, module, []) for name, module in modules.items()) as systems:
+        yield systems
+
+
+@contextmanager
+def _asleep(starts: Iterable[Callable[[], Running]]) -> Iterator[list[Running]]:
     systems: list[Running] = []
     try:
-        for name in names:
-            systems.append(start(name, place))
+        for begin in starts:
+            systems.append(begin())
             systems[-1].ready = systems[-1].read_line(READY_TIMEOUT)
             systems[-1].signal(signal.SIGSTOP)
         yield systems

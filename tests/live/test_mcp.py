@@ -9,11 +9,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import trio
 from mcp import Client, StdioServerParameters
 
+from modelnet_p2p import Peer
+from modelnet_p2p.node.gateway.settings import GatewaySettings
+
 pytestmark = pytest.mark.live
+
+# under trio, HTTP clients leave generators behind when a stream is cancelled
+clients_warn = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 PROGRAM = "from modelnet_p2p.node.cli import main; main()"
 TALK = """
@@ -98,7 +105,43 @@ async def cancelled(agent: Client, mark: Path) -> None:
         await trio.sleep(0.05)
 
 
-@pytest.mark.parametrize("end", ["stdin", signal.SIGINT, signal.SIGTERM])
+@clients_warn
+@pytest.mark.parametrize("mode", ["auto", "legacy"])  # the newer edition of the protocol, and the older one
+async def test_an_agent_calls_models_over_http(
+    shell: Any, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (shell.base / "talk.py").write_text(TALK)
+    for name in ("XDG_RUNTIME_DIR", "MODELNET_NETWORK"):
+        monkeypatch.setenv(name, shell.env[name])
+    network = shell.env["MODELNET_NETWORK"]
+    with trio.fail_after(120):
+        async with Peer.open(network=network, gateway="127.0.0.1:0") as peer:
+            for name in ("words", "endless"):
+                await peer.publish(f"talk:{name}", cwd=str(shell.base))
+            async with Client(f"{peer.gateway}/mcp", mode=mode) as agent:
+                found = await agent.call_tool("find_models", {})
+                assert {line["name"] for line in found.structured_content["models"]} == {"words", "endless"}
+                assert await call(agent, target="words", input="a b c") == ("a b c ", ["a ", "b ", "c "])
+                nobody = await agent.call_tool("invoke_model", {"target": "word", "input": "a"})
+                assert "did you mean words?" in nobody.structured_content["error"]["hint"]
+                await cancelled(agent, shell.base / "stopped")
+
+
+@clients_warn
+async def test_a_web_page_may_not_ask_for_tools(shell: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", shell.env["XDG_RUNTIME_DIR"])
+    network, key = shell.env["MODELNET_NETWORK"], "a key of many characters"
+    async with (
+        Peer.open(network=network, gateway=GatewaySettings(port=0, key=key)) as peer,
+        httpx.AsyncClient(base_url=str(peer.gateway)) as page,
+    ):
+        asked = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
+        assert (await page.post("/mcp", json=asked)).status_code == 401
+        told = {"authorization": f"Bearer {key}", "origin": "https://evil.example"}
+        assert (await page.post("/mcp", json=asked, headers=told)).status_code == 403
+
+
+@pytest.mark.parametrize("end", ["stdin", signal.SIGINT])
 def test_it_ends_with_its_agent_or_by_a_signal(shell: Any, end: Any) -> None:
     command = [sys.executable, "-c", PROGRAM, "mcp", "--home", str(shell.base / "mine")]
     pipe = subprocess.PIPE

@@ -94,11 +94,16 @@ def next_order() -> str:
     return sys.stdin.readline()
 
 
+def read(line: str) -> Line:
+    order: Line = json.loads(line)
+    return order
+
+
 async def obey(rig: Rig, server: int, next_line: Callable[[], Awaitable[str]], together: Together) -> None:
     """Takes orders until there are no more. `server` is the process id of the server."""
     tell({"ready": True, "caller": os.getpid(), "server": server, "ways": list(rig.ways)})
     while line := await next_line():
-        tell(await perform(json.loads(line), rig, together))
+        tell(await perform(read(line), rig, together))
 
 
 async def perform(order: Line, rig: Rig, together: Together) -> Line:

@@ -1,0 +1,145 @@
+"""What serving costs: an expert beside hivemind's, batching, a worker that is killed.
+
+As with the wire, every system is a caller and a server in processes of their own, each figure is taken in
+rounds, and who is not at it is stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from statistics import median
+
+from rich.console import Console
+
+from benches import usage
+from benches.figure import Figure, quantile
+from benches.rigs.serving_stage import BATCHES, EXPERT
+from benches.systems import OURS, Running, rigs
+from processes import Failed
+
+RIVAL = "hivemind"  # the only other one that serves experts
+RIGS = {OURS: "benches.rigs.expert_modelnet", RIVAL: "benches.rigs.expert_hivemind"}
+WARM_UP = 10  # calls at the start of each turn
+CALLERS = 16
+MANY = 32  # callers for batching, as many as fit a step
+KILLED = {"napping": "a Python callable", "one": "a torch module"}  # model -> what it is, for people
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How much of each; the samples of all rounds are one set."""
+
+    rounds: int
+    calls: int  # a round, with one row; a third of it with 32
+    rate_seconds: float
+    kills: int  # of each model
+
+
+FULL = Plan(rounds=5, calls=300, rate_seconds=3.0, kills=5)
+QUICK = Plan(rounds=2, calls=60, rate_seconds=1.0, kills=2)
+
+
+def measure(quick: bool, against: Sequence[str], console: Console) -> Iterator[Figure]:
+    """Ours first, then hivemind's where that is asked for."""
+    plan = QUICK if quick else FULL
+    if not usage.is_known_here():
+        raise Failed("serving is measured on Linux alone: the processes of a peer come from /proc")
+    if find_spec("torch") is None:
+        console.print("without an expert: torch is not there", style="yellow", highlight=False)
+        return
+
+    def say(what: str) -> None:
+        console.print(f"  {what} ...", style="dim", highlight=False)
+
+    names = [OURS, *(name for name in against if name == RIVAL)]
+    say("starting the expert servers of " + ", ".join(names))
+    with rigs({name: RIGS[name] for name in names}) as systems:
+        for rows in BATCHES:
+            say(f"an expert, {rows} row{'s' * (rows > 1)} a call")
+            yield from calls(systems, plan, rows)
+            yield from calls_per_s(systems, plan, rows)
+        say("batching")
+        yield from batching(systems[0], plan)
+        say("killed workers")
+        yield from killed(systems[0], plan)
+
+
+@contextmanager
+def turn(system: Running, model: str, rows: int) -> Iterator[None]:
+    """It is awake and warm, and no other one is."""
+    with system.awake():
+        system.order(do="calls", model=model, rows=rows, count=WARM_UP)
+        system.order(do="alone", rows=rows, count=WARM_UP)
+        yield
+
+
+def calls(systems: Sequence[Running], plan: Plan, rows: int) -> Iterator[Figure]:
+    """One after the other, and the same module called in the caller's process, in the same turn."""
+    count = plan.calls if rows == 1 else plan.calls // 3
+    taken: dict[str, list[float]] = {system.via: [] for system in systems}
+    alone: dict[str, list[float]] = {system.via: [] for system in systems}
+    over: dict[str, list[float]] = {system.via: [] for system in systems}
+    for _ in range(plan.rounds):
+        for system in systems:
+            with turn(system, EXPERT, rows):
+                itself = milliseconds(system.order(do="alone", rows=rows, count=count))
+                called = milliseconds(system.order(do="calls", model=EXPERT, rows=rows, count=count))
+            taken[system.via] += called
+            alone[system.via] += itself
+            over[system.via].append(median(called) - median(itself))
+    for system in systems:
+        via, p99 = system.via, round(quantile(taken[system.via], 0.99), 2)
+        yield Figure(f"expert_b{rows}", "ms", taken[via], {"rows": rows, "p99": p99}, via)
+        yield Figure(f"expert_b{rows}_alone", "ms", alone[via], {"rows": rows}, via)
+        yield Figure(f"expert_b{rows}_over_model", "ms", over[via], {"rows": rows}, via)
+
+
+def calls_per_s(systems: Sequence[Running], plan: Plan, rows: int) -> Iterator[Figure]:
+    samples: dict[str, list[float]] = {system.via: [] for system in systems}
+    for _ in range(plan.rounds):
+        for system in systems:
+            with turn(system, EXPERT, rows):
+                told = system.order(
+                    do="rate", model=EXPERT, rows=rows, callers=CALLERS, seconds=plan.rate_seconds
+                )
+            samples[system.via].append(told["calls"] / told["seconds"])
+    for via, values in samples.items():
+        yield Figure(f"expert_b{rows}_calls_per_s_{CALLERS}", "1/s", values, {"rows": rows}, via)
+
+
+def batching(ours: Running, plan: Plan) -> Iterator[Figure]:
+    """The same expert as a callable that takes 32 rows a step, and as one that takes one input."""
+    rates: dict[str, list[float]] = {"together": [], "one": []}
+    slowest: dict[str, list[float]] = {"together": [], "one": []}
+    for _ in range(plan.rounds):
+        for model in rates:
+            with turn(ours, model, 1):
+                told = ours.order(do="rate", model=model, rows=1, callers=MANY, seconds=plan.rate_seconds)
+            rates[model].append(told["calls"] / told["seconds"])
+            slowest[model].append(quantile([one * 1000 for one in told["each"]], 0.99))
+    for model, how in (("together", "on"), ("one", "off")):
+        params = {"callers": MANY, "batching": how}
+        yield Figure(f"batching_calls_per_s_{MANY}", "1/s", rates[model], params)
+        yield Figure(f"batching_p99_{MANY}", "ms", slowest[model], params)
+    for name, values in (("batching_gain", rates), ("batching_p99_share", slowest)):
+        shares = [on / off for on, off in zip(values["together"], values["one"], strict=True)]
+        yield Figure(name, "x", shares, {"callers": MANY})
+
+
+def killed(ours: Running, plan: Plan) -> Iterator[Figure]:
+    """From `kill -9` of a worker that is at a call until its caller has the fault, until it answers again."""
+    for model, what in KILLED.items():
+        with ours.awake():
+            told = [ours.order(do="kill", model=model) for _ in range(plan.kills)]
+        codes = ", ".join(sorted({str(one["code"]) for one in told}))
+        yield Figure(
+            "worker_fault", "ms", [one["fault"] * 1000 for one in told], {"model": what, "code": codes}
+        )
+        yield Figure("worker_back", "ms", [one["back"] * 1000 for one in told], {"model": what})
+
+
+def milliseconds(told: dict[str, list[float]]) -> list[float]:
+    return [value * 1000 for value in told["seconds"]]
