@@ -71,6 +71,11 @@ MARKS = (
     Mark("expert_b1_over_model", AT_MOST, 1.5),
     Mark("expert_b1_calls_per_s_16", AT_LEAST, 3.0, "hivemind"),
     Mark("expert_b32_calls_per_s_16", AT_LEAST, 1.1, "hivemind"),
+    Mark("gateway_ttft_over", AT_MOST, 5.0),
+    Mark("gateway_tokens_share", AT_LEAST, 0.95),
+    Mark("gateway_small_call_share", AT_MOST, 1.2),
+    Mark("gateway_streams", AT_LEAST, 300.0),
+    Mark("gateway_tokens_lost", AT_MOST, 0.0),
     Mark("batching_gain", AT_LEAST, 3.0),
     Mark("batching_p99_share", AT_MOST, 2.0),
     Mark("worker_fault", AT_MOST, 1000.0),
@@ -128,7 +133,7 @@ def show(verdicts: Sequence[Verdict], *, to_stderr: bool) -> None:
         params = [
             str(value)
             for key, value in verdict.ours.params.items()
-            if key in ("end", "answered", "bytes", "model")
+            if key in ("end", "answered", "bytes", "model", "streams")
         ]
         table.add_row(
             " ".join([mark.figure, *params]),

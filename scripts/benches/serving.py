@@ -1,4 +1,4 @@
-"""What serving costs: an expert beside hivemind's, batching, a worker that is killed.
+"""What serving costs: an expert beside hivemind's, batching, a worker that is killed, the gateway.
 
 As with the wire, every system is a caller and a server in processes of their own, each figure is taken in
 rounds, and who is not at it is stopped.
@@ -14,7 +14,7 @@ from statistics import median
 
 from rich.console import Console
 
-from benches import usage
+from benches import gateway, usage
 from benches.figure import Figure, quantile
 from benches.rigs.serving_stage import BATCHES, EXPERT
 from benches.systems import OURS, Running, rigs
@@ -49,7 +49,14 @@ def measure(quick: bool, against: Sequence[str], console: Console) -> Iterator[F
         raise Failed("serving is measured on Linux alone: the processes of a peer come from /proc")
     if find_spec("torch") is None:
         console.print("without an expert: torch is not there", style="yellow", highlight=False)
-        return
+    else:
+        yield from experts(plan, against, console)
+    console.print("  the gateway ...", style="dim", highlight=False)
+    yield from gateway.measure(quick, console)
+
+
+def experts(plan: Plan, against: Sequence[str], console: Console) -> Iterator[Figure]:
+    """All that needs torch."""
 
     def say(what: str) -> None:
         console.print(f"  {what} ...", style="dim", highlight=False)
@@ -110,22 +117,22 @@ def calls_per_s(systems: Sequence[Running], plan: Plan, rows: int) -> Iterator[F
         yield Figure(f"expert_b{rows}_calls_per_s_{CALLERS}", "1/s", values, {"rows": rows}, via)
 
 
-def batching(ours: Running, plan: Plan) -> Iterator[Figure]:
+def batching(ours: Running, plan: Plan, on: str = "together", off: str = "one") -> Iterator[Figure]:
     """The same expert as a callable that takes 32 rows a step, and as one that takes one input."""
-    rates: dict[str, list[float]] = {"together": [], "one": []}
-    slowest: dict[str, list[float]] = {"together": [], "one": []}
+    rates: dict[str, list[float]] = {"on": [], "off": []}
+    slowest: dict[str, list[float]] = {"on": [], "off": []}
     for _ in range(plan.rounds):
-        for model in rates:
+        for how, model in (("on", on), ("off", off)):
             with turn(ours, model, 1):
                 told = ours.order(do="rate", model=model, rows=1, callers=MANY, seconds=plan.rate_seconds)
-            rates[model].append(told["calls"] / told["seconds"])
-            slowest[model].append(quantile([one * 1000 for one in told["each"]], 0.99))
-    for model, how in (("together", "on"), ("one", "off")):
+            rates[how].append(told["calls"] / told["seconds"])
+            slowest[how].append(quantile([one * 1000 for one in told["each"]], 0.99))
+    for how in ("on", "off"):
         params = {"callers": MANY, "batching": how}
-        yield Figure(f"batching_calls_per_s_{MANY}", "1/s", rates[model], params)
-        yield Figure(f"batching_p99_{MANY}", "ms", slowest[model], params)
+        yield Figure(f"batching_calls_per_s_{MANY}", "1/s", rates[how], params)
+        yield Figure(f"batching_p99_{MANY}", "ms", slowest[how], params)
     for name, values in (("batching_gain", rates), ("batching_p99_share", slowest)):
-        shares = [on / off for on, off in zip(values["together"], values["one"], strict=True)]
+        shares = [one / other for one, other in zip(values["on"], values["off"], strict=True)]
         yield Figure(name, "x", shares, {"callers": MANY})
 
 

@@ -25,6 +25,7 @@ from modelnet_p2p.errors import Code
 MODULE = "benches.rigs.expert_modelnet"
 MODELS = Path(__file__).resolve().parent.parent  # where expert.py and napping.py lie
 NETWORK, WEIGHTS = "MODELNET_NETWORK", "BENCH_EXPERT"  # in the environment: the caller names both
+ONLY = "BENCH_MODELS"  # there too, for who needs but some of SOURCES
 TIMEOUT = 120.0  # seconds
 NAP = 60.0  # of the call that is running when its worker is killed
 BUSY_PAUSE = 0.001  # seconds until a caller who was told `busy` asks again; its call's time goes on
@@ -43,8 +44,8 @@ async def serve() -> None:
         os.environ["XDG_RUNTIME_DIR"] = folder  # one that nobody else meets others in
         async with Peer.open(network=os.environ[NETWORK]) as peer:
             await peer.publish(weights, module="expert:Expert", model=EXPERT)
-            for name, source in SOURCES.items():
-                await peer.publish(source, model=name)
+            for name in os.environ.get(ONLY, " ".join(SOURCES)).split():
+                await peer.publish(SOURCES[name], model=name)
             stage.tell({"addrs": peer.addrs})
             await trio.to_thread.run_sync(sys.stdin.read)
 
