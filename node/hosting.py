@@ -23,6 +23,7 @@ from modelnet_p2p.node.serving.backends.contract import Description, Source
 from modelnet_p2p.node.serving.drafting import draft_offer
 from modelnet_p2p.node.serving.models import Models, Served
 from modelnet_p2p.node.serving.policy.recent import Pace, merged
+from modelnet_p2p.node.serving.upstream.address import is_address
 from modelnet_p2p.offers import Offer
 from modelnet_p2p.records import BadRecord, Identity, OfferRecord, Sealed, admit, next_seq
 
@@ -95,8 +96,10 @@ class Hosting:
                 before = self._identities.get(name)
                 replaced = before is not None and before != draft.identity
                 tombstone = self._publisher.entomb(before) if before is not None and replaced else None
-                if remember and self._state is not None:
+                if self._state is not None and remember:
                     self._state.remember(name, source.to_map(), seq)
+                elif self._state is not None:
+                    self._state.revive(name)
             except LocalError:
                 if name not in self._identities:
                     await self._models.remove(name)
@@ -202,18 +205,17 @@ class Hosting:
             self._state.settle(time.time())
         except LocalError as error:
             log.error("what was withdrawn long ago cannot be forgotten: %s", error.message)
-        self._unrestored = dict.fromkeys(self._state.published, "loading")
+        remembered = {name: fields for name, fields in self._state.published.items() if not is_address(name)}
+        self._unrestored = dict.fromkeys(remembered, "loading")
         async with trio.open_nursery() as nursery:
             for model, owed in list(self._state.withdrawn.items()):
                 nursery.start_soon(self._restore_tombstone, model, owed.envelope)
-            for model, fields in list(self._state.published.items()):
+            for model, fields in remembered.items():
                 nursery.start_soon(self._restore_model, model, fields)
 
     def lines(self) -> list[dict[str, object]]:
         """The models of the contract's `status` object; those not yet served again after them."""
-        none: dict[str, object] = {"seq": None, "in_flight": 0, "queued": 0, "calls": 0, "faults": 0}
-        none |= {**Pace().to_map(), "failing": 0, "failed_with": None}
-        waiting = [{"model": name, "state": state, **none} for name, state in self._unrestored.items()]
+        waiting = [idle_line(name, state) for name, state in self._unrestored.items()]
         return [self._line(served) for served in self._models.all().values()] + waiting
 
     def pace(self) -> Pace:
@@ -224,6 +226,15 @@ class Hosting:
         """Of the models that are published here."""
         return [*self._identities, *self._unrestored]
 
+    def spec_of(self, name: str) -> str | None:
+        """Where the model of that name comes from; None if there is none."""
+        served = self._models.get(name)
+        if served is not None:
+            return served.source.spec
+        return (
+            str(self._state.published[name].get("spec")) if name in self._unrestored and self._state else None
+        )
+
     def _line(self, served: Served) -> dict[str, object]:
         name, version = served.description.name, served.description.version
         identity = self._identities.get(name)
@@ -233,6 +244,7 @@ class Hosting:
         return {
             "model": full,
             "state": served.state,
+            **({"upstream": spec} if is_address(spec := served.source.spec) else {}),
             "seq": seq,
             **served.stats(),
             **recent.pace(trio.current_time()).to_map(),
@@ -273,6 +285,12 @@ class Hosting:
     def _lost(self, model: str, why: str) -> None:
         self._unrestored[model] = "failed"
         log.error("cannot serve %s again: %s (to forget it: modelnet-peer unpublish %s)", model, why, model)
+
+
+def idle_line(name: str, state: str) -> dict[str, object]:
+    """The line in `status` of a model that is not served now."""
+    none: dict[str, object] = {"seq": None, "in_flight": 0, "queued": 0, "calls": 0, "faults": 0}
+    return {"model": name, "state": state, **none, **Pace().to_map(), "failing": 0, "failed_with": None}
 
 
 def _report(draft: OfferRecord) -> dict[str, object]:

@@ -59,12 +59,14 @@ from modelnet_p2p.node.serving.backends.contract import Source, checked_options
 from modelnet_p2p.node.serving.models import Models, open_models
 from modelnet_p2p.node.serving.own_script import importable
 from modelnet_p2p.node.serving.policy.memory import Memory
+from modelnet_p2p.node.serving.upstream.address import is_address
 from modelnet_p2p.node.single_error import single_error
 from modelnet_p2p.node.streaming import Items
 from modelnet_p2p.node.transport.contract import Network, Stream
 from modelnet_p2p.node.transport.libp2p_network import open_libp2p
 from modelnet_p2p.node.transport.memory_stream import stream_pair
 from modelnet_p2p.node.transport.registry import Handlers
+from modelnet_p2p.node.upstreams.upstreams import Upstreams
 from modelnet_p2p.offers import Offer
 from modelnet_p2p.payload import Value, check_wire
 from modelnet_p2p.query import Query
@@ -121,6 +123,7 @@ class Peer:
         self._finder.watching = self._watching
         self.revoking = Revoking(overlay.server, self.owners, self.notices)
         self._hosting = Hosting(key, name, models, self._publisher, sequences, state, self.revoking)
+        self._upstreams = Upstreams(self._hosting, models, state, self.notices, nursery)
         self._ending = Ending(
             overlay, self.revoking, self._finder, self._publisher, self._hosting, self.owners, nursery
         )
@@ -225,6 +228,7 @@ class Peer:
 
     async def _restore(self) -> None:
         await self._hosting.restore()
+        await self._upstreams.restore()
         self.restored.set()
 
     def _loopback(self) -> Stream:
@@ -510,13 +514,15 @@ class Peer:
             manifest=manifest,
             options=checked_options(options or {}),
         )
+        place = self._upstreams if is_address(spec) else self._hosting
         if dry_run:
-            return await self._hosting.rehearse(wanted, on_event or _quiet)
-        return await self._hosting.publish(wanted, on_event or _quiet)
+            return await place.rehearse(wanted, on_event or _quiet)
+        return await place.publish(wanted, on_event or _quiet)
 
     async def unpublish(self, model: str) -> dict[str, object]:
         """Serve `model` no longer, and take its record back from the holders; raises NotFound."""
-        return await self._hosting.withdraw(model)
+        answer = await self._upstreams.withdraw(model)
+        return await self._hosting.withdraw(model) if answer is None else answer
 
     async def revoke(
         self, envelope: bytes, *, models: Sequence[str] = (), timeout: float = 30.0
@@ -552,7 +558,7 @@ class Peer:
             "network_size": self._network_size(),
             "records": len(self._overlay.server.store),
             "rss_bytes": rss_bytes(),
-            "models": self._hosting.lines(),
+            "models": [*self._hosting.lines(), *self._upstreams.lines()],
             "refused": refused(self._overlay, self._finder),
             "clock": self.clocks.to_map(),
             **self._hosting.pace().to_map(),

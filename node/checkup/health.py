@@ -51,6 +51,9 @@ def _models(models: Sequence[Status], flag: str) -> list[Concern]:
         if model.get("state") == "failed":
             step = f"modelnet-peer logs{flag} says why; to forget it: modelnet-peer unpublish {name}{flag}"
             found.append(Concern("lost", f"{name} could not be loaded again", step))
+        elif model.get("state") == "upstream away":
+            step = f"{model.get('upstream')} is looked at again and again; start it, or unpublish it"
+            found.append(Concern("upstream", f"{name} is not published now: {model.get('why')}", step))
         elif model.get("state") == "crashing":
             words = f"the process of {name} dies again and again: calls of it are refused until it stays"
             found.append(Concern("crashing", words, f"modelnet-peer logs{flag} says of what"))

@@ -11,6 +11,7 @@ from modelnet_p2p.node.cli import words
 from modelnet_p2p.node.cli.common import Session, common_flags
 from modelnet_p2p.node.cli.describing import described
 from modelnet_p2p.node.cli.examples import examples
+from modelnet_p2p.node.cli.output import Output
 from modelnet_p2p.node.config import GATEWAY_ON, USUAL_GATEWAY
 from modelnet_p2p.node.control.client import home_flag
 from modelnet_p2p.node.serving.policy.safety import check_safe
@@ -84,6 +85,8 @@ def _ready(session: Session, ready: dict[str, Any]) -> None:
         "modelnet-peer publish builtin:digits",
         "modelnet-peer publish mymodels:summarise --task summarization --tag english",
         "modelnet-peer publish weights.safetensors --module mymodels:Net",
+        "modelnet-peer publish http://127.0.0.1:11434/v1   # all models of an OpenAI-compatible server",
+        "modelnet-peer publish http://127.0.0.1:11434/v1#llama3.2:1b",
         "modelnet-peer publish model.onnx --quantise int8 --dry-run",
         "modelnet-peer publish mymodels:summarise --manifest acme.manifest   # a replica of acme's",
     ),
@@ -143,15 +146,31 @@ def publish_command(
         # loading a model takes what it takes: only a timeout that was asked for ends it
         limit = settings.timeout if settings.timeout_asked else None
         answer = session.ask_running("publish", params, timeout=limit)
-    if output.as_json:
-        output.line(answer)
-        return
+    _show_published(session, answer, dry_run)
+
+
+def _show_published(session: Session, answer: dict[str, Any], dry_run: bool) -> None:
+    """One model, or all that a server has."""
+    output = session.output
+    for left_out in answer.get("left_out") or ():
+        output.notice(f"{left_out.get('upstream')} is left out: {left_out.get('why')}")
+    for number, line in enumerate(answer.get("models") or [answer]):
+        if output.as_json:
+            output.line(line)
+            continue
+        if number:
+            output.text("")
+        _show_model(output, line, dry_run)
+
+
+def _show_model(output: Output, answer: dict[str, Any], dry_run: bool) -> None:
     holders = answer.get("holders") or {}
     output.fields(
         [
             ("model", answer.get("model")),
             ("uri", answer.get("uri")),
             ("task", answer.get("task")),
+            *([("upstream", answer["upstream"])] if answer.get("upstream") else []),
             *(described(answer) if dry_run else ()),
             ("stored", "nothing: a dry run" if dry_run else _holders(holders)),
         ]
@@ -162,6 +181,7 @@ def publish_command(
     "unpublish",
     epilog=examples(
         "modelnet-peer unpublish modelnet/digits",
+        "modelnet-peer unpublish http://127.0.0.1:11434/v1   # all of that server's models",
     ),
 )
 @common_flags
@@ -171,10 +191,11 @@ def unpublish_command(session: Session, model: str) -> None:
     output = session.output
     with output.progress(f"withdrawing {model}"):
         answer = session.ask_running("unpublish", {"model": model}, timeout=session.settings.timeout + 5)
-    if output.as_json:
-        output.line(answer)
-        return
-    output.fields([("withdrawn", answer.get("model")), ("told", _holders(answer.get("holders") or {}))])
+    for line in answer.get("models") or [answer]:  # of a server: each of its models
+        if output.as_json:
+            output.line(line)
+        else:
+            output.fields([("withdrawn", line.get("model")), ("told", _holders(line.get("holders") or {}))])
 
 
 def _holders(holders: dict[str, int]) -> str:

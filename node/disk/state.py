@@ -116,6 +116,12 @@ class State:
         self.withdrawn[model] = owed
         self._note(model, seq)
 
+    def revive(self, model: str) -> None:
+        """`model` is published again by somebody who remembers it elsewhere: no tombstone is owed."""
+        if model in self.withdrawn:
+            remove_durably(self._model_path(model), disk=self.disk)
+            del self.withdrawn[model], self._seqs[model]
+
     def drop(self, model: str) -> None:
         """Forget a published model whose record nobody can take back; it expires by itself."""
         remove_durably(self._model_path(model), disk=self.disk)

@@ -34,6 +34,10 @@ class Gone(LocalError):
         super().__init__(Code.MODEL_ERROR if begun else Code.BUSY, f"{SERVER} {what}")
         self.begun = begun
 
+    def undelivered(self) -> Gone:
+        """The same, where the answer had begun and its caller has got nothing of it."""
+        return Gone(self.message.removeprefix(SERVER).strip())
+
 
 class Connection:
     """A stream and the state of HTTP on it."""

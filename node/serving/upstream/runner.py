@@ -125,7 +125,7 @@ class UpstreamModel:
         except Gone as error:
             if answer.given or not error.begun:
                 raise
-            raise LocalError(Code.BUSY, error.message) from error  # nothing was delivered: others may answer
+            raise error.undelivered() from error
         for item in answer.end():
             await _give(emit, item)
 

@@ -1,0 +1,1 @@
+"""Servers whose models this peer serves: their models are published while they answer, and else withdrawn."""
