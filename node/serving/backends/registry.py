@@ -51,7 +51,7 @@ def _instead(spec: str) -> str:
     is_file = spec.endswith(".py")  # what else has a dot may be any kind of file
     if spec.isidentifier() or (is_file and all(part.isidentifier() for part in module.split("."))):
         return f"name the function in it: modelnet-peer publish {module}:NAME"
-    files = "FILE.onnx, FILE.tflite, or FILE.safetensors --module MODULE:CLASS"
+    files = "FILE.onnx, FILE.tflite, FILE.pt2, or FILE.safetensors --module MODULE:CLASS"
     return f"publish builtin:digits, MODULE:NAME, {files}"
 
 

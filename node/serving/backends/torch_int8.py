@@ -31,6 +31,7 @@ def quantise(module: torch.nn.Module, words: str) -> torch.nn.Module:
             f"{words} has no linear or recurrent layer to quantise",
             hint="publish it without --quantise",
         )
+    torch.backends.mha.set_fastpath_enabled(False)  # it reads the weights of layers that have other ones then
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what is deprecated in torch.ao
         try:

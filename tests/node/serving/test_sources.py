@@ -18,6 +18,7 @@ from modelnet_p2p.node.serving.backends.callable import CallableBackend, _specs
 from modelnet_p2p.node.serving.backends.contract import Backend, Description, Source
 from modelnet_p2p.node.serving.backends.minilm import MiniLmBackend
 from modelnet_p2p.node.serving.backends.onnx_model import OnnxBackend
+from modelnet_p2p.node.serving.backends.pt2_model import ExportedBackend
 from modelnet_p2p.node.serving.backends.registry import find_backend
 from modelnet_p2p.node.serving.backends.tflite import TfliteBackend
 from modelnet_p2p.node.serving.backends.torch_module import TorchModuleBackend
@@ -46,6 +47,7 @@ ALICES = Source(
         ("package.shop:Class.method", CallableBackend),
         ("weights.safetensors", TorchModuleBackend),
         ("model.onnx", OnnxBackend),
+        ("program.pt2", ExportedBackend),
         ("models/model.TFLITE", TfliteBackend),
         ("/a dir/weights.safetensors", TorchModuleBackend),
     ],

@@ -186,8 +186,4 @@ async def test_what_cannot_be_quantised_is_told(load: Load) -> None:
     assert caught.value.code is Code.BAD_INPUT
     with pytest.raises(LocalError, match="no torch module: it takes no --quantise"):
         await load("zoo:plain", quantise="int8")
-    try:  # torch's fast path reads weights that its quantised layers hide, in some versions
-        assert (await load("zoo:Encoder", quantise="int8")).describe().precision == "int8"
-    except LocalError as error:
-        told = error.message
-        assert "does not run" in told  # either is right
+    assert (await load("zoo:Encoder", quantise="int8")).describe().precision == "int8"
