@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import trio
 
-from modelnet_p2p.errors import Code, LocalError, ModelnetError, NotFound, RemoteError
+from modelnet_p2p.errors import Code, LocalError, NotFound, RemoteError
 from modelnet_p2p.identity import KeyPair, PeerId
 from modelnet_p2p.names import ModelUri
 from modelnet_p2p.node.disk.state import State
@@ -23,13 +23,12 @@ from modelnet_p2p.node.serving.backends.contract import Description, Source
 from modelnet_p2p.node.serving.drafting import draft_offer
 from modelnet_p2p.node.serving.models import Models, Served
 from modelnet_p2p.node.serving.policy.recent import Pace, merged
+from modelnet_p2p.node.serving.remembering import Remembered
 from modelnet_p2p.node.serving.upstream.address import is_address
 from modelnet_p2p.offers import Offer
-from modelnet_p2p.records import BadRecord, Identity, OfferRecord, Sealed, admit, next_seq
+from modelnet_p2p.records import Identity, OfferRecord, Sealed, next_seq
 
 log = logging.getLogger(__name__)
-
-MAX_RESTORED_AT_ONCE = 4  # models that a start loads side by side: each may be a process that imports torch
 
 Notice = Callable[[str], None]
 
@@ -72,19 +71,26 @@ class Hosting:
         self._sequences = sequences
         self._state = state
         self._identities: dict[str, Identity] = {}  # by model name: what of mine is published
-        self._unrestored: dict[str, str] = {}  # by model name: "loading", or why it is not served again
+        self.unrestored: dict[str, str] = {}  # by model name: "loading", or why it is not served again
         self._changing = trio.Lock()  # one change at a time: they touch disk, table and network
-        self._loading = trio.CapacityLimiter(MAX_RESTORED_AT_ONCE)
 
-    async def publish(self, source: Source, notice: Notice, *, remember: bool = True) -> dict[str, object]:
+    async def publish(
+        self,
+        source: Source,
+        notice: Notice,
+        *,
+        remember: bool = True,
+        remembered: Remembered | None = None,
+    ) -> dict[str, object]:
         """Serve `source` and tell the network; the contract's `publish` object.
 
-        Raises LocalError (the model cannot be loaded, the state not written), RemoteError (no majority).
+        What is `remembered` of it is told before it is loaded. Raises LocalError (the model cannot be loaded,
+        the state not written), RemoteError (no majority).
         """
         self._revoking.check(self._key.id, "this peer's own key")
         notice(f"loading {source.spec}")
         seq = self._sequences.take()  # first: a full disk is found out before anything is loaded
-        served = await self._models.add(source)
+        served = await self._models.add(source, remembered)
         async with self._changing:
             name = served.description.name
             if self._models.get(name) is not served:
@@ -96,8 +102,8 @@ class Hosting:
                 before = self._identities.get(name)
                 replaced = before is not None and before != draft.identity
                 tombstone = self._publisher.entomb(before) if before is not None and replaced else None
-                if self._state is not None and remember:
-                    self._state.remember(name, source.to_map(), seq)
+                if remember:
+                    self.keep(served, seq)
                 elif self._state is not None:
                     self._state.revive(name)
             except LocalError:
@@ -105,7 +111,7 @@ class Hosting:
                     await self._models.remove(name)
                 raise
             self._identities[draft.name] = draft.identity
-            self._unrestored.pop(draft.name, None)
+            self.unrestored.pop(draft.name, None)
             notice(f"telling the network of {draft.name}")
             published = await self._tell(draft, tombstone)
         return {
@@ -113,6 +119,13 @@ class Hosting:
             "holders": {"asked": published.asked, "stored": published.stored},
             "expires_unix": published.sealed.expires_us // 1_000_000,
         }
+
+    def keep(self, served: Served, seq: int) -> None:
+        """Have on disk that it is published, and what it is; raises LocalError if that cannot be written."""
+        if self._state is not None:
+            found = served.remembered
+            described = None if found is None else found.to_map()
+            self._state.remember(served.description.name, served.source.to_map(), seq, described)
 
     async def _tell(self, draft: OfferRecord, tombstone: Sealed | None) -> Published:
         """Publish `draft`, and take back what it replaces: both at once, for either may fail or be left."""
@@ -153,8 +166,8 @@ class Hosting:
         async with self._changing:
             uri = ModelUri.parse(model)
             name, identity = uri.name, self._identities.get(uri.name)
-            if identity is None and name in self._unrestored and self._state is not None:
-                del self._unrestored[name]
+            if identity is None and name in self.unrestored and self._state is not None:
+                del self.unrestored[name]
                 seq = self._state.last_seq(name)
                 self._state.drop(name)
                 return {"model": name, "withdrawn": True, "seq": seq, "holders": {"asked": 0, "stored": 0}}
@@ -174,6 +187,30 @@ class Hosting:
             "seq": tombstone.seq,
             "holders": {"asked": buried.asked, "stored": buried.stored},
         }
+
+    async def give_up(self, served: Served, why: str) -> None:
+        """It cannot be served as it was announced: take that back; it stays remembered for the next start."""
+        name = served.description.name
+        tombstone = None
+        async with self._changing:
+            identity = self._identities.get(name)
+            if self._models.get(name) is not served or identity is None:
+                return  # it was withdrawn, or published again, meanwhile
+            try:
+                tombstone = self._publisher.entomb(identity)
+            except LocalError as error:
+                log.error("the record of %s stays until it expires: %s", name, error.message)
+                self._publisher.abandon(identity)
+            del self._identities[name]
+            await self._models.remove(name)
+            self.lost(name, why)
+        if tombstone is not None:
+            await self._bury(tombstone)
+
+    def lost(self, model: str, why: str) -> None:
+        """What was published before is not served now."""
+        self.unrestored[model] = "failed"
+        log.error("cannot serve %s again: %s (to forget it: modelnet-peer unpublish %s)", model, why, model)
 
     async def disown(self, revoked: PeerId) -> tuple[list[str], list[bytes]]:
         """Serve no more what a revoked key has sealed; which models these were, and where they lay.
@@ -197,25 +234,9 @@ class Hosting:
                     log.error("%s is served no more, but still remembered: %s", name, error.message)
         return names, list(keys)
 
-    async def restore(self) -> None:
-        """Serve again what an earlier run had published, and tell of what it had withdrawn."""
-        if self._state is None:
-            return
-        try:
-            self._state.settle(time.time())
-        except LocalError as error:
-            log.error("what was withdrawn long ago cannot be forgotten: %s", error.message)
-        remembered = {name: fields for name, fields in self._state.published.items() if not is_address(name)}
-        self._unrestored = dict.fromkeys(remembered, "loading")
-        async with trio.open_nursery() as nursery:
-            for model, owed in list(self._state.withdrawn.items()):
-                nursery.start_soon(self._restore_tombstone, model, owed.envelope)
-            for model, fields in remembered.items():
-                nursery.start_soon(self._restore_model, model, fields)
-
     def lines(self) -> list[dict[str, object]]:
         """The models of the contract's `status` object; those not yet served again after them."""
-        waiting = [idle_line(name, state) for name, state in self._unrestored.items()]
+        waiting = [idle_line(name, state) for name, state in self.unrestored.items()]
         return [self._line(served) for served in self._models.all().values()] + waiting
 
     def pace(self) -> Pace:
@@ -224,7 +245,7 @@ class Hosting:
 
     def names(self) -> list[str]:
         """Of the models that are published here."""
-        return [*self._identities, *self._unrestored]
+        return [*self._identities, *self.unrestored]
 
     def spec_of(self, name: str) -> str | None:
         """Where the model of that name comes from; None if there is none."""
@@ -232,7 +253,7 @@ class Hosting:
         if served is not None:
             return served.source.spec
         return (
-            str(self._state.published[name].get("spec")) if name in self._unrestored and self._state else None
+            str(self._state.published[name].get("spec")) if name in self.unrestored and self._state else None
         )
 
     def _line(self, served: Served) -> dict[str, object]:
@@ -258,33 +279,6 @@ class Hosting:
     def _draft_of(self, description: Description, tags: Sequence[str], seq: int) -> OfferRecord:
         now = int(time.time())
         return draft_offer(description, tags, key=self._key, network=self._network, seq=seq, now_unix=now)
-
-    async def _restore_tombstone(self, model: str, envelope: bytes) -> None:
-        try:
-            sealed = admit(envelope, network=self._network, now_us=time.time_ns() // 1000)
-            await self._publisher.bury(sealed)
-        except BadRecord as bad:
-            log.error("the withdrawal of %s cannot be told again: %s", model, bad)
-        except ModelnetError as error:
-            log.warning("the withdrawal of %s is not told yet: %s", model, error.message)
-
-    async def _restore_model(self, model: str, fields: Mapping[str, object]) -> None:
-        try:
-            source = Source.from_map(fields)
-        except ValueError as error:
-            self._lost(model, f"its remembered source is damaged: {error}")
-            return
-        try:
-            async with self._loading:
-                await self.publish(source, _quiet, remember=False)
-        except LocalError as error:
-            self._lost(model, error.message)
-        except ModelnetError as error:
-            log.warning("%s is served, but the network is not told yet: %s", model, error.message)
-
-    def _lost(self, model: str, why: str) -> None:
-        self._unrestored[model] = "failed"
-        log.error("cannot serve %s again: %s (to forget it: modelnet-peer unpublish %s)", model, why, model)
 
 
 def idle_line(name: str, state: str) -> dict[str, object]:

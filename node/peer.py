@@ -53,6 +53,7 @@ from modelnet_p2p.node.overlay.publisher import Publisher
 from modelnet_p2p.node.overlay.watching import Watching
 from modelnet_p2p.node.owners import Owners
 from modelnet_p2p.node.reports import known_peers, ping, refused, rss_bytes, shown
+from modelnet_p2p.node.restoring import Restoring
 from modelnet_p2p.node.revoking import Revoking
 from modelnet_p2p.node.searches import LOOK_SECONDS, MAX_WATCHED, WATCH_SECONDS, Explained, Found, Watch
 from modelnet_p2p.node.serving.backends.contract import Source, checked_options
@@ -124,6 +125,7 @@ class Peer:
         self.revoking = Revoking(overlay.server, self.owners, self.notices)
         self._hosting = Hosting(key, name, models, self._publisher, sequences, state, self.revoking)
         self._upstreams = Upstreams(self._hosting, models, state, self.notices, nursery)
+        self._restoring = Restoring(self._hosting, models, self._publisher, state, name)
         self._ending = Ending(
             overlay, self.revoking, self._finder, self._publisher, self._hosting, self.owners, nursery
         )
@@ -227,9 +229,10 @@ class Peer:
         await Lan(self._overlay, self.notices, open_mdns, interfaces).run()
 
     async def _restore(self) -> None:
-        await self._hosting.restore()
+        await self._restoring.restore()
         await self._upstreams.restore()
         self.restored.set()
+        await self._restoring.keep()
 
     def _loopback(self) -> Stream:
         """A stream to my own call server."""

@@ -57,6 +57,7 @@ class State:
     path: Path
     disk: Disk = DISK
     published: dict[str, dict[str, Any]] = field(default_factory=dict)  # model -> Source map (JSON values)
+    described: dict[str, dict[str, Any]] = field(default_factory=dict)  # of them, as far as that is known
     withdrawn: dict[str, Withdrawn] = field(default_factory=dict)
     _seqs: dict[str, int] = field(default_factory=dict)
     _highest: int = 0
@@ -96,14 +97,21 @@ class State:
         self._highest = seq
         return seq
 
-    def remember(self, model: str, source: Mapping[str, Any], seq: int) -> None:
-        """Keep that `source` is published as `model`; a tombstone still owed for it is dropped."""
+    def remember(
+        self, model: str, source: Mapping[str, Any], seq: int, described: Mapping[str, Any] | None = None
+    ) -> None:
+        """Keep that `source` is published as `model`, and what it turned out to be (JSON values); a tombstone
+        still owed for it is dropped."""
         known = model in self._seqs
         if not known and len(self._seqs) >= MAX_MODELS:
             raise LocalError(Code.BAD_STATE, f"{self.path / 'models'} holds {MAX_MODELS} models already")
-        self._write(model, {"model": model, "seq": seq, "source": dict(source)})
+        body: dict[str, Any] = {"model": model, "seq": seq, "source": dict(source)}
+        self._write(model, body if described is None else {**body, "described": dict(described)})
         self.withdrawn.pop(model, None)
         self.published[model] = dict(source)
+        self.described.pop(model, None)
+        if described is not None:
+            self.described[model] = dict(described)
         self._note(model, seq)
 
     def forget(self, model: str, seq: int, tombstone: bytes, expires_unix: int) -> None:
@@ -113,6 +121,7 @@ class State:
         body = {"model": model, "seq": seq, "withdrawn": {"envelope": envelope, "expires_unix": expires_unix}}
         self._write(model, body)
         self.published.pop(model, None)
+        self.described.pop(model, None)
         self.withdrawn[model] = owed
         self._note(model, seq)
 
@@ -126,6 +135,7 @@ class State:
         """Forget a published model whose record nobody can take back; it expires by itself."""
         remove_durably(self._model_path(model), disk=self.disk)
         self.published.pop(model, None)
+        self.described.pop(model, None)
         self._seqs.pop(model, None)
 
     def settle(self, now_unix: float) -> None:
@@ -171,6 +181,8 @@ class State:
             raise _damaged(path, "it belongs to another model")
         if isinstance(source, dict) and owed is None:
             self.published[model] = source
+            if isinstance(described := body.get("described"), dict):  # whoever uses it looks at it closely
+                self.described[model] = described
         elif isinstance(owed, dict) and source is None:
             self.withdrawn[model] = _withdrawn(path, owed, seq)
         else:

@@ -33,6 +33,7 @@ from modelnet_p2p.node.serving.policy.admission import Admission, Queued, Refuse
 from modelnet_p2p.node.serving.policy.recent import Recent
 from modelnet_p2p.node.serving.policy.safety import check_safe
 from modelnet_p2p.node.serving.policy.scarcity import no_more
+from modelnet_p2p.node.serving.remembering import Remembered
 from modelnet_p2p.node.serving.upstream.address import is_address
 from modelnet_p2p.node.serving.upstream.runner import Trouble, check_upstream, open_upstream
 from modelnet_p2p.node.serving.worker.regions import Quota
@@ -70,7 +71,14 @@ class Runner(Protocol):
     @property
     def is_down(self) -> bool: ...
 
+    @property
+    def remembered(self) -> Remembered | None: ...
+
+    on_changed: Callable[[], None]
+
     async def describe(self) -> Description: ...
+
+    async def warm(self) -> None: ...
 
     async def call(
         self, method: str, value: Value, params: Mapping[str, Value], emit: Emit, caller: str = ""
@@ -85,9 +93,14 @@ class InProcess:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self.waits = backend.waits
+        self.on_changed: Callable[[], None] = lambda: None  # it never does
 
     pid = None  # none of its own
     is_down = False
+    remembered = None  # it is loaded in no time
+
+    async def warm(self) -> None:
+        pass  # `describe` has loaded it
 
     async def describe(self) -> Description:
         try:
@@ -148,6 +161,15 @@ class Served:
     def state(self) -> str:
         """`serving`, or `crashing`: its worker process dies again and again, and is started again later."""
         return "crashing" if self._runner.is_down else "serving"
+
+    @property
+    def remembered(self) -> Remembered | None:
+        """What may be told of it at the next start before it is loaded."""
+        return self._runner.remembered
+
+    async def warm(self) -> None:
+        """Have it running, where it was added from memory; raises LocalError that says why it cannot."""
+        await self._runner.warm()
 
     @property
     def pid(self) -> int | None:
@@ -285,13 +307,17 @@ class Models:
         self._entries: dict[str, _Entry] = {}
         self.shared = Quota()  # memory shared with all workers
         self.on_trouble: Trouble = lambda spec, error: None  # with a server behind a model
+        self.on_changed: Callable[[Served], None] = lambda served: None  # it is not what it was told to be
 
-    async def add(self, source: Source) -> Served:
-        """Load and describe a model, then serve it; raises LocalError that names the file or module."""
+    async def add(self, source: Source, remembered: Remembered | None = None) -> Served:
+        """Load and describe a model, then serve it; raises LocalError that names the file or module.
+
+        One of which something is `remembered` is served at once, and loaded by its `warm` or its first call.
+        """
         _check_source(source)
         if source.model is not None:  # known before it is loaded
             self._check_room(ModelUri.parse(source.model).name)
-        found = await self._nursery.start(self._host, source)
+        found = await self._nursery.start(self._host, source, remembered)
         if isinstance(found, ModelnetError):
             raise found
         assert isinstance(found, _Entry)
@@ -339,12 +365,13 @@ class Models:
     def all(self) -> dict[str, Served]:
         return {name: entry.served for name, entry in self._entries.items()}
 
-    async def _host(self, source: Source, task_status: _Starting) -> None:
+    async def _host(self, source: Source, remembered: Remembered | None, task_status: _Starting) -> None:
         """Holds a model's runner for as long as the model is wanted. Errors go back as values: an
         exception would end every other model, too."""
-        async with self._open_runner(source) as runner:
+        async with self._open_runner(source, remembered) as runner:
             try:
                 served = Served(source, _named(await runner.describe(), source), runner)
+                runner.on_changed = lambda: self.on_changed(served)
             except ModelnetError as error:
                 task_status.started(error)
                 return
@@ -355,7 +382,9 @@ class Models:
                 await served.idle()
 
     @asynccontextmanager
-    async def _open_runner(self, source: Source) -> AsyncIterator[Runner]:
+    async def _open_runner(
+        self, source: Source, remembered: Remembered | None = None
+    ) -> AsyncIterator[Runner]:
         if EchoBackend.claims(source.spec):
             yield InProcess(EchoBackend(source, in_thread))
         elif BuiltinBackend.claims(source.spec):
@@ -364,7 +393,7 @@ class Models:
             async with open_upstream(source, self.on_trouble) as upstream:
                 yield upstream
         else:
-            async with open_worker(source, self._tuning, self.shared) as worker:
+            async with open_worker(source, self._tuning, self.shared, remembered) as worker:
                 yield worker
 
 

@@ -156,6 +156,18 @@ def test_no_bytes_are_mistaken_for_a_key(data: bytes) -> None:
         pass
 
 
+def test_what_a_model_turned_out_to_be_is_kept_with_it(home: Home) -> None:
+    state = State.open(home)
+    state.remember("a", SOURCE, 1, {"digest": "xyz"})
+    state.remember("b", SOURCE, 2, {"digest": "abc"})
+    state.remember("c", SOURCE, 3, {"digest": "def"})
+    state.remember("b", SOURCE, 4)  # nothing is known of it any more
+    state.drop("c")
+    assert state.described == State.open(home).described == {"a": {"digest": "xyz"}}
+    state.forget("a", 5, b"tombstone", 100)
+    assert state.described == State.open(home).described == {}
+
+
 def test_what_was_published_and_withdrawn_comes_back(home: Home) -> None:
     state = State.open(home)
     state.remember("acme/a@1", SOURCE, state.take_seq(1.0))

@@ -40,11 +40,13 @@ from modelnet_p2p.node.serving.child.line import House, Line
 from modelnet_p2p.node.serving.child.loop_lines import LoopLines
 from modelnet_p2p.node.serving.child.model_thread import ModelThread
 from modelnet_p2p.node.serving.child.thread_lines import ThreadLines, Watch
+from modelnet_p2p.node.serving.remembering import stamps_of
 from modelnet_p2p.payload import Value
 
 log = logging.getLogger(__name__)
 
 LOAD = "load"
+STAMPS = "stamps"  # beside the description, in the answer to it
 LEAVE_SECONDS = 1.0  # for the model's `close` and exit handlers, then the process ends all the same
 OOM_SCORE = "800"  # of 1000: where memory ends, the model goes before the peer
 
@@ -110,7 +112,9 @@ class ModelServer:
             backend = kind(source, self._thread)
             await guarded(backend.load())
             description = backend.describe()
-            told = description.to_map()
+            stamps = stamps_of(source, description.files)
+            rows = None if stamps is None else [[each.path, each.size, each.mtime_ns] for each in stamps]
+            told = description.to_map() | {STAMPS: rows}
             blocks = backend.blocks
         self._backend, self._streams = backend, description.streams
         if description.batches > 1 and not description.streams:

@@ -51,6 +51,7 @@ class UpstreamModel:
     waits = True
     pid = None  # no process of ours
     is_down = False  # a server that is away is withdrawn
+    remembered = None  # what it serves may change at any time: it is asked again
     _kind: Kind
 
     def __init__(self, source: Source, address: Address, http: Http, key: str, trouble: Trouble) -> None:
@@ -60,9 +61,13 @@ class UpstreamModel:
         self._key = key
         self._trouble = trouble
         self._counts = True  # the server takes `stream_options`, so it counts tokens
+        self.on_changed: Callable[[], None] = lambda: None  # whoever looks after the server sees to that
 
     def allocate(self, size: int) -> memoryview | None:
         return None
+
+    async def warm(self) -> None:
+        pass  # `describe` has asked it
 
     async def describe(self) -> Description:
         """Asks the model for a token or a vector; raises LocalError if it gives none."""

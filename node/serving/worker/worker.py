@@ -6,7 +6,7 @@ the model dies again and again (see `restarting`).
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -17,12 +17,14 @@ from modelnet_p2p.exchange import Call
 from modelnet_p2p.frames import MAX_LABEL_BYTES
 from modelnet_p2p.node.serving.backends.contract import Description, Emit, Source
 from modelnet_p2p.node.serving.policy.restarting import Restarts
+from modelnet_p2p.node.serving.remembering import Remembered, Stamp, read_stamps
 from modelnet_p2p.node.serving.worker.process import Process
 from modelnet_p2p.node.serving.worker.regions import Quota
 from modelnet_p2p.payload import Value
 from modelnet_p2p.tuning import Tuning
 
 LOAD = "load"
+STAMPS = "stamps"  # beside the description, in the answer to it
 LOAD_TIMEOUT = 600.0  # a model of tens of GB from a slow disk; longer is a hang
 
 
@@ -40,7 +42,15 @@ class Worker:
 
     waits = True
 
-    def __init__(self, source: Source, tuning: Tuning, nursery: trio.Nursery, quota: Quota) -> None:
+    def __init__(
+        self,
+        source: Source,
+        tuning: Tuning,
+        nursery: trio.Nursery,
+        quota: Quota,
+        remembered: Remembered | None = None,
+    ) -> None:
+        """What is `remembered` of the model is told of it before any process runs."""
         self._source = source
         self._grace = tuning.cancel_grace
         self._nursery = nursery
@@ -49,7 +59,10 @@ class Worker:
         self._starting: _Start | None = None
         self._restarts = Restarts()
         self._retired = False
-        self._description: Description | None = None
+        self._description = remembered.description if remembered else None  # as it was told to others
+        self.remembered = remembered  # as it was loaded last, where its files tell whether that still holds
+        self.is_changed = False  # it was loaded again, and is not what was told: it answers no more
+        self.on_changed: Callable[[], None] = lambda: None
 
     @property
     def pid(self) -> int | None:
@@ -62,10 +75,15 @@ class Worker:
         return self._restarts.is_down and (self._starting is not None or self.pid is None)
 
     async def describe(self) -> Description:
-        """Of the model, started if need be; raises LocalError that says why it cannot be."""
-        await self._ready()
+        """Of the model, started if nothing is known of it; raises LocalError that says why it cannot be."""
+        if self._description is None:
+            await self._ready()
         assert self._description is not None
         return self._description
+
+    async def warm(self) -> None:
+        """Have it running; raises as `describe`."""
+        await self._ready()
 
     async def call(
         self, method: str, value: Value, params: Mapping[str, Value], emit: Emit, caller: str = ""
@@ -82,6 +100,12 @@ class Worker:
             raise LocalError(
                 Code.MODEL_ERROR, f"{self._source.spec} did not start again: {error.message}", hint=error.hint
             ) from error
+        if self.is_changed:
+            raise LocalError(
+                Code.BUSY,
+                f"{self._source.spec} has changed since it was announced, and is announced anew",
+                hint="try again later, or another provider",
+            )
         call = Call(self._source.spec[:512], value, method, params, key=self._turns(caller))
         return await process.call(call, emit, self._grace)
 
@@ -155,8 +179,13 @@ class Worker:
         """A process with the model in it, watched from now on."""
         self._process = process = await Process.start(self._source, self._quota)
         self._nursery.start_soon(self._live, process)
-        self._description = await self._load(process)
+        loaded, stamps = await self._load(process)
+        self.remembered = None if stamps is None else Remembered(loaded, stamps)
+        self._description = self._description or loaded
         self._restarts.on_start(trio.current_time())
+        if not self.is_changed and not _is_same(loaded, self._description):
+            self.is_changed = True
+            self.on_changed()
         return process
 
     async def _live(self, process: Process) -> None:
@@ -164,12 +193,14 @@ class Worker:
         if self._description is not None:  # else nobody serves it: it never was loaded
             self._on_death(process)
 
-    async def _load(self, process: Process) -> Description:
+    async def _load(self, process: Process) -> tuple[Description, tuple[Stamp, ...] | None]:
         source = replace(self._source, environ={})  # it has its environment
         with trio.move_on_after(LOAD_TIMEOUT):
             try:
                 fields = await process.call(Call(LOAD, source.to_map(), LOAD), self._no_items, self._grace)
-                return Description.from_map(fields)
+                description = Description.from_map(fields)
+                stamps = fields.get(STAMPS) if isinstance(fields, dict) else None
+                return description, None if stamps is None else read_stamps(stamps)
             except LocalError as error:
                 started = process.alive
                 process.kill("its model could not be loaded")
@@ -199,12 +230,19 @@ class Worker:
             await self._process.close(self._grace)
 
 
+def _is_same(one: Description, other: Description) -> bool:
+    """But for how long a call of it took."""
+    return replace(one, latency_us=None) == replace(other, latency_us=None)
+
+
 @asynccontextmanager
-async def open_worker(source: Source, tuning: Tuning, quota: Quota) -> AsyncIterator[Worker]:
-    """A worker for `source`; its process starts with the first question and ends with this scope. Its shared
-    memory counts into `quota`."""
+async def open_worker(
+    source: Source, tuning: Tuning, quota: Quota, remembered: Remembered | None = None
+) -> AsyncIterator[Worker]:
+    """A worker for `source`; its process starts with the first question that needs it and ends with this
+    scope. Its shared memory counts into `quota`."""
     async with trio.open_nursery() as nursery:
-        worker = Worker(source, tuning, nursery, quota)
+        worker = Worker(source, tuning, nursery, quota, remembered)
         try:
             yield worker
             await worker.close()
