@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import trio
 
@@ -15,6 +16,7 @@ from modelnet_p2p.events import Call, Item, Result
 from modelnet_p2p.node.calls.client import DEADLINE_GRACE, CallClient, Ongoing, told_us
 from modelnet_p2p.node.calls.compacting import compacted
 from modelnet_p2p.node.calls.target import Target, one_owner, other_owners
+from modelnet_p2p.node.calls.together import Together
 from modelnet_p2p.node.calls.tries import Tries, search_too_long
 from modelnet_p2p.node.owners import Owners
 from modelnet_p2p.node.serving.backends.contract import MAX_BODY_BYTES
@@ -144,6 +146,7 @@ class Router:
         self._why = why
         self._condemned = condemned  # whether a key that sealed it was revoked
         self._found: dict[Query, tuple[float, Sequence[Offer]]] = {}
+        self._seeking: Together[Sequence[Offer]] = Together()
 
     @asynccontextmanager
     async def open(
@@ -262,25 +265,28 @@ class Router:
         The remembered owner's are asked for as such: no crowd of others of the same name can hide them.
         """
         with trio.move_on_at(until):
-            owner = self._owners.meant(target.query)
-            if owner is None:
-                offers = one_owner(target, await self._search(target.query))
-            else:
-                offers = await self._search(replace(target.query, owner=owner))
-                if not offers:
-                    await self._explain(target)
-                    others = await self._search(target.query)
-                    offers = [offer for offer in others if offer.record.owner == owner]  # it came meanwhile
-                    if others and not offers:
-                        raise other_owners(target, owner, others)
+            return self._memory.draw(await self._seeking.ask(target, partial(self._seek, target)))
+        raise search_too_long(target)
+
+    async def _seek(self, target: Target) -> Sequence[Offer]:
+        owner = self._owners.meant(target.query)
+        if owner is None:
+            offers = one_owner(target, await self._search(target.query))
+        else:
+            offers = await self._search(replace(target.query, owner=owner))
             if not offers:
                 await self._explain(target)
-            if len(self._found) >= MAX_FOUND:
-                self._found.clear()
-            if offers:
-                self._found[target.query] = trio.current_time(), offers
-            return self._memory.draw(offers)
-        raise search_too_long(target)
+                others = await self._search(target.query)
+                offers = [offer for offer in others if offer.record.owner == owner]  # it came meanwhile
+                if others and not offers:
+                    raise other_owners(target, owner, others)
+        if not offers:
+            await self._explain(target)
+        if len(self._found) >= MAX_FOUND:
+            self._found.clear()
+        if offers:
+            self._found[target.query] = trio.current_time(), offers
+        return offers
 
     async def _explain(self, target: Target) -> None:
         """Raises NotFound with the reason why nobody offers it, where there is one to tell."""

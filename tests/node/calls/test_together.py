@@ -1,0 +1,95 @@
+"""Calls that want the same at the same time make one search, whatever becomes of one of them."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from modelnet_p2p.errors import NotFound
+from modelnet_p2p.node.calls.together import Together
+
+
+class Searches:
+    """Counts how often it is asked; each search ends when it may."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self.may_end = trio.Event()
+
+    async def __call__(self) -> int:
+        self.begun += 1
+        number = self.begun
+        await self.may_end.wait()
+        return number
+
+
+async def test_a_crowd_makes_one_search_and_who_comes_later_another(autojump_clock: trio.abc.Clock) -> None:
+    together, search, found = Together[int](), Searches(), list[int]()
+
+    async def call() -> None:
+        found.append(await together.ask("key", search))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(300):
+            nursery.start_soon(call)
+        await wait_all_tasks_blocked()
+        assert search.begun == 1
+        search.may_end.set()
+    assert found == [1] * 300
+    await call()
+    assert found[-1] == 2
+    assert not together._seeking
+
+
+async def test_other_keys_do_not_wait(autojump_clock: trio.abc.Clock) -> None:
+    together, search = Together[int](), Searches()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(together.ask, "one", search)
+        nursery.start_soon(together.ask, "other", search)
+        await wait_all_tasks_blocked()
+        assert search.begun == 2
+        search.may_end.set()
+
+
+async def test_where_the_first_is_cancelled_the_next_searches(autojump_clock: trio.abc.Clock) -> None:
+    together, search, found = Together[int](), Searches(), list[int]()
+    first = trio.CancelScope()
+
+    async def call(scope: trio.CancelScope) -> None:
+        with scope:
+            found.append(await together.ask("key", search))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(call, first)
+        await wait_all_tasks_blocked()
+        for _ in range(3):
+            nursery.start_soon(call, trio.CancelScope())
+        await wait_all_tasks_blocked()
+        first.cancel()
+        await wait_all_tasks_blocked()
+        assert search.begun == 2
+        search.may_end.set()
+    assert found == [2, 2, 2]
+
+
+async def test_all_are_told_why_it_failed(autojump_clock: trio.abc.Clock) -> None:
+    together, tried = Together[int](), list[int]()
+
+    async def search() -> int:
+        tried.append(1)
+        await trio.sleep(1)
+        raise NotFound("nobody")
+
+    async def call(failures: list[str]) -> None:
+        with pytest.raises(NotFound) as refused:
+            await together.ask("key", search)
+        failures.append(refused.value.message)
+
+    failures: list[str] = []
+    async with trio.open_nursery() as nursery:
+        for _ in range(5):
+            nursery.start_soon(partial(call, failures))
+    assert (len(tried), failures) == (1, ["nobody"] * 5)
