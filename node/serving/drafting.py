@@ -9,6 +9,7 @@ from modelnet_p2p.identity import KeyPair
 from modelnet_p2p.names import check_tag
 from modelnet_p2p.node.serving.backends.contract import Description
 from modelnet_p2p.records import BadRecord, Manifest, OfferRecord, open_manifest, seal_manifest
+from modelnet_p2p.records.kinds import MAX_TAGS
 
 
 def draft_offer(
@@ -50,12 +51,19 @@ def draft_offer(
         parameters=description.parameters,
         context_length=description.context_length,
         languages=description.languages,
-        tags=tuple(dict.fromkeys(check_tag(tag) for tag in tags)),
+        tags=_tags(tags, description),
         gives=_gives(description),
         family=description.family,
         exits=description.exits,
         limits=_limits(description),
     )
+
+
+def _tags(given: Sequence[str], description: Description) -> tuple[str, ...]:
+    """The publisher's, and the model's own where there is room."""
+    wanted = tuple(dict.fromkeys(check_tag(tag) for tag in given))
+    own = [tag for tag in dict.fromkeys(description.tags) if tag not in wanted]
+    return (*wanted, *own[: max(0, MAX_TAGS - len(wanted))])
 
 
 def _gives(description: Description) -> tuple[str, ...]:

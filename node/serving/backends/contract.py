@@ -18,12 +18,12 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from modelnet_p2p.errors import Code, LocalError, ModelnetError
-from modelnet_p2p.names import MAX_VERSION_BYTES
+from modelnet_p2p.names import MAX_VERSION_BYTES, check_tag
 from modelnet_p2p.node.serving.backends.rows import Rows, joined, parted, rows_of
 from modelnet_p2p.payload import Value
 from modelnet_p2p.records import MAX_MANIFEST_BYTES, MalformedRecord, Spec
-from modelnet_p2p.records.fields import blob, digest, integer, numbers, several, text, token
-from modelnet_p2p.records.kinds import MAX_EXITS, MAX_LANGUAGES
+from modelnet_p2p.records.fields import blob, digest, integer, named, numbers, several, text, token
+from modelnet_p2p.records.kinds import MAX_EXITS, MAX_LANGUAGES, MAX_TAGS
 from modelnet_p2p.records.manifest import MAX_METRICS, MAX_SPECS
 
 log = logging.getLogger(__name__)
@@ -142,6 +142,7 @@ class Description:
     parameters: int | None = None
     context_length: int | None = None  # tokens
     languages: tuple[str, ...] = ()  # ISO 639-1
+    tags: tuple[str, ...] = ()  # beside the publisher's, as many as an offer has room for
     digest: bytes | None = None  # 32 bytes
     files: str = (
         ""  # the file or directory that the digest is of (`node/weights/hashing.py`); not in the offer
@@ -176,6 +177,7 @@ class Description:
             "parameters": self.parameters,
             "context_length": self.context_length,
             "languages": list(self.languages),
+            "tags": list(self.tags),
             "digest": self.digest,
             "files": self.files,
             "licence": self.licence,
@@ -231,6 +233,7 @@ _DECODERS: Mapping[str, Callable[[object], object]] = {
     "parameters": _or(None, integer()),
     "context_length": _or(None, integer()),
     "languages": several(token(16), MAX_LANGUAGES),
+    "tags": several(named(check_tag), MAX_TAGS),
     "digest": _or(None, digest),
     "files": text(MAX_PLACE_BYTES),
     "licence": text(64),

@@ -62,6 +62,12 @@ def test_the_model_says_whether_asking_twice_does_no_harm(said: bool) -> None:
     assert draft(replace(UPPER, idempotent=said)).idempotent is said
 
 
+def test_a_models_own_tags_come_after_its_publishers() -> None:
+    assert draft(replace(UPPER, tags=("tiny", "loud"))).tags == ("loud", "tiny")
+    many = tuple(f"tag-{number}" for number in range(8))
+    assert draft(replace(UPPER, tags=many)).tags == ("loud", *many[:7])
+
+
 @pytest.mark.parametrize("said", [False, True])
 def test_the_model_says_whether_it_repeats_itself(said: bool) -> None:
     assert draft(replace(UPPER, deterministic=said)).deterministic is said

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import pytest
+import trio
 
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.serving.backends.contract import Source
 from modelnet_p2p.node.serving.backends.pretrained.backend import TransformersBackend
+from modelnet_p2p.node.serving.models import Models
 from modelnet_p2p.payload import Value
 
 torch = pytest.importorskip("torch")
@@ -25,6 +29,7 @@ from modelnet_p2p.node.serving.backends.pretrained.sampling import Drawn, Sample
 from tiny_models import CORPUS, as_sentence_transformer, save_bert, save_llama  # noqa: E402
 
 T = TypeVar("T")
+PATIENCE = 600.0  # seconds: a worker imports torch and transformers, which takes long where others build
 HELLO = [{"role": "user", "content": "Hello"}]
 
 pytestmark = pytest.mark.slow  # importing transformers takes seconds
@@ -276,8 +281,6 @@ PROMPTS = [[5, 6, 7], list(range(10, 40)), [9], [8, 7, 6, 5, 4, 3, 2, 1, 11, 12,
     ("config", "fields", "batches"),
     [
         ("MistralConfig", SMALL | HEADS | {"num_key_value_heads": 2, "sliding_window": 12}, True),
-        ("GPT2Config", {"vocab_size": 200, "n_embd": 64, "n_layer": 2, "n_head": 4}, True),
-        ("BloomConfig", {"vocab_size": 200, "hidden_size": 64, "n_layer": 2, "n_head": 4}, True),
         ("MambaConfig", SMALL, False),
     ],
 )
@@ -413,3 +416,40 @@ def test_a_classifier_gives_labels_with_scores(stage: Stage, tmp_path: Path) -> 
 async def invoked(backend: TransformersBackend, value: Value, **params: Value) -> Any:
     # Any: each test knows what its model gives
     return await backend.invoke(value, params)
+
+
+# --- in a worker process ---
+
+
+@pytest.mark.live
+async def test_a_worker_that_is_killed_in_an_answer_ends_it_and_comes_back(
+    patient_models: Models, source: Callable[..., Source], folder: Path
+) -> None:
+    served = await patient_models.add(source(str(folder), model="acme/teller"))
+    assert served.description.tags == ("tiny", "story-teller")
+    items: list[Any] = []
+
+    async def take(item: Value) -> None:
+        items.append(item)
+        if len(items) == 3 and served.pid is not None:
+            os.kill(served.pid, signal.SIGKILL)
+
+    deadline = trio.current_time() + PATIENCE
+    endless: dict[str, Value] = {"max_tokens": 200, "logit_bias": {"1": -100}}
+    with pytest.raises(LocalError) as caught:
+        await served.run("stream", "Once upon", endless, take, deadline)
+    assert caught.value.code is Code.MODEL_ERROR
+    assert "died" in caught.value.message
+    items.clear()
+    texts: dict[str, list[Any]] = {line[:9]: [] for line in CORPUS}
+
+    async def ask(prompt: str) -> None:
+        async def keep(item: Value) -> None:
+            texts[prompt].append(item)
+
+        await served.run("stream", prompt, {}, keep, trio.current_time() + PATIENCE)
+
+    async with trio.open_nursery() as nursery:  # it is back, and answers several at once
+        for prompt in texts:
+            nursery.start_soon(ask, prompt)
+    assert [prompt + "".join(pieces) for prompt, pieces in texts.items()] == CORPUS

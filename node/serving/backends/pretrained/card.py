@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 MAX_CARD_BYTES = 1 << 18  # README.md; its front matter stands at the beginning
 MAX_MATTER_BYTES = 1 << 16
+# Tags that say again what other fields say. Each tag is a key of the network, with walks of its own.
+_KNOWN = frozenset({"transformers", "pytorch", "safetensors", "torch", "tf", "jax", "onnx", "gguf"})
 _LANGUAGE = re.compile(r"[a-z]{2,3}(?:-[A-Za-z0-9]{2,8})*")
 _LICENCE = re.compile(r"[A-Za-z0-9.+-]{1,64}")
 _SPDX = {  # the hub's words for licences that SPDX writes otherwise, those that are met often
@@ -82,11 +84,16 @@ def parse_card(text: str) -> Card:
     return Card(
         name=_text(fields.get("model_name")),
         task=_task(_text(fields.get("pipeline_tag"))),
-        licence=_SPDX.get(licence.lower(), licence if _LICENCE.fullmatch(licence) else ""),
+        licence=licence_of(licence),
         languages=tuple(_languages(fields.get("language"))),
-        tags=tuple(_tags(fields.get("tags"))),
-        base_model=_text(fields.get("base_model")),
+        tags=tuple(tag for tag in _tags(fields.get("tags")) if tag != fields.get("pipeline_tag"))[:MAX_TAGS],
+        base_model=_printable(_text(fields.get("base_model")), 80),
     )
+
+
+def licence_of(word: str) -> str:
+    """A licence as an SPDX expression where the hub's word is known, else that word; empty if it is none."""
+    return _SPDX.get(word.lower(), word if _LICENCE.fullmatch(word) else "")
 
 
 def _text(value: object) -> str:
@@ -95,6 +102,11 @@ def _text(value: object) -> str:
         case str() | [str()]:
             return (value if isinstance(value, str) else value[0]).strip()
     return ""
+
+
+def _printable(text: str, most: int) -> str:
+    """`text` if a record can carry it, else nothing."""
+    return text if text.isprintable() and len(text.encode()) <= most else ""
 
 
 def _task(text: str) -> str:
@@ -119,13 +131,10 @@ def _languages(value: object) -> Iterator[str]:
 
 def _tags(value: object) -> Iterator[str]:
     """Those that can be keys of the network; `license:mit` and its like say again what fields say."""
-    count = 0
     for entry in dict.fromkeys(tag.lower() for tag in _several(value)):
         try:
             check_tag(entry)
         except LocalError:
             continue
-        count += 1
-        if count > MAX_TAGS:
-            return
-        yield entry
+        if entry not in _KNOWN:
+            yield entry
