@@ -42,6 +42,10 @@ def check_model_name(text: str) -> str:
     return _check("model name", text, _NAME, MAX_NAME_BYTES, rule)
 
 
+def is_model_name(text: str) -> bool:
+    return len(text) <= MAX_NAME_BYTES and _NAME.fullmatch(text) is not None
+
+
 def check_version(text: str) -> str:
     """A version; the empty string is `no version`."""
     rule = "letters, digits, '.', '_', '+', '-'"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import trio
 
@@ -25,6 +25,8 @@ from modelnet_p2p.node.serving.models import Models, Served
 from modelnet_p2p.node.serving.policy.recent import Pace, merged
 from modelnet_p2p.node.serving.remembering import Remembered
 from modelnet_p2p.node.serving.upstream.address import is_address
+from modelnet_p2p.node.weights.hashing import OnDisk
+from modelnet_p2p.node.weights.sharing import Sharing
 from modelnet_p2p.offers import Offer
 from modelnet_p2p.records import Identity, OfferRecord, Sealed, next_seq
 
@@ -62,9 +64,11 @@ class Hosting:
         sequences: Sequences,
         state: State | None,
         revoking: Revoking,
+        sharing: Sharing,
     ) -> None:
         self._key = key
         self._revoking = revoking
+        self._sharing = sharing
         self._network = network
         self._models = models
         self._publisher = publisher
@@ -91,8 +95,9 @@ class Hosting:
         notice(f"loading {source.spec}")
         seq = self._sequences.take()  # first: a full disk is found out before anything is loaded
         served = await self._models.add(source, remembered)
+        name = served.description.name
+        shared = await self._shared(served, notice)
         async with self._changing:
-            name = served.description.name
             if self._models.get(name) is not served:
                 raise LocalError(Code.IN_USE, f"{name} was published again, or withdrawn, meanwhile")
             try:  # nobody is told, and nothing kept, of what cannot be told and kept
@@ -111,6 +116,7 @@ class Hosting:
                     await self._models.remove(name)
                 raise
             self._identities[draft.name] = draft.identity
+            self._sharing.put(name, shared)
             self.unrestored.pop(draft.name, None)
             notice(f"telling the network of {draft.name}")
             published = await self._tell(draft, tombstone)
@@ -126,6 +132,25 @@ class Hosting:
             found = served.remembered
             described = None if found is None else found.to_map()
             self._state.remember(served.description.name, served.source.to_map(), seq, described)
+
+    async def _shared(self, served: Served, notice: Notice) -> OnDisk | None:
+        """The files that this model shares, None for none; raises LocalError where it cannot."""
+        if not served.source.share_weights:
+            return None
+        name = served.description.name
+        notice(f"hashing the weights of {name}")
+        try:
+            found = await self._sharing.examine(served.description)
+        except LocalError:
+            if name not in self._identities and self._models.get(name) is served:
+                await self._models.remove(name)
+            raise
+        count = len(found.artifact.files)
+        notice(
+            f"sharing the weights of {name} with whoever asks:"
+            f" {count} file{'' if count == 1 else 's'}, {found.size:,} bytes"
+        )
+        return found
 
     async def _tell(self, draft: OfferRecord, tombstone: Sealed | None) -> Published:
         """Publish `draft`, and take back what it replaces: both at once, for either may fail or be left."""
@@ -156,7 +181,7 @@ class Hosting:
     async def rehearse(self, source: Source, notice: Notice) -> dict[str, object]:
         """What publishing `source` would say; the model is loaded and let go, nobody is told."""
         notice(f"loading {source.spec}")
-        draft = self._draft_of(await self._models.rehearse(source), source.tags, 0)
+        draft = self._draft_of(await self._models.rehearse(source), source, 0)
         self._publisher.check(draft)
         holders = {"asked": 0, "stored": 0}
         return {**_report(draft), "holders": holders, "expires_unix": None, "dry_run": True}
@@ -179,6 +204,7 @@ class Hosting:
                 expires_unix = tombstone.expires_us // 1_000_000
                 self._state.forget(name, tombstone.seq, tombstone.envelope, expires_unix)
             del self._identities[name]
+            self._sharing.put(name, None)
             await self._models.remove(name)
             buried = await self._publisher.bury(tombstone)
         return {
@@ -202,6 +228,7 @@ class Hosting:
                 log.error("the record of %s stays until it expires: %s", name, error.message)
                 self._publisher.abandon(identity)
             del self._identities[name]
+            self._sharing.put(name, None)
             await self._models.remove(name)
             self.lost(name, why)
         if tombstone is not None:
@@ -226,6 +253,7 @@ class Hosting:
                 names.append(name)
                 keys.update(dict.fromkeys(self._publisher.abandon(identity)))
                 del self._identities[name]
+                self._sharing.put(name, None)
                 await self._models.remove(name)
                 try:
                     if self._state is not None:
@@ -274,11 +302,18 @@ class Hosting:
         }
 
     def _draft(self, served: Served, seq: int) -> OfferRecord:
-        return self._draft_of(served.description, served.source.tags, seq)
+        return self._draft_of(served.description, served.source, seq)
 
-    def _draft_of(self, description: Description, tags: Sequence[str], seq: int) -> OfferRecord:
-        now = int(time.time())
-        return draft_offer(description, tags, key=self._key, network=self._network, seq=seq, now_unix=now)
+    def _draft_of(self, description: Description, source: Source, seq: int) -> OfferRecord:
+        return draft_offer(
+            description,
+            source.tags,
+            key=self._key,
+            network=self._network,
+            seq=seq,
+            now_unix=int(time.time()),
+            shares_weights=source.share_weights,
+        )
 
 
 def idle_line(name: str, state: str) -> dict[str, object]:

@@ -68,6 +68,10 @@ from modelnet_p2p.node.transport.libp2p_network import open_libp2p
 from modelnet_p2p.node.transport.memory_stream import stream_pair
 from modelnet_p2p.node.transport.registry import Handlers
 from modelnet_p2p.node.upstreams.upstreams import Upstreams
+from modelnet_p2p.node.weights.cache import Cache
+from modelnet_p2p.node.weights.puller import Progress
+from modelnet_p2p.node.weights.server import WeightServer
+from modelnet_p2p.node.weights.sharing import Pulls, Sharing
 from modelnet_p2p.offers import Offer
 from modelnet_p2p.payload import Value, check_wire
 from modelnet_p2p.query import Query
@@ -123,7 +127,11 @@ class Peer:
         self._watching = Watching(overlay, key, self._publisher.keys, nursery, rng)
         self._finder.watching = self._watching
         self.revoking = Revoking(overlay.server, self.owners, self.notices)
-        self._hosting = Hosting(key, name, models, self._publisher, sequences, state, self.revoking)
+        self._weights = WeightServer(tuning, models.at_work)
+        self._sharing = Sharing(self._weights)
+        self._hosting = Hosting(
+            key, name, models, self._publisher, sequences, state, self.revoking, self._sharing
+        )
         self._upstreams = Upstreams(self._hosting, models, state, self.notices, nursery)
         self._restoring = Restoring(self._hosting, models, self._publisher, state, name)
         self._ending = Ending(
@@ -137,6 +145,16 @@ class Peer:
             rng,
             self._ending.why,
             self.revoking.condemns,
+        )
+        self._pulls = Pulls(
+            key.id,
+            self._network,
+            protocol(name, "weights"),
+            name,
+            self._finder,
+            self._router,
+            self.owners,
+            self._weights.shared,
         )
         self._started = trio.current_time()
 
@@ -179,6 +197,7 @@ class Peer:
                 if place is not None:
                     peer.owners.keep_under(place.owners_path)
                     peer.keep_revocations_under(place.revocations_path)
+                    peer.keep_weights_under(place.cache_path)
                 joining = Joining(peer._overlay, bootstrap, runtime, place, peer.notices)
                 if listening:
                     runtime.announce(peer.id, peer.addrs)
@@ -211,6 +230,7 @@ class Peer:
             peer = cls(key, network, tuning, overlay, models, state, nursery)
             if serves:
                 transport.handle(protocol(network, "call"), peer._server.handle)
+                transport.handle(protocol(network, "weights"), peer._weights.handle)
             nursery.start_soon(peer._publisher.keep)
             nursery.start_soon(partial(peer._watching.run, serves=serves))
             nursery.start_soon(peer._tidy)
@@ -483,6 +503,7 @@ class Peer:
         environ: Mapping[str, str] | None = None,
         options: Mapping[str, str] | None = None,
         manifest: bytes | None = None,
+        share_weights: bool | None = None,
         dry_run: bool = False,
         on_event: Notice | None = None,
     ) -> dict[str, object]:
@@ -493,9 +514,20 @@ class Peer:
         The worker runs with `interpreter`, `cwd` and `environ`, by default this process's. `manifest` is a
         seal that the model's owner made of it (`owner sign`): the offer is then of that owner's model.
         Raises LocalError (bad-input, unsafe), RemoteError (no majority).
+        `source` is `builtin:digits`, `MODULE:NAME`, a `.safetensors` file (with `module`), the name, URI or
+        digest of a model that `pull` has fetched, or an importable function itself. The worker runs with
+        `interpreter`, `cwd` and `environ`, by default this process's. `manifest` is a seal that the model's
+        owner made of it (`owner sign`): the offer is then of that owner's model. With `share_weights` others
+        may fetch the files of its digest; None: only what was fetched from others. Raises LocalError
+        (bad-input, unsafe), RemoteError (no majority).
         """
         if not self.addrs:
             raise LocalError(Code.BAD_INPUT, "a client cannot serve: it listens nowhere")
+        pulled = await self._pulls.source(source, cwd) if isinstance(source, str) else None
+        if pulled is not None:
+            source, sealed = pulled
+            manifest = manifest or sealed
+            share_weights = True if share_weights is None else share_weights
         spec, environ = (
             (source, dict(os.environ if environ is None else environ))
             if isinstance(source, str)
@@ -516,11 +548,38 @@ class Peer:
             environ=environ,
             manifest=manifest,
             options=checked_options(options or {}),
+            share_weights=bool(share_weights),
         )
         place = self._upstreams if is_address(spec) else self._hosting
         if dry_run:
             return await place.rehearse(wanted, on_event or _quiet)
         return await place.publish(wanted, on_event or _quiet)
+
+    async def pull(
+        self,
+        model: str,
+        *,
+        timeout: float = 30.0,
+        on_progress: Callable[[Progress], None] = lambda progress: None,
+        on_event: Notice | None = None,
+    ) -> dict[str, object]:
+        """Fetch a model's weights from those who share them, into the `cache/` of this peer's home.
+
+        `model` is a name, a URI or a digest (`sha256:…`); `timeout` is for finding it. Every piece is checked
+        against the digest that the owner has sealed. Interrupted, it goes on later where it stopped; what is
+        here already is not fetched again. The answer says where it lies (`path`) and who gave how much.
+        Raises NotFound (also: ambiguous), LocalError (bad-input: no digest; bad-state: a full disk; in-use),
+        RemoteError (nobody is left who has it).
+        """
+        return await self._pulls.pull(model, timeout, on_progress, on_event or _quiet)
+
+    async def kept_weights(self) -> list[dict[str, object]]:
+        """What `pull` has fetched, whole or not, a line for each digest."""
+        return await self._pulls.lines()
+
+    def keep_weights_under(self, directory: Path) -> None:
+        """Keep there what is fetched."""
+        self._pulls.cache = self._sharing.cache = Cache(directory)
 
     async def unpublish(self, model: str) -> dict[str, object]:
         """Serve `model` no longer, and take its record back from the holders; raises NotFound."""

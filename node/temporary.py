@@ -36,6 +36,7 @@ async def open_temporary(settings: Settings, bootstrap: tuple[str, ...]) -> Asyn
         if settings.home.path.is_dir():  # who only asks, and has no home yet, leaves nothing behind
             peer.owners.keep_under(settings.home.owners_path)
             peer.keep_revocations_under(settings.home.revocations_path)
+        peer.keep_weights_under(settings.home.cache_path)
         if not peer.bootstrapped.reached:
             tried = ", ".join(peer.bootstrapped.tried)
             raise LocalError(

@@ -29,6 +29,7 @@ _COMMANDS = {  # in the order in which help lists them, with the module of each 
     "join": ("serving", "Start this machine's peer and stay in the network."),
     "publish": ("serving", "Serve a model from the running peer."),
     "unpublish": ("serving", "Withdraw a model."),
+    "pull": ("pulling", "Fetch a model's weights from those who share them."),
     "find": ("finding", "List who offers a task, a model or a tag."),
     "invoke": ("asking", "Call a model and print its answer."),
     "mcp": ("agents", "Give an agent the network's models as tools."),

@@ -88,6 +88,8 @@ def _ready(session: Session, ready: dict[str, Any]) -> None:
         "modelnet-peer publish http://127.0.0.1:11434/v1   # all models of an OpenAI-compatible server",
         "modelnet-peer publish http://127.0.0.1:11434/v1#llama3.2:1b",
         "modelnet-peer publish model.onnx --quantise int8 --dry-run",
+        "modelnet-peer publish weights.onnx --share-weights     # others may pull them",
+        "modelnet-peer publish acme/sentiment                   # which `pull` has fetched",
         "modelnet-peer publish mymodels:summarise --manifest acme.manifest   # a replica of acme's",
     ),
 )
@@ -112,6 +114,11 @@ def _ready(session: Session, ready: dict[str, Any]) -> None:
     shell_complete=words.files,
     help="An input (.npy, or .npz by name) to try a model on, where none can be made up.",
 )
+@click.option(
+    "--share-weights/--no-share-weights",
+    default=None,
+    help="Let others fetch its files; default: only those that `pull` fetched.",
+)
 @click.option("--dry-run", is_flag=True, help="Load and describe it, and publish nothing.")
 def publish_command(
     session: Session,
@@ -123,6 +130,7 @@ def publish_command(
     manifest: str | None,
     quantise: str | None,
     sample: str | None,
+    share_weights: bool | None,
     dry_run: bool,
 ) -> None:
     """Serve a model from the running peer: builtin:digits, MODULE:NAME, FILE.onnx, FILE.safetensors, …"""
@@ -134,6 +142,7 @@ def publish_command(
         "task": task,
         "tags": list(tags),
         "module": module,
+        "share_weights": share_weights,
         "dry_run": dry_run,
         "options": {name: text for name, text in (("quantise", quantise), ("sample", sample)) if text},
         **publisher(),

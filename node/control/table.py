@@ -25,10 +25,12 @@ from modelnet_p2p.node.serving.backends.contract import checked_options
 if TYPE_CHECKING:
     from modelnet_p2p.node.calls.router import Outcome
     from modelnet_p2p.node.peer import Peer
+    from modelnet_p2p.node.weights.puller import Progress
 
 # Any: a value of the wire (None, bool, int, float, str, bytes, list, dict, array); the Exchange checks it
 Value = Any
 Emit = Callable[[str, Value], Awaitable[None]]  # (NOTICE or ITEM, value); waits for a slow reader
+PROGRESS_SECONDS = 0.2  # between two lines that say how far a download is: a bar moves smoothly by them
 MAX_NAMES = 200  # of models, for a shell that completes one: more are no help to anybody
 
 
@@ -63,6 +65,10 @@ class Request:
 
     def flag(self, name: str) -> bool:
         return bool(self._typed(name, bool))
+
+    def maybe_flag(self, name: str) -> bool | None:
+        value: bool | None = self._typed(name, bool)
+        return value
 
     def texts(self, name: str) -> tuple[str, ...]:
         values = self._typed(name, list) or []
@@ -191,16 +197,26 @@ async def _publish(peer: Peer, request: Request, emit: Emit) -> Value:
             cwd=request.maybe_text("cwd"),
             environ=request.mapping("environ"),
             options=checked_options(request.mapping("options") or {}),
-            **_manifest(request),
+            manifest=request.maybe_bytes("manifest"),
+            share_weights=request.maybe_flag("share_weights"),
             dry_run=request.flag("dry_run"),
             on_event=notice,
         )
 
 
-def _manifest(request: Request) -> dict[str, bytes]:
-    """The owner's seal, where the command brought one."""
-    sealed = request.maybe_bytes("manifest")
-    return {} if sealed is None else {"manifest": sealed}
+async def _pull(peer: Peer, request: Request, emit: Emit) -> Value:
+    async with _notices(emit) as notice, _progress(emit) as on_progress:
+        return await peer.pull(
+            request.text("model"),
+            timeout=request.number("timeout", 30.0),
+            on_progress=on_progress,
+            on_event=notice,
+        )
+
+
+async def _kept(peer: Peer, request: Request, emit: Emit) -> Value:
+    for line in await peer.kept_weights():
+        await emit(ITEM, line)
 
 
 async def _unpublish(peer: Peer, request: Request, emit: Emit) -> Value:
@@ -243,6 +259,8 @@ METHODS: dict[str, Callable[[Peer, Request, Emit], Awaitable[Value]]] = {
     "watch": _watch,
     "invoke": _invoke,
     "publish": _publish,
+    "pull": _pull,
+    "kept": _kept,
     "unpublish": _unpublish,
     "owners": _owners,
     "trust": _trust,
@@ -285,6 +303,42 @@ def outcome_to_map(outcome: Outcome) -> dict[str, Value]:
         "attempts": outcome.attempts,
         "ms": {"total": outcome.total_ms, "queue": outcome.queue_ms, "model": outcome.model_ms},
         "trace": [dict(hop) for hop in outcome.trace],
+    }
+
+
+@asynccontextmanager
+async def _progress(emit: Emit) -> AsyncIterator[Callable[[Progress], None]]:
+    """A synchronous callback; the newest of what it hears is emitted now and then while the block runs."""
+    newest: list[Progress] = []  # one or none
+    come = trio.Event()  # replaced when it was seen
+
+    def on_progress(progress: Progress) -> None:
+        newest[:] = [progress]
+        come.set()
+
+    async def pump() -> None:
+        nonlocal come
+        while True:
+            await come.wait()
+            come = trio.Event()
+            if newest:
+                await emit(ITEM, _progress_line(newest.pop()))
+            await trio.sleep(PROGRESS_SECONDS)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pump)
+        yield on_progress
+        if newest:
+            await emit(ITEM, _progress_line(newest.pop()))
+        nursery.cancel_scope.cancel()
+
+
+def _progress_line(progress: Progress) -> dict[str, Value]:
+    return {
+        "event": "progress",
+        "here": progress.here,
+        "size": progress.size,
+        "from": {peer: share.bytes for peer, share in progress.shares.items()},
     }
 
 

@@ -1,5 +1,5 @@
-"""Where a peer keeps what is its own: `identity.key`, `config.toml`, `peers.json`, and three directories:
-`state/`, `owners/` and `revocations/`.
+"""Where a peer keeps what is its own: `identity.key`, `config.toml`, `peers.json`, and four directories:
+`state/`, `owners/`, `revocations/` and `cache/`.
 
 One directory holds everything, so that moving or deleting a peer is moving or deleting that
 directory. The key file is libp2p's own protobuf form of an Ed25519 private key: seed and public
@@ -71,6 +71,11 @@ class Home:
     def revocations_path(self) -> Path:
         """Which keys were revoked; no part of the state, as the owners are none."""
         return self.path / "revocations"
+
+    @property
+    def cache_path(self) -> Path:
+        """Weights that came from others; all of it may be deleted and fetched again."""
+        return self.path / "cache"
 
     @property
     def lock_path(self) -> Path:

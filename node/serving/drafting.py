@@ -13,7 +13,14 @@ from modelnet_p2p.records.kinds import MAX_TAGS
 
 
 def draft_offer(
-    description: Description, tags: Sequence[str], *, key: KeyPair, network: str, seq: int, now_unix: int
+    description: Description,
+    tags: Sequence[str],
+    *,
+    key: KeyPair,
+    network: str,
+    seq: int,
+    now_unix: int,
+    shares_weights: bool = False,
 ) -> OfferRecord:
     """The offer of a described model, without its times.
 
@@ -52,7 +59,7 @@ def draft_offer(
         context_length=description.context_length,
         languages=description.languages,
         tags=_tags(tags, description),
-        gives=_gives(description),
+        gives=_gives(description) + (("weights",) if shares_weights else ()),
         family=description.family,
         exits=description.exits,
         limits=_limits(description),

@@ -172,6 +172,11 @@ class Served:
         await self._runner.warm()
 
     @property
+    def working(self) -> bool:
+        """Whether a call of it runs."""
+        return self._admission.in_flight > 0
+
+    @property
     def pid(self) -> int | None:
         """Of the model's worker process; None between two lives of it, and for a built-in model."""
         return self._runner.pid
@@ -361,6 +366,10 @@ class Models:
         if entry is None or (version and version != entry.served.description.version):
             return None
         return entry.served
+
+    def at_work(self) -> bool:
+        """Whether any of them runs a call just now."""
+        return any(entry.served.working for entry in self._entries.values())
 
     def all(self) -> dict[str, Served]:
         return {name: entry.served for name, entry in self._entries.items()}

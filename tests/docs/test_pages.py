@@ -64,7 +64,11 @@ def wrong_call(arguments: list[str], *, whole: bool) -> str | None:
                 break
             command, arguments = inner, arguments[1:]
         with click.Context(command) as inside:
-            known = {flag for parameter in command.get_params(inside) for flag in parameter.opts}
+            known = {
+                flag
+                for parameter in command.get_params(inside)
+                for flag in (*parameter.opts, *parameter.secondary_opts)
+            }
             for word in arguments:
                 flag = word.partition("=")[0]
                 if re.match(r"--?[a-z]", flag) and flag not in known:
@@ -131,10 +135,18 @@ def flags_of(name: str) -> set[str]:
     context = click.Context(cli.app)
     command = cli.app.get_command(context, name)
     assert command is not None
-    found = {flag for parameter in command.get_params(context) for flag in parameter.opts}
+    found = {
+        flag
+        for parameter in command.get_params(context)
+        for flag in (*parameter.opts, *parameter.secondary_opts)
+    }
     if isinstance(command, click.Group):
         for inner in command.commands.values():
-            found |= {flag for parameter in inner.get_params(context) for flag in parameter.opts}
+            found |= {
+                flag
+                for parameter in inner.get_params(context)
+                for flag in (*parameter.opts, *parameter.secondary_opts)
+            }
     return found
 
 

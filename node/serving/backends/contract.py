@@ -69,9 +69,12 @@ class Source:
     environ: Mapping[str, str] = field(default_factory=dict)
     manifest: bytes | None = None  # sealed by the model's owner, where its publisher is another one
     options: Mapping[str, str] = field(default_factory=dict)  # of its backend, by name
+    share_weights: bool = False  # whether others may fetch the files of its digest
 
     def to_map(self) -> dict[str, Value]:
         others: dict[str, Value] = {} if not self.options else {"options": dict(self.options)}
+        if self.share_weights:
+            others["share_weights"] = True
         if self.manifest is not None:
             others["manifest"] = base64.b64encode(self.manifest).decode()
         return others | {
@@ -107,7 +110,17 @@ class Source:
                 manifest = None if sealed is None else base64.b64decode(sealed, validate=True)
                 options = _options(others.get("options", {}))
                 return cls(
-                    spec, module, model, task, tuple(tags), interpreter, cwd, variables, manifest, options
+                    spec,
+                    module,
+                    model,
+                    task,
+                    tuple(tags),
+                    interpreter,
+                    cwd,
+                    variables,
+                    manifest,
+                    options,
+                    share_weights=others.get("share_weights") is True,
                 )
         raise ValueError("not the description of a model's source")
 
