@@ -247,6 +247,7 @@ class AsyncSwarm:
         environ: Mapping[str, str] | None = None,
         options: Mapping[str, str] | None = None,
         manifest: bytes | None = None,
+        share_weights: bool | None = None,
         dry_run: bool = False,
         on_event: Notice | None = None,
     ) -> dict[str, object]:
@@ -264,9 +265,18 @@ class AsyncSwarm:
                 environ=environ,
                 options=options,
                 manifest=manifest,
+                share_weights=share_weights,
                 dry_run=dry_run,
                 on_event=on_event,
             )
+        )
+
+    async def pull(
+        self, model: str, *, timeout: float = 30.0, on_event: Notice | None = None
+    ) -> dict[str, object]:
+        """Fetch a model's weights from those who share them; see `Peer.pull`."""
+        return await self._thread.run_async(
+            partial(self._peer.pull, model, timeout=timeout, on_event=on_event)
         )
 
     async def unpublish(self, model: str) -> dict[str, object]:

@@ -314,6 +314,7 @@ class Swarm:
         environ: Mapping[str, str] | None = None,
         options: Mapping[str, str] | None = None,
         manifest: bytes | None = None,
+        share_weights: bool | None = None,
         dry_run: bool = False,
         on_event: Notice | None = None,
     ) -> dict[str, object]:
@@ -337,10 +338,15 @@ class Swarm:
                 environ=environ,
                 options=options,
                 manifest=manifest,
+                share_weights=share_weights,
                 dry_run=dry_run,
                 on_event=on_event,
             )
         )
+
+    def pull(self, model: str, *, timeout: float = 30.0, on_event: Notice | None = None) -> dict[str, object]:
+        """Fetch a model's weights from those who share them; see `Peer.pull`."""
+        return self._thread.run(partial(self._peer.pull, model, timeout=timeout, on_event=on_event))
 
     def unpublish(self, model: str) -> dict[str, object]:
         """Serve `model` no longer, and take its record back from the holders; raises NotFound."""
