@@ -78,6 +78,11 @@ class Hosting:
         self.unrestored: dict[str, str] = {}  # by model name: "loading", or why it is not served again
         self._changing = trio.Lock()  # one change at a time: they touch disk, table and network
 
+    @property
+    def me(self) -> str:
+        """This peer's id."""
+        return self._key.id.text
+
     async def publish(
         self,
         source: Source,

@@ -37,6 +37,9 @@ Notice = Callable[[str], None]
 class Host(Protocol):
     """Who publishes and withdraws models: node/hosting.py."""
 
+    @property
+    def me(self) -> str: ...
+
     async def publish(self, source: Source, notice: Notice, *, remember: bool) -> dict[str, object]: ...
 
     async def rehearse(self, source: Source, notice: Notice) -> dict[str, object]: ...
@@ -198,7 +201,8 @@ class Keeper:
             found = named(listed, self.address.model)
             return [found.name] if found else []
         others = self._claimed() | self.without
-        return [model.name for model in listed if model.name not in others][:MAX_OF_ONE]
+        fitting = [model.name for model in listed if model.may_be_served(self._host.me)]
+        return [name for name in fitting if name not in others][:MAX_OF_ONE]
 
     def _new(self, upstream: str) -> Model:
         model = self.models[upstream] = Model(self.free_name(upstream), _attendance(), "not published yet")

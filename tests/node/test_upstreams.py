@@ -382,3 +382,23 @@ async def test_a_caller_far_away_who_leaves_stops_the_server(open_town: OpenTown
         with trio.fail_after(20):
             await box.closed.wait()
         assert box.open == 0
+
+
+async def test_peers_that_publish_each_other_s_gateways_make_no_more_and_more_models(
+    open_town: OpenTown,
+) -> None:
+    async with open_town() as town:
+        alice = await town.peer("alice")
+        chats, tensors = ["/v1/chat/completions", "/api/v1/invoke"], ["/api/v1/invoke"]
+        listed = [
+            ("others", "12D3other", {"framework": "gguf", "endpoints": chats, "context_length": 99}),
+            ("mine", alice.id, {"framework": "python", "endpoints": chats}),
+            ("detour", "12D3other", {"framework": "modelnet-p2p", "endpoints": chats}),
+            ("tensors", "12D3other", {"framework": "onnx", "endpoints": tensors}),
+        ]
+        box = box_with(*[name for name, _, _ in listed])
+        entries = [{"id": name, "owned_by": owner, "modelnet": told} for name, owner, told in listed]
+        box.on("GET /v1/models", say_json({"data": entries}))
+        async with in_memory(box=box):
+            said = await publish(alice)
+        assert (said["model"], said["framework"], said["context_length"]) == ("others", "modelnet-p2p", 99)

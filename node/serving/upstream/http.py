@@ -27,6 +27,7 @@ from modelnet_p2p.node.serving.upstream.faults import SERVER, fault_of
 CONNECT_SECONDS = 5.0  # a server on this machine takes a millisecond, one abroad a second
 SILENT_SECONDS = 300.0  # without a byte: a model may have to be loaded first, and a long prompt read
 KEEP_SECONDS = 4.0  # that an idle connection is kept: uvicorn, under many of these servers, lets go after 5
+DRAIN_SECONDS = 0.5  # that the end of an answer may take after its last event
 MAX_IDLE = 8  # connections to one server; calls have at most as many as its models have slots
 MAX_BODY_BYTES = 16 << 20  # of an answer that is not streamed: read in one go, in some 200 ms
 MAX_FAULT_BYTES = 64 << 10  # of the body of a refusal, of which one line is kept
@@ -75,6 +76,12 @@ class Reply:
             parts.append(part)
         return b"".join(parts)
 
+    async def to_its_end(self) -> None:
+        """Past the end that is due now: then the connection serves the next request, and is closed else."""
+        with trio.move_on_after(DRAIN_SECONDS):
+            async for _ in self.body:
+                break
+
     async def json(self) -> object:
         return json_values.load(await self.whole())
 
@@ -98,25 +105,30 @@ class Http:
 
     async def get(self, path: str, *, seconds: float) -> object:
         """The JSON at a path of the API; raises LocalError."""
-        async with self._request("GET", self._address.path + path, b"", seconds) as reply:
-            return await reply.json()
+        return await self._json("GET", self._address.path + path, b"", seconds)
 
     async def post(self, path: str, body: bytes, *, seconds: float = SILENT_SECONDS) -> object:
         """The JSON that answers `body`; raises LocalError."""
-        async with self._request("POST", self._address.path + path, body, seconds) as reply:
-            return await reply.json()
+        return await self._json("POST", self._address.path + path, body, seconds)
 
     async def aside(self, path: str, body: bytes | None, *, seconds: float) -> object:
         """What a server of one kind tells outside of the API that all have; None where it tells nothing."""
         try:
-            async with self._request("POST" if body else "GET", path, body or b"", seconds) as reply:
-                return await reply.json()
+            return await self._json("POST" if body else "GET", path, body or b"", seconds)
         except LocalError:
             return None
 
     def stream(self, path: str, body: bytes) -> AbstractAsyncContextManager[Reply]:
         """The answer to `body` as it comes. Leaving the block before its end closes the connection."""
         return self._request("POST", self._address.path + path, body, SILENT_SECONDS)
+
+    async def _json(self, method: str, path: str, body: bytes, seconds: float) -> object:
+        try:
+            with trio.fail_after(seconds):
+                async with self._request(method, path, body, seconds) as reply:
+                    return await reply.json()
+        except trio.TooSlowError as error:
+            raise Gone(f"did not answer in {seconds:g} s") from error
 
     @asynccontextmanager
     async def _request(self, method: str, path: str, body: bytes, seconds: float) -> AsyncIterator[Reply]:

@@ -11,19 +11,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import trio
+
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.serving.backends.contract import MAX_SLOTS, Description
 from modelnet_p2p.node.serving.upstream import json_values
 from modelnet_p2p.node.serving.upstream.address import MAX_UPSTREAM_NAME, served_name
-from modelnet_p2p.node.serving.upstream.answers import vectors_of
+from modelnet_p2p.node.serving.upstream.answers import Answer, vectors_of
+from modelnet_p2p.node.serving.upstream.events import Events
 from modelnet_p2p.node.serving.upstream.faults import SERVER
-from modelnet_p2p.node.serving.upstream.http import Http
+from modelnet_p2p.node.serving.upstream.http import SILENT_SECONDS, Http
 from modelnet_p2p.node.serving.upstream.requests import MAX_REQUEST_BYTES, Kind
 from modelnet_p2p.records import Spec
 
 LIST_SECONDS = 10.0  # of silence: a list is told from memory, also by a server that is hard at work
 ASIDE_SECONDS = 5.0
 MAX_LISTED = 1024  # models of one server that are looked at
+ENOUGH_ITEMS = 4  # of an answer that was to be one token long: a role, the token, the end
 SLOTS = 16  # calls at once where a server does not tell; it has a queue of its own
 VLLM_SLOTS = 64  # it batches up to 256
 MAX_FIGURE = 1 << 53  # parameters, tokens: more is no number of those
@@ -31,7 +35,8 @@ TEXT_TASK, VECTOR_TASK = "text-generation", "feature-extraction"
 VECTOR_TASKS = frozenset({VECTOR_TASK, "sentence-similarity"})
 _VECTOR_WORDS = ("embed", "bge-", "gte-", "e5-", "minilm", "sentence-t", "nomic-", "arctic-")
 CANNOT = frozenset({Code.BAD_INPUT, Code.NOT_FOUND, Code.UNKNOWN_METHOD})  # for that, perhaps something else
-_FRAMEWORKS = {"vllm": "vllm", "llamacpp": "llama.cpp", "sglang": "sglang", "modelnet": "modelnet-p2p"}
+_FRAMEWORKS = {"vllm": "vllm", "llamacpp": "llama.cpp", "sglang": "sglang"}
+GATEWAY = "modelnet-p2p"  # the framework of what is behind another peer's gateway
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +45,21 @@ class Listed:
 
     name: str
     fields: Mapping[str, object]
+
+    @property
+    def of_a_peer(self) -> Mapping[str, object]:
+        """What another peer's gateway tells of it; an empty map from another server."""
+        return _map(self.fields.get("modelnet"))
+
+    def may_be_served(self, me: str) -> bool:
+        """Whether it can be asked here, and does not come by such a detour already: two peers that publish
+        each other's gateways would else find more and more models of the same."""
+        told = self.of_a_peer
+        paths = told.get("endpoints")
+        asked = not isinstance(paths, list) or any(f"/v1{kind.value}" in paths for kind in Kind)
+        return asked and not (
+            told and (told.get("framework") == GATEWAY or self.fields.get("owned_by") == me)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +98,7 @@ async def look_at(http: Http, model: Listed, task: str | None) -> Looked:
     With a `task` that its publisher named it must be able to do that.
     """
     shown = await _shown(http, model)
-    kind, dimensions = await _first_answer(http, model.name, _candidates(model.name, shown, task))
+    kind, dimensions = await _first_answer(http, model.name, _candidates(model, shown, task))
     framework = _framework(model, shown)
     vectors = kind is Kind.EMBEDDING
     texts = Spec("messages", "json") if kind is Kind.CHAT else Spec("prompt", "text")
@@ -109,23 +129,36 @@ async def check(http: Http, name: str, kind: Kind) -> int:
         case Kind.COMPLETION:
             asked = {"prompt": "Hi", "max_tokens": 1}
         case Kind.EMBEDDING:
-            asked = {"input": ["Hi"]}
+            body = json_values.dump({"model": name, "input": ["Hi"]}, MAX_REQUEST_BYTES)
+            return int(vectors_of(await http.post(kind.value, body), 1)[0].shape[1])
     try:
-        body = await _ask(http, name, kind, asked)
+        await _one_token(http, name, kind, asked)
     except LocalError as error:
         if kind is not Kind.CHAT or "max_completion_tokens" not in error.message:
             raise
         asked["max_completion_tokens"] = asked.pop("max_tokens")  # OpenAI's newer models
-        body = await _ask(http, name, kind, asked)
-    if kind is Kind.EMBEDDING:
-        return int(vectors_of(body, 1)[0].shape[1])
-    if not isinstance(body, dict) or not isinstance(body.get("choices"), list):
-        raise LocalError(Code.MODEL_ERROR, f"{SERVER} answered without a choice")
+        await _one_token(http, name, kind, asked)
     return 0
 
 
-async def _ask(http: Http, name: str, kind: Kind, fields: Mapping[str, object]) -> object:
-    return await http.post(kind.value, json_values.dump({"model": name, **fields}, MAX_REQUEST_BYTES))
+async def _one_token(http: Http, name: str, kind: Kind, fields: Mapping[str, object]) -> None:
+    """The beginning of an answer; streamed, for a model that does not heed `max_tokens` may go on and on."""
+    body = json_values.dump({"model": name, "stream": True, **fields}, MAX_REQUEST_BYTES)
+    answer, events, items = Answer(plain=False), Events(), 0
+    try:
+        with trio.fail_after(SILENT_SECONDS):
+            async with http.stream(kind.value, body) as reply:
+                if not reply.streams:
+                    answer.on_body(await reply.json())
+                    return
+                async for data in reply.body:
+                    for event in events.feed(data):
+                        items += len(answer.on_event(event))
+                    if answer.done or items >= ENOUGH_ITEMS:
+                        return await reply.to_its_end()
+    except trio.TooSlowError as error:
+        raise LocalError(Code.MODEL_ERROR, f"{SERVER} gave no token in {SILENT_SECONDS:g} s") from error
+    answer.end()
 
 
 async def _first_answer(http: Http, name: str, kinds: Sequence[Kind]) -> tuple[Kind, int]:
@@ -142,7 +175,8 @@ async def _first_answer(http: Http, name: str, kinds: Sequence[Kind]) -> tuple[K
     raise trouble
 
 
-def _candidates(name: str, shown: Mapping[str, object], task: str | None) -> list[Kind]:
+def _candidates(model: Listed, shown: Mapping[str, object], task: str | None) -> list[Kind]:
+    task = task or (VECTOR_TASK if model.of_a_peer.get("task") in VECTOR_TASKS else None)
     if task is not None:
         return [Kind.EMBEDDING] if task in VECTOR_TASKS else [Kind.CHAT, Kind.COMPLETION]
     abilities = shown.get("capabilities")
@@ -151,7 +185,7 @@ def _candidates(name: str, shown: Mapping[str, object], task: str | None) -> lis
             return [Kind.CHAT, Kind.COMPLETION]
         if "embedding" in abilities:
             return [Kind.EMBEDDING]
-    lower = name.lower()
+    lower = model.name.lower()
     if any(word in lower for word in _VECTOR_WORDS):
         return [Kind.EMBEDDING, Kind.CHAT, Kind.COMPLETION]
     return [Kind.CHAT, Kind.COMPLETION, Kind.EMBEDDING]
@@ -159,7 +193,7 @@ def _candidates(name: str, shown: Mapping[str, object], task: str | None) -> lis
 
 async def _shown(http: Http, model: Listed) -> Mapping[str, object]:
     """What Ollama tells of the model; an empty map from another server."""
-    if model.fields.get("owned_by") in _FRAMEWORKS:
+    if model.of_a_peer or model.fields.get("owned_by") in _FRAMEWORKS:
         return {}
     body = json_values.dump({"model": model.name}, MAX_REQUEST_BYTES)
     return _map(await http.aside("/api/show", body, seconds=ASIDE_SECONDS))
@@ -175,6 +209,8 @@ async def _slots(http: Http, framework: str) -> int:
 def _framework(model: Listed, shown: Mapping[str, object]) -> str:
     if "model_info" in shown or "details" in shown:
         return "ollama"
+    if model.of_a_peer:
+        return GATEWAY
     return _FRAMEWORKS.get(str(model.fields.get("owned_by")), "openai")
 
 
@@ -186,13 +222,18 @@ def _context(model: Listed, shown: Mapping[str, object]) -> int | None:
         *(model.fields.get(name) for name in ("max_model_len", "context_length", "max_context_length")),
         *(meta.get(name) for name in ("n_ctx", "n_ctx_train")),
         *of_its_family,
+        model.of_a_peer.get("context_length"),
     ]
     return next((figure for tokens in told if (figure := _figure(tokens))), None)
 
 
 def _parameters(model: Listed, shown: Mapping[str, object]) -> int | None:
-    told = _map(model.fields.get("meta")).get("n_params")
-    return _figure(told) or _figure(_map(shown.get("model_info")).get("general.parameter_count"))
+    told = (
+        _map(model.fields.get("meta")).get("n_params"),
+        _map(shown.get("model_info")).get("general.parameter_count"),
+        model.of_a_peer.get("parameters"),
+    )
+    return next((figure for count in told if (figure := _figure(count))), None)
 
 
 def _precision(shown: Mapping[str, object]) -> str:

@@ -12,8 +12,6 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import trio
-
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.serving.backends.contract import MAX_SLOTS, Description, Emit, Source, guard
 from modelnet_p2p.node.serving.upstream import json_values
@@ -38,7 +36,6 @@ if TYPE_CHECKING:
 
 MAX_ANSWER_BYTES = 64 << 20  # of one streamed answer, as the server writes it: some 300,000 tokens
 TEXTS_A_REQUEST = 64  # of a call for embeddings: a request's answer stays below 4 MiB
-DRAIN_SECONDS = 0.1  # that the end of an answer may take after its last event, for the connection's sake
 OPTIONS = frozenset({"slots"})  # calls at once, where the server does not tell or the publisher knows better
 BLAMELESS = frozenset({Code.BAD_INPUT, Code.TOO_LARGE})  # of the faults: they say nothing about the server
 
@@ -169,10 +166,7 @@ async def _pass_on(reply: Reply, answer: Answer, emit: Emit) -> None:
             for item in answer.on_event(event):
                 await _give(emit, item)
         if answer.done:
-            with trio.move_on_after(DRAIN_SECONDS):
-                async for _ in reply.body:
-                    break  # more than the end: the connection is not worth keeping
-            return
+            return await reply.to_its_end()
     for event in events.close():
         for item in answer.on_event(event):
             await _give(emit, item)

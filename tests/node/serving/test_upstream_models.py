@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import trio
 import trio.testing
+from trio.testing import MockClock
 
 import recorded_streams as recorded
 from modelnet_p2p.errors import Code, LocalError
@@ -195,7 +196,7 @@ async def test_nobody_there() -> None:
 # --- calls ---
 
 
-async def test_a_chat_goes_through_as_it_comes() -> None:
+async def test_a_chat_goes_through_as_it_comes(autojump_clock: MockClock) -> None:
     async with open_box() as box:
         box.server.serve_chat("tiny")
         served = await box.add(environ={"MODELNET_UPSTREAM_KEY": KEY})
@@ -304,9 +305,11 @@ async def test_whatever_a_server_does_is_one_typed_fault_and_the_model_serves_on
         assert await call(served, "Hi") == ["Hel", "lo"]
 
 
-async def test_a_server_that_has_gone_is_told_at_once_and_others_may_answer() -> None:
+async def test_a_server_that_has_gone_is_told_at_once_and_others_may_answer(
+    autojump_clock: MockClock,
+) -> None:
     async with open_box() as box:
-        box.server.serve_chat("tiny")
+        box.server.serve_chat("tiny", texts=("a",))
         served = await box.add()
         box.server.away = True
         await call(served, "Hi")  # on the connection that is still there
@@ -350,15 +353,18 @@ async def test_a_caller_that_leaves_closes_the_connection(frozen: bool) -> None:
         assert box.troubles == []
 
 
-async def test_a_connection_that_the_server_has_closed_meanwhile_is_made_anew() -> None:
+async def test_a_connection_that_the_server_has_closed_meanwhile_is_made_anew(
+    autojump_clock: MockClock,
+) -> None:
     async with open_box() as box:
-        box.server.serve_chat("tiny")
+        box.server.serve_chat("tiny", texts=("a",))
         served = await box.add()
+        await trio.testing.wait_all_tasks_blocked()
         before = box.server.open
         box.server.hang_up()
         await trio.testing.wait_all_tasks_blocked()
         assert (before, box.server.open) == (1, 0)
-        assert await call(served, "Hi") == ["Hel", "lo"]
+        assert await call(served, "Hi") == ["a"]
         assert box.troubles == []
 
 
