@@ -327,10 +327,13 @@ async def reopened(town: Any, name: str, home: Home) -> AsyncIterator[Peer]:
     async with (
         town.world.open(key) as transport,
         Peer.open_on(transport, key, "town", town.peers["bob"]._tuning, State.open(home)) as peer,
+        trio.open_nursery() as nursery,
     ):
         await peer.bootstrap(town.peers["bob"].addrs)
-        await peer._restore()
+        nursery.start_soon(peer._restore)
+        await peer.restored.wait()
         yield peer
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_restart_brings_them_back_with_the_key_that_nobody_sees(
