@@ -50,7 +50,7 @@ class ModelnetError(Exception):
 
     `message` is one line that names the cause; `hint` is the next command or step, or empty;
     `retryable` says whether the same call may succeed elsewhere or later; `peer` is the base58 id
-    of the peer concerned, or None.
+    of the peer concerned, or None; `instead` that of a peer which may answer in its place, as it says itself.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class ModelnetError(Exception):
         hint: str = "",
         retryable: bool | None = None,
         peer: str | None = None,
+        instead: str = "",
     ) -> None:
         super().__init__(message)
         self.code = code
@@ -68,6 +69,7 @@ class ModelnetError(Exception):
         self.hint = hint
         self.retryable = code in RETRYABLE if retryable is None else retryable
         self.peer = peer
+        self.instead = instead
 
     def to_map(self) -> dict[str, object]:
         """The error as the contract's JSON object: code, message, peer, retryable, hint."""

@@ -93,22 +93,31 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """The answerer could not or would not; ends the call."""
+    """The answerer could not or would not; ends the call. `instead` is the id of a peer that it believes to
+    offer the same: to be found and checked as any other."""
 
     code: Code
     message: str = ""
     retryable: bool = False
     hint: str = ""
     extra: Extra = field(default_factory=dict)
+    instead: str = ""
 
     @classmethod
     def of(cls, error: ModelnetError) -> Fault:
         """`error` as it is told to the other side."""
-        return cls(error.code, error.message, error.retryable, error.hint)
+        return cls(error.code, error.message, error.retryable, error.hint, instead=error.instead)
 
     def error(self, peer: str | None) -> RemoteError:
         """This fault as what the caller of `peer` meets."""
-        return RemoteError(self.code, self.message, hint=self.hint, retryable=self.retryable, peer=peer)
+        return RemoteError(
+            self.code,
+            self.message,
+            hint=self.hint,
+            retryable=self.retryable,
+            peer=peer,
+            instead=self.instead,
+        )
 
 
 Event: TypeAlias = Call | Item | End | Result | Fault

@@ -144,6 +144,7 @@ _FAULT: Mapping[str, Check] = {
     "message": _text(MAX_FAULT_CHARS),
     "retryable": _flag,
     "hint": _text(MAX_FAULT_CHARS),
+    "instead": _label,
 }
 FIELDS: Mapping[Kind, Mapping[str, Check]] = {
     Kind.CALL: _CALL,
@@ -233,6 +234,8 @@ def _fault_head(fault: Fault) -> dict[str, object]:
         head["retryable"] = True
     if fault.hint:
         head["hint"] = _clip(fault.hint)
+    if fault.instead:
+        head["instead"] = fault.instead
     return head
 
 

@@ -33,6 +33,7 @@ from modelnet_p2p.identity import SEED_BYTES, KeyPair, PeerId
 from modelnet_p2p.names import PUBLIC_NETWORK, ModelUri, check_network, protocol
 from modelnet_p2p.node.calls.budget import Budget
 from modelnet_p2p.node.calls.client import CallClient
+from modelnet_p2p.node.calls.elsewhere import Elsewhere
 from modelnet_p2p.node.calls.router import Fit, Outcome, Router, Running
 from modelnet_p2p.node.calls.server import CallServer
 from modelnet_p2p.node.calls.target import Target
@@ -115,7 +116,10 @@ class Peer:
         self._overlay = overlay
         self._nursery = nursery
         budget = Budget(key.id)
-        self._server = CallServer(key.id, models, tuning, budget, wall_us=overlay.wall_us)
+        self._elsewhere = Elsewhere(overlay, rng)
+        self._server = CallServer(
+            key.id, models, tuning, budget, wall_us=overlay.wall_us, elsewhere=self._elsewhere.name
+        )
         self._mine = Handlers()  # answers my calls to myself, with the same guard as those of others
         self._mine.add(protocol(name, "call"), self._server.handle)
         self._client = CallClient(self._network, protocol(name, "call"), tuning, budget, self._loopback)
@@ -126,6 +130,7 @@ class Peer:
         self._finder = Finder(overlay, self._publisher, self._client, self._memory.rank, rng.shuffle)
         self._watching = Watching(overlay, key, self._publisher.keys, nursery, rng)
         self._finder.watching = self._watching
+        self._elsewhere.is_dead = self._watching.is_dead
         self.revoking = Revoking(overlay.server, self.owners, self.notices)
         self._weights = WeightServer(tuning, models.at_work)
         self._sharing = Sharing(self._weights)

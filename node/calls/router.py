@@ -11,8 +11,9 @@ from functools import partial
 
 import trio
 
-from modelnet_p2p.errors import Code, NotFound, RemoteError
+from modelnet_p2p.errors import Code, ModelnetError, NotFound, RemoteError
 from modelnet_p2p.events import Call, Item, Result
+from modelnet_p2p.identity import PeerId
 from modelnet_p2p.node.calls.client import DEADLINE_GRACE, CallClient, Ongoing, told_us
 from modelnet_p2p.node.calls.compacting import compacted
 from modelnet_p2p.node.calls.target import Target, one_owner, other_owners
@@ -28,6 +29,7 @@ from modelnet_p2p.records import OfferRecord
 
 FOUND_SECONDS = 2.0  # how long a search is good for calls: as long as a sign of life is believed
 MAX_FOUND = 256  # searches remembered
+HINT_SECONDS = 1.0  # for the offer of a provider that a busy one named: a walk to one key, or a lie
 # of an answer in items that is collected into one list: a provider that never ends must not fill our memory
 MAX_COLLECTED_BYTES = MAX_BODY_BYTES
 MAX_COLLECTED_ITEMS = 1 << 20
@@ -288,6 +290,22 @@ class Router:
             self._found[target.query] = trio.current_time(), offers
         return offers
 
+    async def find_at(self, target: Target, provider: str, like: Offer) -> Offer | None:
+        """What `provider` offers of the target, read under its own key and checked as any offer is.
+
+        None unless it is the same model of the same owner as `like`: a lie costs HINT_SECONDS at most.
+        """
+        try:
+            query = Query(network=target.query.network, provider=PeerId.parse(provider))
+        except ModelnetError:
+            return None
+        with trio.move_on_after(HINT_SECONDS):
+            for offer in await self._search(query):
+                is_meant = offer.provider == provider and target.query.matches(offer.record)
+                if is_meant and _is_same(offer, like) and not self._condemned(offer.record):
+                    return offer
+        return None
+
     async def _explain(self, target: Target) -> None:
         """Raises NotFound with the reason why nobody offers it, where there is one to tell."""
         error = await self._why(target.query, target.text) if self._why is not None else None
@@ -299,6 +317,17 @@ class Router:
         self._found.pop(target.query, None)
         if error.peer == offer.provider and error.code in (Code.UNREACHABLE, Code.DEADLINE, Code.BUSY):
             self._memory.failed(offer, busy=error.code is Code.BUSY)
+
+
+def _is_same(one: Offer, other: Offer) -> bool:
+    """Whether both are of one model of one owner."""
+    mine, theirs = one.record, other.record
+    return (mine.owner, mine.name, mine.version, mine.digest) == (
+        theirs.owner,
+        theirs.name,
+        theirs.version,
+        theirs.digest,
+    )
 
 
 async def _collected(offer: Offer, ongoing: Ongoing, on_item: OnItem | None) -> tuple[Value, Result]:

@@ -22,7 +22,7 @@ from modelnet_p2p.identity import PeerId
 from modelnet_p2p.names import ModelUri, digest_text
 from modelnet_p2p.node.calls.budget import Budget
 from modelnet_p2p.node.calls.pipe import EventPipe
-from modelnet_p2p.node.serving.backends.contract import METHODS, unknown_method
+from modelnet_p2p.node.serving.backends.contract import METHODS, Description, unknown_method
 from modelnet_p2p.node.serving.models import Models, Served
 from modelnet_p2p.node.transport.contract import Stream, StreamReset
 from modelnet_p2p.payload import Value
@@ -50,13 +50,16 @@ class CallServer:
         *,
         max_streams: int = MAX_STREAMS,
         wall_us: Callable[[], int] = lambda: time.time_ns() // 1000,
+        elsewhere: Callable[[Description], str] = lambda description: "",
     ) -> None:
+        """`elsewhere` names a peer that may serve a model, too, for callers of one that is busy."""
         self._me = me
         self._models = models
         self._tuning = tuning
         self._budget = budget
         self._max_streams = max_streams
         self._wall_us = wall_us
+        self._elsewhere = elsewhere
         self._sessions: dict[_Session, None] = {}  # whose last call ended first comes first
         self.malformed = 0  # streams that were cut off because their bytes made no sense
 
@@ -132,7 +135,12 @@ class CallServer:
         started = trio.current_time()
         deadline = started + self._timeout(call)
         caller = pipe.stream.peer.text
-        answer = await served.run(call.method, call.value, call.params, emit, deadline, caller)
+        try:
+            answer = await served.run(call.method, call.value, call.params, emit, deadline, caller)
+        except LocalError as error:
+            if error.code is Code.BUSY and not error.instead:
+                error.instead = self._elsewhere(served.description)
+            raise
         digest = digest_text(served.description.digest) if served.description.digest else None
         took_us = int((trio.current_time() - started) * 1e6)
         hop = Hop(self._me.text, digest, pipe.exchange.bytes_in, pipe.exchange.bytes_out, took_us, call.wire)

@@ -2,8 +2,8 @@
 
 At most once per provider. Another one is asked after `busy`, after `unreachable` before the call was sent,
 and after a loss before the first item if the offer says that repeating is harmless (`idempotent`). One that
-could not be reached where it was remembered is asked again where it is found now. A call that names its
-provider never moves.
+could not be reached where it was remembered is asked again where it is found now. A busy one may name
+another, who is then asked first, without a new search. A call that names its provider never moves.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ class Finds(Protocol):
 
     async def find(self, target: Target, until: float) -> Sequence[Offer]: ...
 
+    async def find_at(self, target: Target, provider: str, like: Offer) -> Offer | None: ...
+
     def note(self, target: Target, offer: Offer, error: RemoteError) -> None: ...
 
 
@@ -59,6 +61,8 @@ class Tries:
         self._asked: set[str] = set(avoid)
         self._repeatable = repeatable
         self._asking: Offer | None = None
+        self._hint: tuple[str, Offer] | None = None  # a provider that a busy one named, and that busy one
+        self._hinted = False  # one hint is followed: a chain of them could lead anywhere
 
     @property
     def last(self) -> ModelnetError:
@@ -75,9 +79,11 @@ class Tries:
         self._asking = None
         if self.number >= MAX_ATTEMPTS:
             return None
-        if self._offers is None:
-            self._offers = await self._finds.find(self._target, self._until)
-        offer = next_candidate(self._target, self._offers, self._asked)
+        offer = await self._follow_hint()
+        if offer is None:
+            if self._offers is None:
+                self._offers = await self._finds.find(self._target, self._until)
+            offer = next_candidate(self._target, self._offers, self._asked)
         if offer is None or (self.number and trio.current_time() >= self._until):
             return None
         self.number += 1
@@ -86,6 +92,24 @@ class Tries:
         self._asking = offer
         return offer
 
+    async def _follow_hint(self) -> Offer | None:
+        """The offer of whom a busy provider named, if it has one that is meant; else all goes on without."""
+        hint, self._hint = self._hint, None
+        if hint is None:
+            return None
+        provider, busy = hint
+        found = next((offer for offer in self._offers or () if offer.provider == provider), None)
+        if found is None:
+            found = await self._finds.find_at(self._target, provider, busy)
+        if found is None:
+            self._seek_anew()
+        return found
+
+    def _seek_anew(self) -> None:
+        """What was remembered disappoints."""
+        if not self._fresh:
+            self._fresh, self._offers = True, None
+
     def go_on(self, offer: Offer, error: RemoteError, *, begun: bool) -> bool:
         """The call of `offer` failed; whether the next one may be asked."""
         self._finds.note(self._target, offer, error)
@@ -93,11 +117,17 @@ class Tries:
             return False
         log.info("%s did not answer %s: %s", offer.provider[-8:], self._target.text, error.message)
         self._last = self._last if error.code is Code.NOT_FOUND else error
-        if not self._fresh:  # what was remembered disappoints: seek anew, also where this provider is now
-            self._fresh, self._offers = True, None
-            if not self.progress.sent:
-                self._asked.discard(offer.provider)
+        if self._may_follow(error):
+            self._hint, self._hinted = (error.instead, offer), True
+            return True
+        if not self._fresh and not self.progress.sent:  # also where this provider is now
+            self._asked.discard(offer.provider)
+        self._seek_anew()
         return True
+
+    def _may_follow(self, error: RemoteError) -> bool:
+        is_new = bool(error.instead) and error.instead not in self._asked
+        return error.code is Code.BUSY and is_new and not self._hinted and not self._target.pinned
 
     def too_late(self, timeout: float) -> RemoteError:
         """The call's time was over, whatever it was at."""

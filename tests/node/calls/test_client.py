@@ -322,12 +322,18 @@ class Diary:
     def __init__(self, *found: Sequence[Any] | None) -> None:
         self._found = list(found)
         self.notes: list[tuple[str, Code]] = []
+        self.hints: list[tuple[str, str]] = []
+        self.hinted: Any = None
 
     def recall(self, query: Any) -> Any:
         return self._found.pop(0)
 
     async def find(self, target: Any, until: float) -> Any:
         return self._found.pop(0)
+
+    async def find_at(self, target: Any, provider: str, like: Any) -> Any:
+        self.hints.append((provider, like.provider))
+        return self.hinted
 
     def note(self, target: Any, offer: Any, error: RemoteError) -> None:
         self.notes.append((offer.provider, error.code))
@@ -363,3 +369,66 @@ async def test_tries_that_find_nobody_say_so() -> None:
     assert await tries.next() is None
     assert isinstance(tries.last, NotFound)
     assert "at peer bob" in tries.last.message
+
+
+def busy(instead: str) -> RemoteError:
+    return RemoteError(Code.BUSY, "full", instead=instead)
+
+
+def story(*found: Any, pinned: bool = False) -> tuple[Any, Tries]:
+    target: Any = SimpleNamespace(pinned=pinned, query=SimpleNamespace(provider=None), text="m")
+    diary: Any = Diary(*found)
+    return diary, Tries(diary, target, trio.current_time() + 60)
+
+
+def offers_of(*names: str) -> list[Any]:
+    record = SimpleNamespace(idempotent=False)
+    return [SimpleNamespace(provider=name, record=record) for name in names]
+
+
+async def test_a_busy_provider_names_another_who_is_asked_without_a_new_search() -> None:
+    anna, ben, cleo = offers_of("anna", "ben", "cleo")
+    diary, tries = story([anna, ben, cleo])  # remembered; a search would find nothing more to pop
+    assert await tries.next() == anna
+    assert tries.go_on(anna, busy("cleo"), begun=False)
+    assert await tries.next() == cleo
+    assert diary.hints == []
+
+
+async def test_one_that_was_not_found_before_is_looked_up() -> None:
+    anna, dora = offers_of("anna", "dora")
+    diary, tries = story([anna])
+    assert await tries.next() == anna
+    diary.hinted = dora
+    assert tries.go_on(anna, busy("dora"), begun=False)
+    assert await tries.next() == dora
+    assert diary.hints == [("dora", "anna")]
+    assert tries.number == 2
+
+
+async def test_a_hint_that_lies_is_followed_once_and_changes_nothing() -> None:
+    anna, ben, cleo = offers_of("anna", "ben", "cleo")
+    diary, tries = story([anna], [anna, ben, cleo])
+    assert await tries.next() == anna
+    assert tries.go_on(anna, busy("nobody"), begun=False)
+    assert await tries.next() == ben  # of a new search, as without a hint
+    assert tries.go_on(ben, busy("nobody else"), begun=False)
+    assert await tries.next() == cleo
+    assert not tries.go_on(cleo, busy("anna"), begun=True)
+    assert diary.hints == [("nobody", "anna")]
+
+
+async def test_a_hint_back_to_one_that_was_asked_or_for_a_pinned_call_is_none() -> None:
+    anna, ben = offers_of("anna", "ben")
+    diary, tries = story([anna], [anna, ben])
+    assert await tries.next() == anna
+    tries.progress.sent = True
+    assert tries.go_on(anna, busy("anna"), begun=False)
+    assert await tries.next() == ben
+    _, tries = story([anna, ben], [anna, ben], pinned=True)
+    assert await tries.next() == anna
+    tries.progress.sent = True
+    assert tries.go_on(anna, busy("ben"), begun=False)
+    assert await tries.next() is None
+    assert tries.last.code is Code.BUSY
+    assert diary.hints == []
