@@ -53,7 +53,7 @@ class Ending:
         self._owners = owners
         self._nursery = nursery
         revoking.on_learnt(lambda sealed: nursery.start_soon(self._disown, sealed))
-        overlay.on_answered = revoking.look
+        overlay.answering.on_answered = revoking.look
         finder.revoking = revoking
         publisher.on_revoked = self._hear
 

@@ -1,4 +1,4 @@
-"""Carries the overlay's messages: runs walks, answers others, keeps the table true and the peer joined.
+"""Carries the overlay's messages: runs walks, keeps the table true and the peer joined.
 
 Every decision is taken by a machine of `dht/`: this page dials, sends, waits and reports back. A
 walk that is over leaves its open requests running in the background until their own timeout: cancelling
@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Container, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -18,7 +17,6 @@ from typing import Protocol
 
 import trio
 
-from modelnet_p2p.dht.holding.limits import Limits, SlowDown, Throttle
 from modelnet_p2p.dht.holding.server import KadServer
 from modelnet_p2p.dht.pacing import Pacing
 from modelnet_p2p.dht.table.checking import Check
@@ -30,11 +28,12 @@ from modelnet_p2p.dht.walks.lookup import Done, Wait
 from modelnet_p2p.dht.walks.patience import Patience
 from modelnet_p2p.errors import Code, LocalError, ModelnetError, RemoteError
 from modelnet_p2p.identity import PeerId
-from modelnet_p2p.kad import MAX_MESSAGE_BYTES, SLOW_DOWN, BadMessage, Contact, Framer, Message, frame
+from modelnet_p2p.kad import BadMessage, Contact, Message
 from modelnet_p2p.names import protocol
+from modelnet_p2p.node.overlay.answering import Answering
 from modelnet_p2p.node.overlay.channel import KadChannel
 from modelnet_p2p.node.transport.addresses import split_p2p, to_binary, to_text
-from modelnet_p2p.node.transport.contract import ConnectionLost, Network, Stream, StreamReset
+from modelnet_p2p.node.transport.contract import ConnectionLost, Network, StreamReset
 from modelnet_p2p.tuning import Tuning
 
 log = logging.getLogger(__name__)
@@ -46,11 +45,6 @@ FIRST_SURVEY_SECONDS = 5.0  # from joining to looking through all buckets: who c
 SETTLE_SECONDS = 1.0  # from a newcomer to looking around again: others come right behind it
 TRIM_SECONDS = 2.0  # between two looks for connections that are of no use any more
 REFRESH_SECONDS = 30.0  # between two looks at the table, and for records that are over
-MAX_STREAMS_PER_PEER = 32  # kad streams that one peer may keep open here; ours keep one, js up to 32
-MAX_STREAMS = 1024  # of all peers together; with what arrives on them less than 256 MiB
-REQUEST_BYTES = 4096  # read at once: of the smallest requests a thousand, decoded before the first is served
-IDLE_FACTOR = 2.0  # of `tuning.idle_stream`: a stream without a request this long is closed
-IDLE_SLACK = 0.02  # of that: to move the timer at each request would cost a tenth of answering it
 
 
 Answer = tuple[PeerId, Message | None]  # None: it could not be asked, or did not answer
@@ -95,20 +89,15 @@ class Overlay:
         self.wall_us = wall_us
         self.density = server.density
         self.patience = Patience(tuning.patience, tuning.request_timeout)
-        self.on_answered: Callable[[], None] = lambda: None  # after each request that was served; quick
         self._survey = Survey(table)
         self.warmth = Warmth(tuning.kept_connections)
+        self.answering = Answering(network, server, self.warmth, tuning, wall_us)
         self._newcomers: list[Callable[[PeerId], None]] = []
         self._came = trio.Event()  # somebody who was not in the table
         self._protocol = protocol(name, "kad")
         self._nursery = nursery
         self._channels: dict[PeerId, KadChannel] = {}
         self._pacing = Pacing()
-        self._limits = Limits(
-            Throttle(tuning.requests_per_second, tuning.requests_burst),
-            Throttle(tuning.checks_per_second, tuning.checks_burst),
-        )
-        self._inbound: Counter[PeerId] = Counter()  # kad streams that are answered
         self._arrivals, self._arrived = trio.open_memory_channel[PeerId](MAX_EVENTS)
 
     # --- walks ---
@@ -236,81 +225,6 @@ class Overlay:
             if peer in self.network.connected():  # who left meanwhile is forgotten already
                 self._channels[peer] = channel
         return channel
-
-    # --- answering ---
-
-    async def handle(self, stream: Stream) -> None:
-        """Answer one peer's requests in order, until it ends the stream or sends what is no message."""
-        peer = stream.peer
-        if self._inbound[peer] >= MAX_STREAMS_PER_PEER or self._inbound.total() >= MAX_STREAMS:
-            log.info("DHT stream of %s refused: it has %d open", peer.short, self._inbound[peer])
-            await stream.reset()
-            return
-        self._inbound[peer] += 1
-        stream.rest()
-        try:
-            await self._answer(stream)
-        except (BadMessage, trio.TooSlowError) as error:
-            log.info("DHT stream of %s cut off: %s", peer.short, error)
-            await stream.reset()
-        except RemoteError as error:
-            log.debug("DHT stream of %s ended: %s", peer.short, error.message)
-            await stream.reset()
-        finally:
-            self._inbound[peer] -= 1
-            if not self._inbound[peer]:
-                del self._inbound[peer]
-
-    async def _answer(self, stream: Stream) -> None:
-        """Until the stream ends; raises trio.TooSlowError where it stands still, and whatever ends it."""
-        framer = Framer(MAX_MESSAGE_BYTES)
-        buffer = memoryview(bytearray(REQUEST_BYTES))
-        group = self.network.remote_group(stream.peer)
-        idle = IDLE_FACTOR * self.tuning.idle_stream
-        with trio.CancelScope(deadline=trio.current_time() + idle) as scope:
-            while count := await stream.receive_into(buffer):
-                began = framer.pending > 0  # else what is left over now has just begun
-                requests = framer.feed(bytes(buffer[:count]))
-                if requests:
-                    until = trio.current_time() + idle
-                    if began or scope.deadline < until - idle * IDLE_SLACK:
-                        scope.deadline = until
-                for request in requests:
-                    await self._serve(request, stream, group)
-                if framer.pending and (requests or not began):
-                    # for the whole of the message
-                    scope.deadline = trio.current_time() + self.tuning.request_timeout
-        if scope.cancelled_caught:
-            raise trio.TooSlowError
-
-    async def _serve(self, request: Message, stream: Stream, group: str | None) -> None:
-        reply: Message | None
-        self.warmth.on_used(stream.peer, trio.current_time())
-        match self._limits.on_request(
-            stream.peer,
-            trio.current_time(),
-            checks=self.server.checks(request, stream.peer),
-            ours=request.records is not None,
-        ):
-            case SlowDown(retry_ms):
-                kind, key = request.kind, request.key
-                reply = Message(kind, key, records=(), refused=SLOW_DOWN, retry_ms=retry_ms)
-            case delay:
-                if delay > 0:
-                    await trio.sleep(delay)
-                now = trio.current_time()
-                reply = self.server.handle(request, stream.peer, group, now, self.wall_us())
-                self.on_answered()
-        if reply is None:
-            return
-        try:
-            data = frame(reply)
-        except BadMessage as error:  # our fault, and not the reader's
-            log.error("an answer for %s is too large: %s", stream.peer.short, error)
-            data = frame(Message(reply.kind, reply.key, records=()))
-        if not stream.send_now(data):
-            with trio.fail_after(self.tuning.stall_timeout):
-                await stream.send([data])
 
     # --- joining, and staying joined ---
 
@@ -515,7 +429,7 @@ async def open_overlay(
     async with trio.open_nursery() as nursery:
         overlay = Overlay(network, server, table, tuning, name, wall_us, nursery)
         if serves:
-            network.handle(protocol(name, "kad"), overlay.handle)
+            network.handle(protocol(name, "kad"), overlay.answering.handle)
         network.on_connected(overlay.on_connected)
         network.on_disconnected(overlay.on_disconnected)
         nursery.start_soon(overlay.watch_arrivals)

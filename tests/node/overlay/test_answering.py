@@ -14,7 +14,7 @@ import trio.testing
 from modelnet_p2p.errors import RemoteError
 from modelnet_p2p.kad import Framer, Kind, Message, frame
 from modelnet_p2p.names import protocol
-from modelnet_p2p.node.overlay.driver import MAX_STREAMS_PER_PEER
+from modelnet_p2p.node.overlay.answering import MAX_STREAMS_PER_PEER
 from modelnet_p2p.node.transport.contract import Network, Stream
 from modelnet_p2p.tuning import TEST
 

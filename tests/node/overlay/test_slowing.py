@@ -75,14 +75,14 @@ def card(key: KeyPair, number: int) -> Sealed:
 def replies_of(overlay: Overlay) -> Counter[str]:
     """What this peer says from now on to those it refuses, and how many it serves."""
     said: Counter[str] = Counter()
-    on_request = overlay._limits.on_request
+    on_request = overlay.answering.limits.on_request
 
     def watched(*args: Any, **more: Any) -> Any:
         answer = on_request(*args, **more)
         said["served" if isinstance(answer, float) else SLOW_DOWN] += 1
         return answer
 
-    overlay._limits.on_request = watched  # type: ignore[method-assign]  # a tap, it still decides
+    overlay.answering.limits.on_request = watched  # type: ignore[method-assign]  # a tap, it still decides
     return said
 
 
