@@ -45,7 +45,9 @@ TOLD_EVERY = 10  # peers that have joined, how many there are is told
 CONNECTIONS_SHARE = 0.6  # of a process's files are for the connections that its peers keep; the rest is for
 # those that walks open until they are trimmed, for listening, and for what a machine's own limits are
 ROOMY = 32  # peers of one process; more share a heap that one peer's garbage collector is not made for
-YOUNG = 10_000  # objects made until the youngest are looked through for garbage, in such a heap
+# so many objects, and rounds, until each generation of such a heap is looked through for garbage: the oldest
+# once in 500 million objects, for that takes a second
+YOUNG = 10_000, 50, 1000
 MET = 2  # peers that a newcomer is told of
 LOOK_SECONDS = 0.1  # between two looks at whether all have met somebody
 DOORS = 8  # peers of a process whose addresses are told to others
@@ -191,7 +193,7 @@ async def serve(wanted: dht_stage.Options) -> None:
     crowd = Crowd(wanted)
     opened = crowd.opened
     if wanted.peers > ROOMY:
-        gc.set_threshold(YOUNG)
+        gc.set_threshold(*YOUNG)
     async with trio.open_nursery() as nursery:
         places = trio.CapacityLimiter(JOINING)
 
