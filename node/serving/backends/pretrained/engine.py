@@ -12,6 +12,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from modelnet_p2p.node.serving.backends.pretrained.sampling import Drawn, Sample
 log = logging.getLogger(__name__)
 
 PREFILL_TOKENS = 256  # of prompts, in one step: what others wait for beside their own token
+HEADROOM = 256  # tokens that a row may grow by before the memory of all has to be looked at again
 CHECK_TOLERANCE = 1e-3  # of logits, relative to the largest: two ways to compute the same differ by less
 CHECK_STEPS = 2  # some caches are right for the first token and not for the next
 CACHE_NAMES = ("cache", "past_key_values", "cache_params")  # of newer, of older, of recurrent models
@@ -34,13 +36,12 @@ CHECK_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError
 class Row:
     """One call as the engine sees it. `on_token` takes what is drawn and says whether that was the last."""
 
-    tokens: Sequence[int]  # of the prompt
-    room: int  # tokens at most that it may come to, the prompt's included
+    tokens: list[int]  # of the prompt, and what was drawn since
     sampler: Sampler
     on_token: Callable[[Drawn], bool]
     left: bool = False  # its caller has: out before the next step
-    read: int = 0  # tokens of it that the model has read
-    last: int = 0  # the token that it reads next, once the prompt is read
+    read: int = 0  # how many of them the model has read: all but the last, once it is on
+    turn: int = 0  # when it came on: of two the later one gives way
     cache: Any = field(default=None, repr=False)  # Any: while it reads its prompt alone, or for good
 
 
@@ -62,6 +63,7 @@ class Engine:
         self._rows: list[Row] = []
         self._cache = RowCache()
         self._cell_bytes = 0
+        self._turns = count(1)
         self.near = 0  # tokens that were the best by less than NEAR
         self.drawn = 0
         self.batches = False  # whether rows are computed together
@@ -91,6 +93,7 @@ class Engine:
         self._drop()
         self._read_prompts()
         if self._rows and self.batches:
+            self._give_way()
             self._together()
         elif self._rows:
             self._apart()
@@ -129,10 +132,23 @@ class Engine:
                 self._draw([row], logits, self._begin)
 
     def _has_room(self, row: Row) -> bool:
-        """Whether a slot is free, and memory for all rows at their longest."""
+        """Whether a slot is free, and memory for all rows and for HEADROOM more tokens of each."""
         rows = len(self._rows) + 1
-        longest = max([row.room, *(other.room for other in self._rows)])
+        longest = max(len(other.tokens) for other in (row, *self._rows)) + HEADROOM
         return rows == 1 or (rows <= self._slots and rows * longest <= self.most_tokens)
+
+    @property
+    def _longest(self) -> int:
+        return max(len(row.tokens) for row in self._rows)
+
+    def _give_way(self) -> None:
+        """Where the rows have outgrown their memory, those that came last wait again, and then read
+        once more what they had: how far a row will go is not known before."""
+        while len(self._rows) > 1 and len(self._rows) * self._longest > self.most_tokens:
+            row = max(self._rows, key=lambda row: row.turn)
+            self._remove(row)
+            row.read = 0
+            self._waiting.appendleft(row)
 
     def _read(self, row: Row, part: Sequence[int]) -> torch.Tensor:
         """The logits after `part`, which row `row` reads alone: [1, vocabulary]."""
@@ -161,6 +177,7 @@ class Engine:
         if self.batches:
             self._cache.join(row.cache, len(self._rows))
             row.cache = None
+        row.turn = row.turn or next(self._turns)
         self._rows.append(row)
 
     # --- steps ---
@@ -171,7 +188,7 @@ class Engine:
 
     def _next(self, rows: list[Row]) -> torch.Tensor:
         """The logits after the last token of each row of the shared cache: [rows, vocabulary]."""
-        tokens = torch.tensor([[row.last] for row in rows])
+        tokens = torch.tensor([[row.tokens[-1]] for row in rows])
         positions = torch.tensor([[row.read] for row in rows])
         self._cache.reserve(1)
         mask = self._cache.mask([row.read for row in rows])
@@ -187,7 +204,7 @@ class Engine:
 
     def _each(self, rows: list[Row]) -> torch.Tensor:
         """The same, each row with a cache of its own."""
-        return torch.cat([self._read(row, [row.last]) for row in rows])
+        return torch.cat([self._read(row, row.tokens[-1:]) for row in rows])
 
     def _forward(
         self, tokens: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None, cache: Any
@@ -214,7 +231,7 @@ class Engine:
             drawn = plain[at] if row.sampler.is_plain else row.sampler.draw(host[at])
             self.drawn += 1
             self.near += drawn.is_near
-            row.last = drawn.token
+            row.tokens.append(drawn.token)
             if not row.on_token(drawn):
                 go_on(row)
             elif row in self._rows:
@@ -256,7 +273,7 @@ class Engine:
 
     def _continued(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
         """The same for each prompt, its last tokens read as steps read them."""
-        rows = [Row(tokens[:-CHECK_STEPS], 0, Sampler(_GREEDY, None), _always) for tokens in prompts]
+        rows = [Row(list(tokens[:-CHECK_STEPS]), Sampler(_GREEDY, None), _always) for tokens in prompts]
         for at, row in enumerate(rows):
             self._read(row, row.tokens)
             if self.batches:
@@ -265,7 +282,7 @@ class Engine:
         logits = torch.empty(0)
         for step in range(-CHECK_STEPS, 0):
             for row, tokens in zip(rows, prompts, strict=True):
-                row.last = tokens[step]
+                row.tokens.append(tokens[step])
             logits = self._next(rows) if self.batches else self._each(rows)
         return logits
 

@@ -49,9 +49,7 @@ class Generation:
         self._chunks = Chunks(request)
         self.news: deque[Value] = deque()  # items, then END or a LocalError; bounded by the context's length
         self.wake = asyncio.Event()
-        self.row = Row(
-            prompt, len(prompt) + limit, Sampler(request.sampling, request.logprobs), self.on_token
-        )
+        self.row = Row(list(prompt), Sampler(request.sampling, request.logprobs), self.on_token)
 
     def on_token(self, drawn: Drawn) -> bool:
         """Takes the next token; True when it was the last."""
