@@ -1,8 +1,9 @@
-"""Models that a peer brings back when it starts: at once where nothing has changed, else loaded first."""
+"""Models that a peer brings back when it starts, and workers that it brings back when they were killed."""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import trio
 
+from modelnet_p2p.errors import Code, RemoteError
 from modelnet_p2p.node.disk.files import open_json, seal_json
 from modelnet_p2p.node.peer import Peer
 
@@ -136,3 +138,43 @@ async def test_what_somebody_wrote_into_the_memory_is_found_out(shop: Path) -> N
                 await trio.sleep(0.01)
         assert served.description.task == "x-modelnet/function"
         assert str(await peer.invoke("f", "hello")).endswith("hello")
+
+
+async def test_kill_9_of_a_worker_is_told_at_once_and_made_good(shop: Path) -> None:
+    """Its callers get their faults, the peer serves on, and nobody has to ask for the worker to be back."""
+    (shop / "wares.py").write_text(
+        "import asyncio, os\n"
+        "async def f(text):\n"
+        "    await asyncio.sleep(600 if text == 'wait' else 0)\n"
+        "    return os.getpid()\n"
+    )
+    faults: list[RemoteError] = []
+
+    async def waiting(peer: Peer) -> None:
+        with pytest.raises(RemoteError) as caught:
+            await peer.invoke("f", "wait", timeout=300)
+        faults.append(caught.value)
+
+    async with alice(shop) as peer, trio.open_nursery() as nursery:
+        await publish(peer, shop)
+        await peer.publish("builtin:echo", model="parrot")
+        first = await peer.invoke("f", "now")
+        assert isinstance(first, int)
+        for _ in range(3):
+            nursery.start_soon(waiting, peer)
+        while (await models(peer))["f"]["in_flight"] < 3:
+            await trio.sleep(0.01)
+        await trio.sleep(0.1)
+        os.kill(first, signal.SIGKILL)
+        assert await peer.invoke("parrot", "hello") == "hello"
+        with trio.fail_after(HANG):
+            while len(faults) < 3:
+                await trio.sleep(0.01)
+            served = peer._server._models.get("f")
+            assert served is not None
+            while served.pid in (None, first):
+                await trio.sleep(0.01)
+        assert {(error.code, error.retryable) for error in faults} == {(Code.MODEL_ERROR, True)}
+        assert "signal 9" in faults[0].message
+        assert await peer.invoke("f", "now") == served.pid
+        assert (await models(peer))["f"]["state"] == "serving"

@@ -334,7 +334,7 @@ async def test_killed_workers_give_everything_back(
 ) -> None:
     served = await models.add(hall("hall:dies"))
     handles = len(os.listdir("/proc/self/fd"))
-    for n in range(4):
+    for n in range(2):  # a third death in a row would have the next call refused
         value = arrived(served, ones(2)) if served.pid and n % 2 else ones(2)
         with pytest.raises(LocalError, match="signal 9"):
             await call(served, value)
