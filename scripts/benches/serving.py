@@ -100,7 +100,8 @@ def calls(systems: Sequence[Running], plan: Plan, rows: int) -> Iterator[Figure]
     for system in systems:
         via, p99 = system.via, round(quantile(taken[system.via], 0.99), 2)
         yield Figure(f"expert_b{rows}", "ms", taken[via], {"rows": rows, "p99": p99}, via)
-        yield Figure(f"expert_b{rows}_alone", "ms", alone[via], {"rows": rows}, via)
+        threads = {"rows": rows, "threads": system.ready["threads"]}
+        yield Figure(f"expert_b{rows}_alone", "ms", alone[via], threads, via)
         yield Figure(f"expert_b{rows}_over_model", "ms", over[via], {"rows": rows}, via)
 
 

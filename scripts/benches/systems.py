@@ -38,7 +38,7 @@ MODULES: Mapping[str, str] = MappingProxyType(
     }
 )
 ABROAD = frozenset({"hivemind", "grpc"})  # run under the interpreter of the environment that is made for them
-READY_TIMEOUT = 60.0  # seconds; importing torch twice takes ten on a busy machine
+READY_TIMEOUT = 180.0  # seconds; a server with three torch models takes ten, and a minute on a busy machine
 ORDER_TIMEOUT = 300.0  # seconds; 1 GiB at a tenth of the slowest system's speed does not take longer
 END_TIMEOUT = 10.0  # seconds; then it is killed
 

@@ -100,7 +100,7 @@ def main() -> None:
     with served as info:
         dht = hivemind.DHT(initial_peers=[str(addr) for addr in info.addrs], start=True)
         [expert] = create_remote_experts([ExpertInfo(UID, info.peer_id)], dht)
-        versions = {"hivemind": hivemind.__version__, "torch": torch.__version__}
+        versions = {"hivemind": hivemind.__version__, "threads": torch.get_num_threads()}
         asyncio.run(serving_stage.obey(HivemindExpert(expert), os.getpid(), next_line, versions))
         dht.shutdown()
     sys.stdout.flush()

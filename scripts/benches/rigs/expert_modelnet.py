@@ -147,7 +147,7 @@ async def call(wanted: stage.Options) -> None:
         write_expert(Path(os.environ[WEIGHTS]))
         server, told = stage.start_server(MODULE, wanted)
         async with Peer.open(listen=[], network=os.environ[NETWORK], bootstrap=told["addrs"][:1]) as peer:
-            versions = {"torch": torch.__version__}
+            versions = {"torch": torch.__version__, "threads": torch.get_num_threads()}
             await serving_stage.obey(ModelnetExpert(peer), server.pid, in_trio.order, versions)
         stage.end_server(server)
 
