@@ -65,6 +65,7 @@ def _status(session: Session) -> None:
             ("version", status.get("version")),
             ("up", duration(status.get("uptime_s", 0))),
             ("control", status.get("control")),
+            *(("gateway", f"{url}/v1") for url in [status.get("gateway")] if url),
             ("connections", status.get("connections")),
             ("routing table", status.get("table")),
             *(("network size", f"about {size} peers") for size in [status.get("network_size")] if size),

@@ -45,6 +45,8 @@ KINDS: Mapping[Code, Kind] = {
     Code.INTERNAL: Kind(500, _SERVER, "internal_error"),
 }
 
+_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
 # A model that is given more than it can take says so in words of its own; this is what they have in common.
 _CONTEXT = re.compile(r"context[ _-]?(length|window|size)|maximum context|n_ctx", re.IGNORECASE)
 CONTEXT = Kind(400, _INVALID, "context_length_exceeded")
@@ -98,6 +100,6 @@ def plain_object(kind: Kind, message: str) -> dict[str, object]:
 def to_bytes(value: object) -> bytes:
     """JSON, as short as it gets; raises LocalError (model-error) for what JSON cannot say."""
     try:
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+        return _JSON.encode(value).encode()
     except (TypeError, ValueError) as error:  # a stranger's model gave it: a tensor, a NaN, half a surrogate
         raise LocalError(Code.MODEL_ERROR, f"the model's answer is not JSON: {error}") from error

@@ -9,6 +9,7 @@ from leaving.
 from __future__ import annotations
 
 import logging
+import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -198,11 +199,15 @@ class _Stream:
         self._writing: trio.CancelScope | None = None
         self._cut = False
 
-    async def send_all(self, data: bytes) -> None:
+    async def send_all(self, data: bytes | memoryview) -> None:
         """Raises BrokenResourceError when the reader takes nothing for too long, or the gateway is closed.
 
         hypercorn shields this from cancellation, so that half a frame is never followed by another one.
         """
+        sent = self._send_now(data)
+        if sent == len(data):  # as nearly always: a token is far smaller than a socket's buffer
+            return
+        data = memoryview(data)[sent:]
         with trio.CancelScope(deadline=trio.current_time() + STALL_SECONDS) as scope:
             self._writing = scope
             if self._cut:
@@ -214,6 +219,15 @@ class _Stream:
         if scope.cancelled_caught:
             self.close()
             raise trio.BrokenResourceError("the reader takes nothing")
+
+    def _send_now(self, data: bytes | memoryview) -> int:
+        """As much as the socket takes at once; the scopes and tasks of waiting cost more than that."""
+        try:
+            return os.write(self.socket.fileno(), data) if not self._cut else 0
+        except BlockingIOError:
+            return 0
+        except OSError as error:  # the client is gone
+            raise trio.BrokenResourceError(reason(error)) from error
 
     def cut(self) -> None:
         """End it now."""

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import anyio
 from anyio.to_thread import run_sync
@@ -31,6 +31,9 @@ from modelnet_p2p.node.swarm.sync import Swarm
 from modelnet_p2p.node.swarm.thread import Telling
 from modelnet_p2p.offers import Offer
 from modelnet_p2p.payload import Value
+
+if TYPE_CHECKING:
+    from modelnet_p2p.node.gateway.settings import GatewaySettings
 
 
 class AsyncSwarm:
@@ -53,10 +56,18 @@ class AsyncSwarm:
         network: str = PUBLIC_NETWORK,
         lan: bool = False,
         tuning: str = "lan",
+        gateway: str | GatewaySettings | None = None,
     ) -> AsyncIterator[Self]:
         """A peer that lives as long as the block; see `Peer.open`."""
         opening = partial(
-            Swarm, bootstrap=bootstrap, listen=listen, home=home, network=network, lan=lan, tuning=tuning
+            Swarm,
+            bootstrap=bootstrap,
+            listen=listen,
+            home=home,
+            network=network,
+            lan=lan,
+            tuning=tuning,
+            gateway=gateway,
         )
         async with cls(await run_sync(opening)) as swarm:
             yield swarm

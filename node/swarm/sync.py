@@ -32,6 +32,7 @@ from modelnet_p2p.offers import Offer
 from modelnet_p2p.payload import Value
 
 if TYPE_CHECKING:
+    from modelnet_p2p.node.gateway.settings import GatewaySettings
     from modelnet_p2p.node.swarm.aio import AsyncSwarm
 
 
@@ -47,6 +48,7 @@ class Swarm:
         network: str = PUBLIC_NETWORK,
         lan: bool = False,
         tuning: str = "lan",
+        gateway: str | GatewaySettings | None = None,
     ) -> None:
         """Opens a peer, as `Peer.open` does with the same arguments, and returns when it is there.
 
@@ -61,6 +63,7 @@ class Swarm:
                 network=network,
                 lan=lan,
                 tuning=tuning,
+                gateway=gateway,
             )
         )
 
@@ -79,9 +82,18 @@ class Swarm:
         network: str = PUBLIC_NETWORK,
         lan: bool = False,
         tuning: str = "lan",
+        gateway: str | GatewaySettings | None = None,
     ) -> Self:
         """The same as `Swarm(…)`: `with Swarm.open() as swarm:`."""
-        return cls(bootstrap=bootstrap, listen=listen, home=home, network=network, lan=lan, tuning=tuning)
+        return cls(
+            bootstrap=bootstrap,
+            listen=listen,
+            home=home,
+            network=network,
+            lan=lan,
+            tuning=tuning,
+            gateway=gateway,
+        )
 
     @classmethod
     def open_on(cls, opening: Opening) -> Self:

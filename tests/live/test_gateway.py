@@ -9,14 +9,18 @@ import signal
 import socket
 import subprocess
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import httpx
 import openai
 import pytest
 import trio
 from openai import AsyncOpenAI, OpenAI
+
+from modelnet_p2p import Swarm
 
 pytestmark = [pytest.mark.live, pytest.mark.slow]
 
@@ -232,6 +236,15 @@ def test_a_reader_that_is_slow_slows_the_model(gate: Gate) -> None:
             before = now
             time.sleep(1.0)
         assert now < 64 * 1024  # kilobytes: what sockets and windows hold, and no more
+
+
+def test_a_program_opens_one_too() -> None:
+    with Swarm.open(network=f"test-{uuid.uuid4().hex}", gateway="127.0.0.1:0") as swarm:
+        url = swarm.status()["gateway"]
+        assert httpx.get(f"{url}/healthz").json() == {"status": "ok"}
+        assert httpx.get(f"{url}/v1/models").json() == {"object": "list", "data": []}
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{url}/healthz")
 
 
 def test_a_port_that_is_taken(gate: Gate, lasting_shell: Shell) -> None:
