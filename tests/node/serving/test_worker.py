@@ -388,7 +388,7 @@ async def test_trouble_with_the_source_shows_when_it_is_added(
         with pytest.raises(LocalError) as caught:
             await models.add(source(spec))
         assert caught.value.code is Code.UNSAFE
-    for spec in ("http://localhost/v1", "model.onnx", "shop:f g", "builtin:chess"):
+    for spec in ("model.weights", "shop:f g", "builtin:chess"):
         with pytest.raises(LocalError) as caught:
             await models.add(source(spec))
         assert caught.value.code is Code.BAD_INPUT
