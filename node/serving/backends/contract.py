@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 from modelnet_p2p.errors import Code, LocalError, ModelnetError
 from modelnet_p2p.names import MAX_VERSION_BYTES, check_tag
-from modelnet_p2p.node.serving.backends.rows import Rows, joined, parted, rows_of
+from modelnet_p2p.node.serving.backends.rows import Rows, joined, parted, rows_of, size_of
 from modelnet_p2p.payload import Value
 from modelnet_p2p.records import MAX_MANIFEST_BYTES, MalformedRecord, Spec
 from modelnet_p2p.records.fields import blob, digest, integer, named, numbers, several, text, token
@@ -34,6 +34,7 @@ Emit = Callable[[Value], Awaitable[None]]
 METHODS = frozenset({"invoke", "stream"})  # of a model: all that a caller can name
 SYNC_SLOTS = 1  # most models are not written for two calls at once
 MAX_SLOTS = 64  # each is a stream and a task in the worker
+JOINED_BYTES = 1 << 20  # of a step's inputs: to join so few takes no longer than to wake the model's thread
 MAX_ROWS = 65_536  # of one step of a model that batches: what more it says is a mistake
 MAX_OPTIONS = 16  # of one source: how its publisher wants it, not data
 MAX_BODY_BYTES = 512 << 20  # of one input, item or answer: what a stranger's call may make a peer hold
@@ -323,7 +324,10 @@ class Backend(ABC):
                 raise TypeError("a call that shares no step came to one")
             values.append(value)
             counts.append(found.count)
-        together = await self.offload(lambda: joined(values))
+        if size_of(values) <= JOINED_BYTES:
+            together = joined(values)
+        else:
+            together = await self.offload(lambda: joined(values))
         return parted(await self.invoke(together, calls[0][1]), counts)
 
     def stream(self, value: Value, params: Mapping[str, Value]) -> AsyncGenerator[Value, None]:

@@ -71,6 +71,12 @@ def _row_of(array: Array) -> Hashable:
     return array.dtype.str, array.shape[1:]
 
 
+def size_of(values: Sequence[Value]) -> int:
+    """Bytes that are copied when they are joined."""
+    parts = [part for value in values for part in (value.values() if isinstance(value, dict) else [value])]
+    return sum(cast("Array", part).nbytes for part in parts if _is_tensor(part))
+
+
 def joined(values: Sequence[Value]) -> Value:
     """Inputs of one kind, one behind the other. Tensors are copied once, into one that is new."""
     first = values[0]

@@ -108,7 +108,11 @@ def test_a_model_that_does_not_give_row_for_row_is_found_out(output: Value) -> N
     assert caught.value.code is Code.MODEL_ERROR
 
 
+taken: list[int] = []  # steps that were carried to the model's thread
+
+
 async def steps(step: Any) -> Any:  # an Offload in this very task
+    taken.append(1)
     return step()
 
 
@@ -138,6 +142,15 @@ async def test_a_function_that_takes_rows_is_called_once_for_several(serve: Any)
     import doubling_rows  # type: ignore[import-not-found] # written just now
 
     assert doubling_rows.sizes == [3]
+
+
+async def test_large_inputs_are_joined_in_the_models_thread(serve: Any) -> None:
+    backend = await serve("wide_rows", "def f(rows): return rows\nf.batches = 8\n")
+    for width, carried in ((4, 1), (1 << 18, 2)):
+        taken.clear()
+        one, other = await backend.invoke_many([(floats(1, width), {}), (floats(1, width), {})])
+        assert one.shape == other.shape == (1, width)
+        assert len(taken) == carried
 
 
 @pytest.mark.parametrize(
