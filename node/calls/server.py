@@ -174,7 +174,7 @@ class CallServer:
 
     def _resolve(self, target: str) -> Served:
         uri = ModelUri.parse(target)
-        served = self._models.get(uri.name, uri.version)
+        served = self._models.get(uri.name, uri.version, uri.digest)
         if served is None or uri.provider not in (None, self._me):
             raise LocalError(
                 Code.NOT_FOUND,

@@ -3,7 +3,8 @@
 At most once per provider. Another one is asked after `busy`, after `unreachable` before the call was sent,
 and after a loss before the first item if the offer says that repeating is harmless (`idempotent`). One that
 could not be reached where it was remembered is asked again where it is found now. A busy one may name
-another, who is then asked first, without a new search. A call that names its provider never moves.
+another, who is then asked first, without a new search. Where the last one to be found says that it serves
+the model no longer, it is sought once more, for it may have moved. A call that names its provider never moves.
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ class Tries:
         self._until = until
         self._offers = finds.recall(target.query)
         self._fresh = self._offers is None
+        self._gone = False  # said one of those that were found just now
+        self._again = False  # it was sought once more for that
         self._asked: set[str] = set(avoid)
         self._repeatable = repeatable
         self._asking: Offer | None = None
@@ -83,6 +86,10 @@ class Tries:
         if offer is None:
             if self._offers is None:
                 self._offers = await self._finds.find(self._target, self._until)
+            offer = next_candidate(self._target, self._offers, self._asked)
+        if offer is None and self._gone and not self._target.pinned:
+            self._gone, self._again = False, True
+            self._offers = await self._finds.find(self._target, self._until)
             offer = next_candidate(self._target, self._offers, self._asked)
         if offer is None or (self.number and trio.current_time() >= self._until):
             return None
@@ -117,6 +124,7 @@ class Tries:
             return False
         log.info("%s did not answer %s: %s", offer.provider[-8:], self._target.text, error.message)
         self._last = self._last if error.code is Code.NOT_FOUND else error
+        self._gone = self._gone or (error.code is Code.NOT_FOUND and self._fresh and not self._again)
         if self._may_follow(error):
             self._hint, self._hinted = (error.instead, offer), True
             return True

@@ -44,6 +44,7 @@ from modelnet_p2p.tuning import Tuning
 log = logging.getLogger(__name__)
 
 MAX_MODELS = 64  # each may be a process; more belong on another machine
+FADING_SECONDS = 15.0  # of a replaced model: telling the network takes a few, callers remember for two
 
 T = TypeVar("T")
 
@@ -304,12 +305,14 @@ class _Starting(Protocol):
 
 class Models:
     """By name; one version of a name at a time. A name published again is switched over: the new one
-    is loaded first, then takes the calls, and the old one ends when its last call has."""
+    is loaded first, then takes the calls, and the old one ends when its last call has. If it is of another
+    digest it stays a while beside the new one, for those who have not heard of that yet."""
 
     def __init__(self, tuning: Tuning, nursery: trio.Nursery) -> None:
         self._tuning = tuning
         self._nursery = nursery
         self._entries: dict[str, _Entry] = {}
+        self._fading: dict[str, _Entry] = {}  # the one before, of another digest
         self.shared = Quota()  # memory shared with all workers
         self.on_trouble: Trouble = lambda spec, error: None  # with a server behind a model
         self.on_changed: Callable[[Served], None] = lambda served: None  # it is not what it was told to be
@@ -335,8 +338,29 @@ class Models:
         old = self._entries.get(name)
         self._entries[name] = found
         if old is not None:
-            old.ended.set()
+            self._replace(name, old, found)
         return found.served
+
+    def _replace(self, name: str, old: _Entry, new: _Entry) -> None:
+        """Callers find models in records: the old digest is asked for until the new one is known."""
+        self._end_fading(name)
+        digest = old.served.description.digest
+        if digest is None or digest == new.served.description.digest:
+            old.ended.set()
+            return
+        self._fading[name] = old
+        self._nursery.start_soon(self._fade, name, old)
+
+    async def _fade(self, name: str, entry: _Entry) -> None:
+        with trio.move_on_after(FADING_SECONDS):
+            await entry.ended.wait()
+        entry.ended.set()
+        if self._fading.get(name) is entry:
+            del self._fading[name]
+
+    def _end_fading(self, name: str) -> None:
+        if (entry := self._fading.pop(name, None)) is not None:
+            entry.ended.set()
 
     def _check_room(self, name: str) -> None:
         """Raises LocalError (busy) when `name` would be one model too many; one that is there is replaced."""
@@ -356,13 +380,19 @@ class Models:
 
     async def remove(self, name: str) -> bool:
         """No longer serve `name`; False if nobody did. Calls in flight may still end well."""
+        self._end_fading(name)
         entry = self._entries.pop(name, None)
         if entry is not None:
             entry.ended.set()
         return entry is not None
 
-    def get(self, name: str, version: str = "") -> Served | None:
-        entry = self._entries.get(name)
+    def get(self, name: str, version: str = "", digest: bytes | None = None) -> Served | None:
+        """What is served under `name`, if it is of that version; of two digests the one that is meant."""
+        fading = self._fading.get(name)
+        if fading is not None and fading.served.description.digest == digest is not None:
+            entry: _Entry | None = fading
+        else:
+            entry = self._entries.get(name)
         if entry is None or (version and version != entry.served.description.version):
             return None
         return entry.served

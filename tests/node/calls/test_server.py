@@ -37,7 +37,8 @@ class Bench:
             run=run, load=0.0, description=description, allocate=lambda size: None, waits=True
         )
         models: Any = SimpleNamespace(
-            get=lambda name, version="": served if name == "m" else None, all=lambda: {"m": served}
+            get=lambda name, version="", digest=None: served if name == "m" else None,
+            all=lambda: {"m": served},
         )
         self.served = served
         self.budget = Budget(BOB, bounds.pop("total", 64 * MIB), bounds.pop("per_peer", 32 * MIB))
