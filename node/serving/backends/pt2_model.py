@@ -6,10 +6,8 @@ run, in `pt2_program`.
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from modelnet_p2p.digest import CHUNK_BYTES, Listing
@@ -17,7 +15,14 @@ from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.serving.backends.contract import Description
 from modelnet_p2p.node.serving.backends.pt2_archive import read_archive
 from modelnet_p2p.node.serving.backends.pt2_program import Program
-from modelnet_p2p.node.serving.backends.tensor_model import TASK, Opened, TensorBackend, named_after, the_file
+from modelnet_p2p.node.serving.backends.tensor_model import (
+    TASK,
+    Opened,
+    TensorBackend,
+    chunk_hashes,
+    named_after,
+    the_file,
+)
 from modelnet_p2p.node.serving.backends.torch_serving import from_torch, no_torch, to_torch
 from modelnet_p2p.payload import Value
 from modelnet_p2p.tensor import Array
@@ -49,14 +54,16 @@ class ExportedBackend(TensorBackend):
             hint = "export the module in eval mode, or publish its safetensors with --module MODULE:CLASS"
             words = f"cannot serve {path}: {error or type(error).__name__}"
             raise LocalError(Code.BAD_INPUT, words[:500], hint=hint) from error
+        size, chunks = chunk_hashes(path)
         description = Description(
             name=named_after(path),
             task=TASK,
             framework="torch.export",
             precision=self._program.precision,
             parameters=self._program.parameters,
-            digest=_digest(path),
-            size_bytes=path.stat().st_size,
+            # of the file as it is; no listing is handed out, for it may hold a pickle that others would load
+            digest=Listing(size, CHUNK_BYTES, chunks, ()).root,
+            size_bytes=size,
         )
         return Opened(
             description, self._program.inputs, self._program.outputs, batches=not self._program.random
@@ -68,14 +75,3 @@ class ExportedBackend(TensorBackend):
         with torch.inference_mode():
             tensors: list[Any] = [to_torch(array, self._device) for array in arrays]
             return [from_torch(output) for output in self._program.run(tensors)]
-
-
-def _digest(path: Path) -> bytes:
-    """Of the file as it is; no listing of it is handed out, for it may hold a pickle that others would
-    load."""
-    chunks: list[bytes] = []
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            chunks.append(hashlib.sha256(chunk).digest())
-        size = file.tell()
-    return Listing(size, CHUNK_BYTES, tuple(chunks), ()).root

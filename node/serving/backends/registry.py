@@ -51,8 +51,9 @@ def _instead(spec: str) -> str:
     is_file = spec.endswith(".py")  # what else has a dot may be any kind of file
     if spec.isidentifier() or (is_file and all(part.isidentifier() for part in module.split("."))):
         return f"name the function in it: modelnet-peer publish {module}:NAME"
-    files = "FILE.onnx, FILE.tflite, FILE.gguf, FILE.pt2, or FILE.safetensors --module MODULE:CLASS"
-    return f"publish builtin:digits, MODULE:NAME, ./DIRECTORY, {files}"
+    files = "FILE.onnx, FILE.tflite, FILE.gguf, FILE.pt2, FILE.keras"
+    weights = "FILE.safetensors --module MODULE:CLASS"
+    return f"publish builtin:digits, MODULE:NAME, ./DIRECTORY, {files}, or {weights}"
 
 
 def _order(point: EntryPoint) -> tuple[int, str]:

@@ -6,12 +6,14 @@ parts of the description that follow from it are here.
 
 from __future__ import annotations
 
+import hashlib
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
+from modelnet_p2p.digest import CHUNK_BYTES
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.names import check_task
 from modelnet_p2p.node.serving.backends.contract import Backend, Description
@@ -105,6 +107,15 @@ def the_file(backend: Backend) -> Path:
         hint = "name a file below the directory you are in, or its whole path"
         raise LocalError(Code.BAD_INPUT, f"there is no file {path}", hint=hint)
     return path
+
+
+def chunk_hashes(path: Path) -> tuple[int, tuple[bytes, ...]]:
+    """A file's size, and the hash of each chunk of it."""
+    hashes: list[bytes] = []
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            hashes.append(hashlib.sha256(chunk).digest())
+        return file.tell(), tuple(hashes)
 
 
 def sample_path(backend: Backend) -> Path | None:
