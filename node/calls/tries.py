@@ -4,7 +4,8 @@ At most once per provider. Another one is asked after `busy`, after `unreachable
 and after a loss before the first item if the offer says that repeating is harmless (`idempotent`). One that
 could not be reached where it was remembered is asked again where it is found now. A busy one may name
 another, who is then asked first, without a new search. Where the last one to be found says that it serves
-the model no longer, it is sought once more, for it may have moved. A call that names its provider never moves.
+the model no longer, it is sought once more, for it may have moved. A call that names its provider never
+moves.
 """
 
 from __future__ import annotations

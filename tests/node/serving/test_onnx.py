@@ -6,6 +6,7 @@ import logging
 import os
 import struct
 import sys
+import warnings
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -303,6 +305,51 @@ async def test_in_its_worker(models: Models, source: Any, call: Any, shop: Path)
     with pytest.raises(LocalError, match=r"expected a tensor float32 \[n,4\], got float32 \[5,3\]") as caught:
         await call(served, toys.X[:, :3])
     assert caught.value.code is Code.BAD_INPUT
+    found: dict[int, Any] = {}
+
+    async def ask(number: int) -> None:
+        found[number], _ = await call(served, toys.X[: number % 5 + 1] * number)
+
+    async with trio.open_nursery() as nursery:  # some of them share steps
+        for number in range(16):
+            nursery.start_soon(ask, number)
+    for number, answer in found.items():
+        np.testing.assert_allclose(answer, toys.expected(toys.X[: number % 5 + 1] * number), atol=1e-4)
     with pytest.raises(LocalError, match="is no model that takes --speed") as caught:
         await models.add(source("toy.onnx", options={"speed": "high"}))
     assert caught.value.hint == "of its own options it has --quantise, --sample"
+
+
+@pytest.mark.slow
+async def test_handwritten_digits_as_onnx_and_as_int8(load: Load, tmp_path: Path) -> None:
+    """A classifier that scikit-learn trained: the same labels from the runtime, nearly all of them from
+    int8."""
+    datasets = pytest.importorskip("sklearn.datasets")
+    from sklearn.neural_network import MLPClassifier
+
+    images, labels = datasets.load_digits(return_X_y=True)
+    images = (images / 16).astype(np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is not trained to the end
+        net = MLPClassifier((64,), max_iter=20, random_state=0).fit(images[:1200], labels[:1200])
+    tensors = []
+    for number, (weight, bias) in enumerate(zip(net.coefs_, net.intercepts_, strict=True)):
+        tensors += [numpy_helper.from_array(weight.astype(np.float32), f"w{number}")]
+        tensors += [numpy_helper.from_array(bias.astype(np.float32), f"b{number}")]
+    nodes = [
+        helper.make_node("Gemm", ["x", "w0", "b0"], ["h"]),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("Gemm", ["r", "w1", "b1"], ["z"]),
+        helper.make_node("Softmax", ["z"], ["scores"], axis=1),
+    ]
+    (tmp_path / "digits.onnx").write_bytes(
+        toys.onnx_bytes(nodes, [floats("x", None, 64)], [floats("scores", None, 10)], tensors)
+    )
+    test, truth = images[1200:], labels[1200:]
+    whole, small = await load("digits.onnx"), await load("digits.onnx", quantise="int8")
+    scores = [np.asarray(await backend.invoke(test, {})) for backend in (whole, small)]
+    np.testing.assert_allclose(scores[0], net.predict_proba(test), atol=1e-4)
+    right = [float((score.argmax(axis=1) == truth).mean()) for score in scores]
+    assert right[0] > 0.8
+    assert abs(right[0] - right[1]) < 0.02
+    assert (small.describe().size_bytes or 0) < (whole.describe().size_bytes or 0) / 2

@@ -134,6 +134,7 @@ DESCRIPTION = Description(
     latency_us=1200,
     batches=32,
     deterministic=True,
+    tags=("loud",),
 )
 BARE = Description("upper", "x-modelnet/function", "")
 
