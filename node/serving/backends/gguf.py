@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from secrets import randbits
 from typing import Any
 
 from modelnet_p2p.errors import Code, LocalError
@@ -49,7 +50,6 @@ class GgufBackend(Backend):
     blocks = True
     _llama: Any  # of llama_cpp, which has no types here
     _template: Callable[..., str] | None
-    _ends: frozenset[int]
     _context: int
     _description: Description
 
@@ -96,8 +96,6 @@ class GgufBackend(Backend):
             ) from error
         self._context = int(self._llama.n_ctx())
         self._template = self._find_template(header)
-        ends = {int(self._llama.token_eos()), int(getattr(self._llama._model, "token_eot", lambda: -1)())}
-        self._ends = frozenset(token for token in ends if token >= 0)
         found = artifact_of(path)
         self._description = replace_words(
             Description(
@@ -205,8 +203,8 @@ class GgufBackend(Backend):
         sampling, chunks = request.sampling, Chunks(request)
         extra = PLAIN_STOPS if request.form is Form.CHAT and self._template is None else ()
         stops, text, count, reason = Stops((*request.stop, *extra)), Detokeniser(self._decode, prompt), 0, ""
-        if sampling.seed is not None:
-            self._llama.set_seed(sampling.seed & 0xFFFFFFFF)
+        seed = randbits(32) if sampling.seed is None else sampling.seed  # else the last call's would stay
+        self._llama.set_seed(seed & 0xFFFFFFFF)
         self._llama.reset()  # nothing of the caller before stays
         for token in self._llama.generate(
             prompt,
@@ -220,7 +218,7 @@ class GgufBackend(Backend):
             logits_processor=self._biased(sampling),
         ):
             count += 1
-            if token in self._ends:
+            if self._is_end(token):
                 reason = "stop"
                 break
             items = chunks.piece(stops.feed(text.feed(int(token))))
@@ -245,6 +243,12 @@ class GgufBackend(Backend):
             return scores
 
         return LogitsProcessorList([processor])
+
+    def _is_end(self, token: int) -> bool:
+        """Whether an answer ends with it: a file may name several such tokens."""
+        import llama_cpp
+
+        return bool(llama_cpp.llama_vocab_is_eog(self._llama._model.vocab, token))
 
     def _decode(self, tokens: list[int]) -> str:
         data: bytes = self._llama.detokenize(tokens)

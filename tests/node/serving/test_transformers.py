@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
+from shutil import copytree
 from typing import Any, TypeVar
 
 import numpy as np
 import pytest
 import trio
+from safetensors.numpy import load_file, save_file
 
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.serving.backends.contract import Source
@@ -245,6 +248,32 @@ def test_a_failing_step_ends_the_calls_and_not_the_model(
             stage.items(llama, "Once")
     assert caught.value.code is Code.MODEL_ERROR
     assert stage.items(llama, "Once upon")[0] == " a"
+
+
+def test_code_that_a_directory_brings_is_not_run(stage: Stage, tmp_path: Path) -> None:
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (folder / "evil.py").write_text("raise SystemExit('it was run')")
+    save_file({"a": np.zeros(1, np.float32)}, folder / "model.safetensors")
+    config = {"architectures": ["EvilForCausalLM"], "model_type": "evil"}
+    for fields, code, words in (
+        ({"auto_map": {"AutoModelForCausalLM": "evil.Evil"}}, Code.UNSAFE, "brings the code of its model"),
+        ({}, Code.BAD_INPUT, "knows no model_type 'evil'"),
+    ):
+        (folder / "config.json").write_text(json.dumps(config | fields))
+        with pytest.raises(LocalError, match=words) as caught:
+            stage.open(folder)
+        assert caught.value.code is code
+
+
+def test_weights_that_are_missing_are_not_made_up(stage: Stage, folder: Path, tmp_path: Path) -> None:
+    copytree(folder, tmp_path / "part")
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, tmp_path / "part" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(LocalError, match=r"model\.norm\.weight") as caught:
+        stage.open(tmp_path / "part")
+    assert caught.value.code is Code.BAD_INPUT
 
 
 # --- the engine alone ---

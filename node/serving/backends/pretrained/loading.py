@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
@@ -18,6 +18,9 @@ CLASSES = {
     Kind.CLASSIFIES: "AutoModelForSequenceClassification",
     Kind.EMBEDS: "AutoModel",
 }
+# Threads that share the steps of so small a model wait for each other, and spin: with 100,000 weights two of
+# them took ten times the CPU of one.
+SHARED_PARAMETERS = 20_000_000
 # What the library raises for files that do not fit together, or for want of a package that a tokenizer needs.
 LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError)
 SWITCHES = {  # of the Hugging Face libraries, read when they are imported: nothing is ever fetched
@@ -52,11 +55,14 @@ def load_model(folder: Folder) -> Any:  # Any: what transformers makes has no ty
     loader = getattr(transformers, CLASSES[folder.kind])
     with _named(folder, "its weights"):
         try:
-            model = _from_pretrained(loader, folder, dtype="auto", attn_implementation="sdpa")
+            model, told = _loaded(loader, folder, "sdpa")
         except ValueError as error:
             if "scaled_dot_product_attention" not in str(error):
                 raise
-            model = _from_pretrained(loader, folder, dtype="auto", attn_implementation="eager")
+            model, told = _loaded(loader, folder, "eager")
+    _check_whole(folder, told["missing_keys"])
+    if model.num_parameters() < SHARED_PARAMETERS:
+        torch.set_num_threads(1)
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
@@ -83,6 +89,25 @@ def _from_pretrained(loader: Any, folder: Folder, **options: object) -> Any:
     if loader.__name__ != "AutoTokenizer":
         options["use_safetensors"] = True
     return loader.from_pretrained(str(folder.path), local_files_only=True, trust_remote_code=False, **options)
+
+
+def _loaded(loader: Any, folder: Folder, attention: str) -> Any:
+    """The model, and what the library tells of its weights."""
+    return _from_pretrained(
+        loader, folder, dtype="auto", attn_implementation=attention, output_loading_info=True
+    )
+
+
+def _check_whole(folder: Folder, missing: Iterable[str]) -> None:
+    """The library makes up what the files do not hold: such a model would answer with noise. Only the pooler
+    of an encoder is not asked for anything here."""
+    lost = sorted(name for name in missing if not (folder.kind is Kind.EMBEDS and "pooler." in name))
+    if lost:
+        raise LocalError(
+            Code.BAD_INPUT,
+            f"{folder.path} does not hold all weights of its model: {len(lost)} lack, {lost[0][:80]!r} first",
+            hint="save the whole model again, with the architecture that its config.json names",
+        )
 
 
 def _check_known(folder: Folder) -> None:
