@@ -129,6 +129,7 @@ class _Conversation:
         self._exchange = exchange
         self._scope = trio.CancelScope()  # of all of it: cancelled as soon as the client hangs up
         self._sending = trio.Lock()  # frames of the call and of its beats never mix
+        self._over = False  # its end was sent: nothing follows that
 
     async def answer(self, call: Call) -> None:
         with self._scope:
@@ -163,8 +164,12 @@ class _Conversation:
 
     async def _send(self, event: Item | Result | Fault) -> None:
         async with self._sending:
+            if self._over:  # a beat that waited for its turn while the end was sent
+                return
             try:
-                for buffer in self._exchange.send(event):
+                buffers = self._exchange.send(event)
+                self._over = not isinstance(event, Item)
+                for buffer in buffers:
                     await self._stream.send_all(memoryview(buffer))
             except trio.BrokenResourceError:
                 self._scope.cancel()

@@ -15,6 +15,7 @@ import pytest
 
 from modelnet_p2p.errors import Code, LocalError, NotFound, RemoteError
 from modelnet_p2p.exchange import Call, Exchange, Fault, Result, Role
+from modelnet_p2p.node.control import server as control_server
 from modelnet_p2p.node.control import wire as control_wire
 from modelnet_p2p.node.control.client import ControlClient
 from modelnet_p2p.node.control.wire import MAX_INPUT_BYTES, NETWORK, PARAMS, to_error, to_fault
@@ -53,6 +54,14 @@ def test_hanging_up_cancels_the_call(home: Home, bob: Any) -> None:
         client.call("invoke", {"target": "sleeper"}, timeout=0.2)
     assert caught.value.code is Code.DEADLINE
     assert bob.cancelled.wait(5)
+
+
+def test_no_beat_follows_the_end_of_a_call(home: Home, bob: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that waits for its turn while the end is sent was an error that ended the peer."""
+    monkeypatch.setattr(control_server, "BEAT_SECONDS", 0.0)
+    for _ in range(20):
+        with ControlClient.connect(home) as client:
+            assert client.call("status", {}, timeout=20)["peer"]
 
 
 def test_ctrl_c_cancels_the_call_and_ends_130(home: Home, bob: Any) -> None:
