@@ -109,7 +109,7 @@ class Http:
                 parts.append(part)
                 self._read = not message.get("more_body", False)
         if scope.cancelled_caught:
-            raise LocalError(Code.DEADLINE, f"the request's body did not arrive within {BODY_SECONDS:g} s")
+            raise _too_slow()
         return b"".join(parts)
 
     async def json(self, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
@@ -174,10 +174,16 @@ class Http:
         await self.say(error_object(error), kind_of(error).status, headers)
 
     async def pass_to(self, app: ASGIApp) -> None:
-        """Let another application answer it; what that reads of the body is counted as here."""
+        """Let another application answer it; what that reads of the body is counted as here, and must
+        arrive in time."""
+        until = trio.current_time() + BODY_SECONDS
 
         async def receive() -> Message:
-            message = await self._receive()
+            with trio.move_on_at(float("inf") if self._read else until) as scope:
+                message = await self._receive()
+            if scope.cancelled_caught:
+                raise _too_slow()
+            self._read = self._read or not message.get("more_body", False)
             size = len(message.get("body", b""))
             self._room.take(size)
             self._held += size
@@ -242,6 +248,10 @@ def _finite(text: str) -> float:
     if not math.isfinite(number):
         raise BadRequest(f"{text[:40]} is more than a number can be")
     return number
+
+
+def _too_slow() -> LocalError:
+    return LocalError(Code.DEADLINE, f"the request's body did not arrive within {BODY_SECONDS:g} s")
 
 
 def _too_large(limit: int) -> LocalError:

@@ -69,8 +69,7 @@ async def invoke(gateway: Gateway, http: Http) -> None:
 async def _read(http: Http, query: Mapping[str, str]) -> Asked:
     kind = http.header(b"content-type").partition(";")[0].strip().lower()
     if kind in (NPY, SAFETENSORS, TEXT, "application/octet-stream"):
-        params = from_json(parse_object(query.get("params", "{}").encode()))
-        assert isinstance(params, dict)
+        params = _params(parse_object(query.get("params", "{}").encode()))
         return Asked(_raw(kind, await http.body(MAX_BODY_BYTES)), params)
     body = await http.json(MAX_JSON_BYTES)
     if unknown := body.keys() - {"input", "params", "wire"}:
@@ -78,11 +77,18 @@ async def _read(http: Http, query: Mapping[str, str]) -> Asked:
         raise BadRequest(words, min(unknown))
     if "input" not in body:
         raise BadRequest("'input' is missing", "input")
-    params = from_json(body.get("params") or {})
     wire = body.get("wire") or ""
-    if not isinstance(params, dict) or not isinstance(wire, str):
-        raise BadRequest("'params' must be an object, and 'wire' text", "params")
-    return Asked(from_json(body["input"]), params, wire)
+    if not isinstance(wire, str):
+        raise BadRequest("'wire' must be text", "wire")
+    return Asked(from_json(body["input"]), _params(body.get("params") or {}), wire)
+
+
+def _params(given: object) -> dict[str, Value]:
+    """Raises BadRequest; an object that stands for a tensor is one, and no object."""
+    params = from_json(given)
+    if not isinstance(params, dict):
+        raise BadRequest("'params' must be an object", "params")
+    return params
 
 
 def _raw(kind: str, data: bytes) -> Value:

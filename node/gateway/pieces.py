@@ -96,7 +96,10 @@ class Whole:
         for name, value in delta.items():
             if isinstance(value, str) and name != "role":
                 self._texts.setdefault(name, []).append(value)
-        for call in delta.get("tool_calls") or ():
+        calls = delta.get("tool_calls") or []
+        if not isinstance(calls, list):
+            raise _nonsense(self._offer)
+        for call in calls:
             self._add_call(call)
         if isinstance(told := choice.get("logprobs"), dict):
             self._add_logprobs(told)

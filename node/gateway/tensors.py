@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterator, Mapping
+from tokenize import TokenError
 
 import numpy as np
 from safetensors import SafetensorError
@@ -22,6 +23,8 @@ from modelnet_p2p.tensor import MAX_DIMS, Array, dtype_name
 NPY = "application/x-npy"
 SAFETENSORS = "application/x-safetensors"
 MAX_TENSORS = 4096  # in one file
+# What numpy raises for a header that is none: it is read as a Python literal, token by token where need be.
+BAD_HEADER = (ValueError, EOFError, OSError, SyntaxError, TokenError, RecursionError, MemoryError, TypeError)
 
 
 def from_npy(data: bytes) -> Array:
@@ -34,10 +37,10 @@ def from_npy(data: bytes) -> Array:
             raise ValueError(f"version {version}")
         shape, fortran, dtype = read[version](file)
         name = dtype_name(dtype)
-    except (ValueError, EOFError, OSError, SyntaxError, RecursionError, TypeError) as error:
+    except BAD_HEADER as error:
         raise BadRequest(f"the body is not a .npy tensor: {str(error)[:200]}") from error
     start, count = file.tell(), math.prod(shape)
-    if len(shape) > MAX_DIMS or any(length < 0 for length in shape):
+    if len(shape) > MAX_DIMS or any(type(length) is not int or length < 0 for length in shape):
         raise BadRequest("the .npy tensor has a shape that is none")
     if count * dtype.itemsize != len(data) - start:
         raise BadRequest(f"the .npy tensor of {count} {name} does not fit its {len(data) - start} bytes")

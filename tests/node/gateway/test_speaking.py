@@ -6,11 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import trio
 
 from modelnet_p2p.errors import Code, LocalError, NotFound, RemoteError
 from modelnet_p2p.node.gateway.errors import KINDS, BadRequest, error_object, kind_of, to_bytes
 from modelnet_p2p.node.gateway.forms import check_messages, for_model, transcript
-from modelnet_p2p.node.gateway.http import parse_object
+from modelnet_p2p.node.gateway.http import BODY_SECONDS, Http, Room, parse_object
+from modelnet_p2p.node.gateway.pieces import Whole
+from modelnet_p2p.node.gateway.tensors import from_npy
 
 
 def test_every_code_of_ours_has_its_kind() -> None:
@@ -93,3 +96,44 @@ def test_a_conversation_as_text() -> None:
 def test_messages_that_are_none(messages: object) -> None:
     with pytest.raises(BadRequest):
         check_messages(messages)
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["{'descr': (", "'" * 3, "(" * 300, "{'descr':'<f4','fortran_order':False,'shape':(True,)}", "  x\n y"],
+)
+def test_a_npy_header_that_is_none_is_the_clients_error(header: str) -> None:
+    data = header.encode()
+    with pytest.raises(BadRequest):
+        from_npy(b"\x93NUMPY\x01\x00" + len(data).to_bytes(2, "little") + data + bytes(4))
+
+
+@pytest.mark.parametrize("calls", [5, True, "no", {"index": 0}, [5]])
+def test_tool_calls_of_another_form_are_the_models_error(calls: object) -> None:
+    offer: Any = type("Offer", (), {"model": "m", "provider": "p"})
+    with pytest.raises(RemoteError) as caught:
+        Whole(offer).add({"delta": {"tool_calls": calls}, "finish_reason": None})
+    assert caught.value.code is Code.MODEL_ERROR
+
+
+async def test_a_body_that_another_application_reads_must_arrive_in_time(autojump_clock: object) -> None:
+    messages = [{"type": "http.request", "body": b"{", "more_body": True}]
+
+    async def receive() -> Any:
+        if messages:
+            return messages.pop()
+        await trio.sleep_forever()
+
+    async def send(message: Any) -> None:
+        pass
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        while (await receive())["more_body"]:
+            pass
+
+    began = trio.current_time()
+    http = Http({"method": "POST"}, receive, send, Room())  # type: ignore[arg-type]  # as much of it as is read
+    with pytest.raises(LocalError) as caught:
+        await http.pass_to(app)
+    assert caught.value.code is Code.DEADLINE
+    assert trio.current_time() - began == pytest.approx(BODY_SECONDS)
