@@ -8,9 +8,11 @@ being installed: those are asked first. `MODULE:NAME` is asked last, for many a 
 from __future__ import annotations
 
 import logging
+import re
 from importlib.metadata import EntryPoint, entry_points
 
 from modelnet_p2p.errors import Code, LocalError
+from modelnet_p2p.names import is_model_name
 from modelnet_p2p.node.serving.backends.contract import MAX_FAULT_CHARS, Backend, guard
 from modelnet_p2p.node.serving.policy.safety import check_safe
 
@@ -18,6 +20,7 @@ log = logging.getLogger(__name__)
 
 GROUP = "modelnet.backends"
 OURS = "modelnet_p2p."
+_SUFFIX = re.compile(r"\.[A-Za-z]\w*\Z", re.ASCII)  # of a file; `llama-3.2` has none
 LAST = "modelnet_p2p.node.serving.backends.callable:CallableBackend"
 
 
@@ -50,10 +53,17 @@ def _instead(spec: str) -> str:
     module = spec.removesuffix(".py").replace("/", ".")
     is_file = spec.endswith(".py")  # what else has a dot may be any kind of file
     if spec.isidentifier() or (is_file and all(part.isidentifier() for part in module.split("."))):
-        return f"name the function in it: modelnet-peer publish {module}:NAME"
+        hint = f"name the function in it: modelnet-peer publish {module}:NAME"
+        return hint if is_file else f"{hint}; {_pull(spec)}"
+    if is_model_name(spec.partition("@")[0]) and not _SUFFIX.search(spec):
+        return _pull(spec)
     files = "FILE.onnx, FILE.tflite, FILE.gguf, FILE.pt2, FILE.keras"
     weights = "FILE.safetensors --module MODULE:CLASS"
     return f"publish builtin:digits, MODULE:NAME, ./DIRECTORY, {files}, or {weights}"
+
+
+def _pull(name: str) -> str:
+    return f"a model of the network is fetched first: modelnet-peer pull {name}"
 
 
 def _order(point: EntryPoint) -> tuple[int, str]:

@@ -27,12 +27,14 @@ Headers = Sequence[tuple[str, str]]
 class Gone(LocalError):
     """The server cannot be reached, is silent, or broke off: `busy`, for others may answer.
 
-    `begun`: its answer had begun, which nobody can begin again: `model-error`.
+    `begun`: its answer had begun, which nobody can begin again: `model-error`. `silent`: the connection is
+    there, and the server may be at work on the request.
     """
 
-    def __init__(self, what: str, *, begun: bool = False) -> None:
+    def __init__(self, what: str, *, begun: bool = False, silent: bool = False) -> None:
         super().__init__(Code.MODEL_ERROR if begun else Code.BUSY, f"{SERVER} {what}")
         self.begun = begun
+        self.silent = silent
 
     def undelivered(self) -> Gone:
         """The same, where the answer had begun and its caller has got nothing of it."""
@@ -74,7 +76,7 @@ class Connection:
                 self._begun = self._begun or bool(data)
                 self._machine.receive_data(data)
         except trio.TooSlowError as error:
-            raise self._gone(f"said nothing for {seconds:g} s") from error
+            raise Gone(f"said nothing for {seconds:g} s", begun=self._begun, silent=True) from error
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise self._gone("broke the connection off") from error
         except h11.RemoteProtocolError as error:

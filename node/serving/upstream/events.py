@@ -64,7 +64,7 @@ class Events:
         value = value.removeprefix(b" ")
         if name == b"data" or name == b"error":
             self._error = self._error or name == b"error"
-            self._size += len(value)
+            self._size += len(value) + 1  # an empty one takes room, too
             if self._size > self._limit:
                 raise self._too_large()
             self._data.append(value)

@@ -162,7 +162,7 @@ class Http:
                 answered = True
                 return connection, head
             except Gone as error:
-                if kept is None or error.begun:
+                if kept is None or error.begun or error.silent:
                     raise
             finally:
                 if not answered:

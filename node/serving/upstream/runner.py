@@ -111,7 +111,9 @@ class UpstreamModel:
             except LocalError as error:
                 if error.code is not Code.BAD_INPUT or "stream_options" not in error.message:
                     raise
-                self._counts = False
+            await self._stream(request, fields, emit)
+            self._counts = False  # only now: a caller may have put that word into the refusal
+            return
         await self._stream(request, fields, emit)
 
     async def _stream(self, request: Request, fields: Mapping[str, Value], emit: Emit) -> None:

@@ -107,8 +107,11 @@ def test_what_is_published_anew_has_no_name_yet_that_could_be_wrong(
     ("spec", "hint"),
     [
         ("shout", "modelnet-peer publish shout:NAME"),
+        ("shout", "modelnet-peer pull shout"),
+        ("acme/llama-3.2", "modelnet-peer pull acme/llama-3.2"),
+        ("acme/net@1", "modelnet-peer pull acme/net@1"),
         ("my/shout.py", "modelnet-peer publish my.shout:NAME"),
-        ("model.onnx", "publish builtin:digits, MODULE:NAME"),
+        ("model.safetensor", "publish builtin:digits, MODULE:NAME"),
         ("../x.py", "publish builtin:digits, MODULE:NAME"),
     ],
 )

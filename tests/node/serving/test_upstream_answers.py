@@ -245,3 +245,9 @@ def test_when_to_come_again_is_in_the_hint() -> None:
     assert "in 7 s" in fault_of(429, "", {"retry-after": "7"}).hint
     for odd in ("-1", "Wed, 21 Oct 2026 07:28:00 GMT", "9" * 50, "99999", "٣"):
         assert "later" in fault_of(503, "", {"retry-after": odd}).hint
+
+
+def test_data_without_bytes_is_bounded_too() -> None:
+    events = Events(100)
+    with pytest.raises(LocalError):
+        events.feed(b"data:\n" * 200)

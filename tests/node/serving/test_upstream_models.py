@@ -368,6 +368,32 @@ async def test_a_connection_that_the_server_has_closed_meanwhile_is_made_anew(
         assert box.troubles == []
 
 
+async def test_a_server_that_is_silent_is_not_asked_twice(autojump_clock: MockClock) -> None:
+    async with open_box() as box:
+        box.server.serve_chat("tiny")
+        served = await box.add()
+        assert box.server.open == 1  # a connection is kept, and used again
+        before, box.server.frozen = len(box.server.asked), True
+
+        async def emit(item: Any) -> None:
+            raise AssertionError("nothing was said")
+
+        with pytest.raises(LocalError, match="said nothing") as caught:
+            await served.run("stream", HI, {}, emit, trio.current_time() + 2000)
+        assert caught.value.code is Code.BUSY
+        assert len(box.server.asked) - before == 1
+
+
+async def test_a_caller_s_mistake_does_not_end_the_counting() -> None:
+    async with open_box() as box:
+        box.server.serve_chat("tiny")
+        served = await box.add()
+        box.server.on(CHAT, say_json({"error": {"message": "no such tool: 'stream_options'"}}, 400))
+        assert (await fault(served)).code is Code.BAD_INPUT
+        box.server.serve_chat("tiny")
+        assert (await call(served, HI))[-1]["usage"]["total_tokens"] == 5
+
+
 async def test_as_many_calls_at_once_as_it_has_slots() -> None:
     async with open_box() as box:
         box.server.serve_chat("tiny")
