@@ -21,6 +21,7 @@ MAX_DEPTH = 32  # graphs inside of graphs: loops and branches
 MAX_FIELDS = 1 << 21  # that are looked at: the largest models have some 100,000 nodes of ten fields
 MAX_TEXT_BYTES = 1 << 16  # of one name or word; a licence may be there in full
 MAX_PROPERTIES = 256
+MAX_DIMS = 64  # of one tensor
 
 # Operators that onnxruntime has itself. All others come from libraries, which are programs and never loaded.
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "ai.onnx.preview.training", "com.microsoft"})
@@ -177,7 +178,7 @@ class _Walk:
                 case 1, int(size):
                     dims.append(size)
                 case 1, (at, until):  # packed
-                    while at < until:
+                    while at < until and len(dims) <= MAX_DIMS:
                         size, at = self._varint(at, until)
                         dims.append(size)
                 case 2, int(kind):
@@ -187,7 +188,7 @@ class _Walk:
                 case 13, (at, until):
                     key, text = self._pair(at, until)
                     path = text if key == "location" else path
-        if len(dims) > 64 or any(size >= 1 << 40 for size in dims):
+        if len(dims) > MAX_DIMS or any(size >= 1 << 40 for size in dims):
             raise BadOnnx(f"a tensor of it has the size {dims[:8]}")
         self._parameters += prod(dims)
         if kind in _PRECISIONS:

@@ -39,6 +39,7 @@ class _Step:
     keywords: tuple[tuple[str, Any], ...]
     outputs: tuple[int, ...]
     alone: bool  # it gives one value, not several
+    written: tuple[int, ...] = ()  # places whose tensors it changes
 
 
 class Program:
@@ -57,6 +58,7 @@ class Program:
         self.parameters = 0
         self._elements: Counter[str] = Counter()
         self.random = False
+        self._kept: set[int] = set()  # addresses of the weights' memory
         names = self._placeholders(archive)
         nodes = graph["nodes"]
         if len(nodes) > MAX_NODES:
@@ -70,7 +72,11 @@ class Program:
         values = [*self._values, *([None] * (len(self._places) - len(self._values)))]
         for place, tensor in zip(self._inputs, tensors, strict=True):
             values[place] = tensor
+        given = {_memory(tensor) for tensor in tensors}
         for step in self._steps:
+            for place in step.written:  # also by another name: a view of a weight is a weight
+                if values[place].numel() and _memory(values[place]) in self._kept | given:
+                    raise BadArchive("a node of it changes a weight or an input, so calls would not be alike")
             found = step.call(
                 *(_resolve(arg, values) for arg in step.args),
                 **{name: _resolve(arg, values) for name, arg in step.keywords},
@@ -135,6 +141,7 @@ class Program:
             self._elements[weight.dtype] += tensor.numel()
         self._frozen.add(self._place(name))
         self._values.append(tensor)
+        self._kept.add(_memory(tensor))
 
     def _step(self, node: Mapping[str, Any]) -> _Step:
         target = str(node["target"])
@@ -151,10 +158,10 @@ class Program:
             if not all(_is_number(arg) for arg in (*args, *(value for _, value in keywords))):
                 raise BadArchive(f"{target[:80]} is for numbers")
             return _Step(ARITHMETIC[target], tuple(args), tuple(keywords), tuple(outputs), True)
-        found = self._operator(target, args, keywords)
+        found, written = self._operator(target, args, keywords)
         listed = any("as_tensors" in output for output in node["outputs"])
         alone = len(found._schema.returns) == 1 and not listed
-        return _Step(found, tuple(args), tuple(keywords), tuple(outputs), alone)
+        return _Step(found, tuple(args), tuple(keywords), tuple(outputs), alone, written)
 
     def _output_places(self, output: Mapping[str, Any]) -> list[int]:
         match output:
@@ -174,9 +181,13 @@ class Program:
                 return [self._place("")]  # which nothing refers to
         raise BadArchive(f"a node of it gives {', '.join(output)[:80]}")
 
-    def _operator(self, target: str, args: Sequence[Any], keywords: Sequence[tuple[str, Any]]) -> Any:
+    def _operator(
+        self, target: str, args: Sequence[Any], keywords: Sequence[tuple[str, Any]]
+    ) -> tuple[Any, tuple[int, ...]]:
+        """The operator, and the places whose tensors it changes."""
         import torch
 
+        written: list[int] = []
         found = operator_of(target)
         if torch.Tag.nondeterministic_seeded in found.tags:
             self.random = True
@@ -184,10 +195,12 @@ class Program:
         for at, argument in enumerate(found._schema.arguments):
             if argument.alias_info is not None and argument.alias_info.is_write:
                 value = args[at] if at < len(args) else given.get(argument.name)
-                if isinstance(value, _Ref) and value.place in self._frozen:
+                refs = [ref for ref in (value if isinstance(value, list) else [value]) if type(ref) is _Ref]
+                written += [ref.place for ref in refs]
+                if self._frozen.intersection(written):
                     words = "changes a weight or an input, so calls would not be alike"
                     raise BadArchive(f"{target[:80]} {words}")
-        return found
+        return found, tuple(written)
 
     def _argument(self, argument: Mapping[str, Any]) -> Any:
         """What a node is given: values as they are, and references."""
@@ -277,6 +290,11 @@ def _resolve(argument: Any, values: Sequence[Any]) -> Any:
     if type(argument) is list:
         return [_resolve(part, values) for part in argument]
     return argument
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    """Where its numbers lie; 0 where it has none."""
+    return tensor.untyped_storage().data_ptr() if tensor.numel() else 0
 
 
 def _is_number(argument: object) -> bool:

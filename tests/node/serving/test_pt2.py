@@ -346,3 +346,40 @@ def test_a_broken_program_raises_one_of_a_few_errors(
     path.write_bytes(edited(toy, data.draw(st.sampled_from([MODEL, WEIGHTS])), edit))
     with suppress(LocalError, ValueError, LookupError, TypeError, AttributeError, RuntimeError):
         Program(read_archive(path), "cpu")
+
+
+async def test_a_weight_is_not_changed_by_another_name(toy: bytes, tmp_path: Path) -> None:
+    def edit(model: Any) -> None:
+        """The first two nodes: a view of a weight, and one that writes to it."""
+        graph = model["graph_module"]["graph"]
+        first = next(
+            spec["parameter"]["arg"]["name"]
+            for spec in model["graph_module"]["signature"]["input_specs"]
+            if "parameter" in spec
+        )
+        tensor = {"arg": {"as_tensor": {"name": first}}, "name": "self", "kind": 1}
+        shape = {"arg": {"as_ints": [-1]}, "name": "size", "kind": 1}
+        view = {"arg": {"as_tensor": {"name": "viewed"}}, "name": "self", "kind": 1}
+        graph["nodes"][:0] = [
+            node("torch.ops.aten.view.default", [tensor, shape], "viewed"),
+            node("torch.ops.aten.zero_.default", [view], "zeroed"),
+        ]
+
+    def node(target: str, inputs: list[Any], output: str) -> Any:
+        named = [{"as_tensor": {"name": output}}]
+        return {"target": target, "inputs": inputs, "outputs": named, "metadata": {}}
+
+    def change(name: str, data: bytes) -> bytes:
+        if not name.endswith(MODEL):
+            return data
+        model = json.loads(data)
+        edit(model)
+        return json.dumps(model).encode()
+
+    path = tmp_path / "sly.pt2"
+    path.write_bytes(changed(toy, change))
+    program = Program(read_archive(path), "cpu")
+    before = [value.clone() for value in program._values if value is not None]
+    with pytest.raises(ValueError, match="changes a weight"):
+        program.run([torch.ones(2, toys.INPUTS)])
+    assert all(map(torch.equal, before, [value for value in program._values if value is not None]))
