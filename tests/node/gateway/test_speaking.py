@@ -132,7 +132,7 @@ async def test_a_body_that_another_application_reads_must_arrive_in_time(autojum
             pass
 
     began = trio.current_time()
-    http = Http({"method": "POST"}, receive, send, Room())  # type: ignore[arg-type]  # as much of it as is read
+    http = Http({"method": "POST"}, receive, send, Room())
     with pytest.raises(LocalError) as caught:
         await http.pass_to(app)
     assert caught.value.code is Code.DEADLINE

@@ -213,9 +213,11 @@ async def test_any_model_with_any_input(open_town: OpenTown, open_client: OpenCl
         assert (await client.post(path, {"input": tensor, "wire": "int8"})).status == 200
         for wrong in (b"", b"\x93NUMPY\x01\x00", file.getvalue()[:-1], b"x" * 100):
             assert (await client.post(path, wrong, content_type="application/x-npy")).status == 400
-        tensor = "%7B%22dtype%22:%22float32%22,%22shape%22:%5B1%5D,%22data%22:%5B1.0%5D%7D"
-        npy = {"content_type": "application/x-npy"}
-        assert (await client.post(f"{path}?params={tensor}", file.getvalue(), **npy)).status == 400
+        mistaken = "%7B%22dtype%22:%22float32%22,%22shape%22:%5B1%5D,%22data%22:%5B1.0%5D%7D"
+        odd = await client.post(
+            f"{path}?params={mistaken}", file.getvalue(), content_type="application/x-npy"
+        )
+        assert odd.status == 400
         for body in (
             {},
             {"input": 1, "inptu": 2},
