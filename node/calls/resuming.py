@@ -49,8 +49,11 @@ async def relay(open_call: Open, target: str, timeout: float, on_begin: OnBegin,
     lost: RemoteError | None = None
     while True:
         offer: Offer | None = None
+        left = until - trio.current_time()
+        if lost is not None and left <= 0:  # nobody could begin in no time
+            raise lost
         try:
-            async with open_call(target, until - trio.current_time(), dead) as running:
+            async with open_call(target, left, dead) as running:
                 offer = running.offer
                 if lost is None:
                     await on_begin(running)

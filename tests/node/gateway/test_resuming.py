@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 import trio
 
+from modelnet_p2p.errors import Code, RemoteError
 from modelnet_p2p.identity import KeyPair
+from modelnet_p2p.node.calls.resuming import relay
 from modelnet_p2p.records import Manifest, seal_manifest
 
 PACKAGE = """
@@ -198,3 +200,35 @@ async def test_one_that_dies_before_its_first_word_is_replaced_unseen(
             answer = await client.post("/v1/chat/completions", body)
         assert answer.json()["choices"][0]["message"]["content"] == "0 1 2 3 4 "
         assert answer.headers["x-modelnet-attempts"] == "2"
+
+
+async def test_a_loss_at_the_end_of_the_time_is_told_as_that(autojump_clock: object) -> None:
+    record = type(
+        "Record", (), {"digest": b"d" * 32, "gives": ("deterministic",), "name": "m", "version": ""}
+    )
+    record.owner = KeyPair(hashlib.sha256(b"owner").digest()).id  # type: ignore[attr-defined]
+    offer = type("Offer", (), {"record": record, "provider": "p"})
+    begun: list[float] = []
+
+    class Dying:
+        def __init__(self) -> None:
+            self.offer = offer
+
+        def __aiter__(self) -> Any:
+            return self
+
+        async def __anext__(self) -> Any:
+            await trio.sleep(10)
+            raise RemoteError(Code.UNREACHABLE, "lost")
+
+    @asynccontextmanager
+    async def open_call(target: str, timeout: float, avoid: Any) -> AsyncIterator[Any]:
+        begun.append(timeout)
+        yield Dying()
+
+    async def ignore(_: object) -> None:
+        pass
+
+    with pytest.raises(RemoteError, match="lost"):
+        await relay(open_call, "m", 5.0, ignore, ignore)
+    assert begun == [5.0]

@@ -236,6 +236,31 @@ def test_a_caller_that_leaves_frees_its_row_and_disturbs_nobody(
     assert not llama._generator._calls
 
 
+def test_what_one_caller_asks_for_ends_no_other_call(
+    llama: TransformersBackend, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hot: dict[str, Value] = {"temperature": 1e-300, "max_tokens": 9}
+    assert stage.texts(llama, ["Once upon"], **hot) == stage.texts(llama, ["Once upon"], max_tokens=9)
+
+    def broken(self: Sampler, logits: object) -> Drawn:
+        raise RuntimeError("probability tensor contains nan")
+
+    async def both() -> tuple[object, str]:
+        async def text(prompt: str, params: dict[str, Value]) -> str:
+            return "".join([str(piece) async for piece in llama.stream(prompt, params)])
+
+        odd = text("Once upon", {"temperature": 1})
+        failed, other = await asyncio.gather(odd, text("It asked", {}), return_exceptions=True)
+        return failed, str(other)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Sampler, "draw", broken)
+        failed, other = stage.run(both())
+    assert isinstance(failed, LocalError)
+    assert "contains nan" in failed.message
+    assert "It asked" + other == CORPUS[1]
+
+
 def test_a_failing_step_ends_the_calls_and_not_the_model(
     llama: TransformersBackend, stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,6 +26,7 @@ MAX_STOP_CHARS = 256  # text is held back for as long as a stop string may be co
 MAX_TOP_LOGPROBS = 20  # OpenAI's bound
 MAX_BIASES = 1024  # OpenAI's bound
 TEXT_TOKENS = 256  # for a plain text without max_tokens: a page, and no endless call
+MIN_TEMPERATURE = 1e-3  # below it is 0: logits divided by less are no numbers any more
 COMPLETION_TOKENS = 16  # for completions without max_tokens: OpenAI's
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
@@ -123,8 +124,9 @@ def _sampling(fields: Mapping[str, Value], default: Sampling) -> Sampling:
         return otherwise if found is None else found
 
     top_k = _optional(fields, "top_k", _whole(-1, 1 << 31))  # -1 is vLLM's word for all
+    temperature = number("temperature", 0, 2, default.temperature)
     return Sampling(
-        number("temperature", 0, 2, default.temperature),
+        temperature if temperature >= MIN_TEMPERATURE else 0.0,
         number("top_p", 0, 1, default.top_p) or 1e-9,  # 0 leaves the best one
         default.top_k if top_k is None else max(top_k, 0),
         _optional(fields, "seed", _whole(-(1 << 63), (1 << 63) - 1)),

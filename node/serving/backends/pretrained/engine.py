@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from modelnet_p2p.errors import Code, LocalError
+from modelnet_p2p.node.serving.backends.contract import guard
 from modelnet_p2p.node.serving.backends.generation.requests import Sampling
 from modelnet_p2p.node.serving.backends.pretrained.cache import RowCache
 from modelnet_p2p.node.serving.backends.pretrained.sampling import Drawn, Sampler, best_of
@@ -32,13 +33,19 @@ CACHE_NAMES = ("cache", "past_key_values", "cache_params")  # of newer, of older
 CHECK_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, NotImplementedError)
 
 
+def _unheard(error: LocalError) -> None:
+    raise error
+
+
 @dataclass(eq=False)
 class Row:
-    """One call as the engine sees it. `on_token` takes what is drawn and says whether that was the last."""
+    """One call as the engine sees it. `on_token` takes what is drawn and says whether that was the last;
+    `on_fault` hears why nothing could be drawn, which is no other row's matter."""
 
     tokens: list[int]  # of the prompt, and what was drawn since
     sampler: Sampler
     on_token: Callable[[Drawn], bool]
+    on_fault: Callable[[LocalError], object] = _unheard
     left: bool = False  # its caller has: out before the next step
     read: int = 0  # how many of them the model has read: all but the last, once it is on
     turn: int = 0  # when it came on: of two the later one gives way
@@ -228,11 +235,17 @@ class Engine:
         plain = best_of(logits) if any(row.sampler.is_plain for row in rows) else []
         host = logits.cpu() if not all(row.sampler.is_plain for row in rows) else logits
         for at, row in enumerate(rows):
-            drawn = plain[at] if row.sampler.is_plain else row.sampler.draw(host[at])
+            try:
+                with guard(Code.MODEL_ERROR, "to draw a token raised "):
+                    drawn = plain[at] if row.sampler.is_plain else row.sampler.draw(host[at])
+                    row.tokens.append(drawn.token)
+                    was_last = row.on_token(drawn)
+                    self.near += drawn.is_near
+            except LocalError as error:
+                row.on_fault(error)
+                was_last = True
             self.drawn += 1
-            self.near += drawn.is_near
-            row.tokens.append(drawn.token)
-            if not row.on_token(drawn):
+            if not was_last:
                 go_on(row)
             elif row in self._rows:
                 self._remove(row)

@@ -49,7 +49,8 @@ class Generation:
         self._chunks = Chunks(request)
         self.news: deque[Value] = deque()  # items, then END or a LocalError; bounded by the context's length
         self.wake = asyncio.Event()
-        self.row = Row(list(prompt), Sampler(request.sampling, request.logprobs), self.on_token)
+        sampler = Sampler(request.sampling, request.logprobs)
+        self.row = Row(list(prompt), sampler, self.on_token, on_fault=self.news.append)
 
     def on_token(self, drawn: Drawn) -> bool:
         """Takes the next token; True when it was the last."""
