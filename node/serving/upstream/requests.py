@@ -8,7 +8,7 @@ in the message itself, or the caller would choose what a server in the publisher
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -53,6 +53,8 @@ _ACCOUNT = frozenset(
     | {"prompt_cache_retention"}
 )
 _PARTS = frozenset({"text", "refusal", "image_url", "input_audio", "audio_url", "video_url"})
+_MESSAGE = frozenset({"role", "content"})
+_URL = frozenset({"url"})
 _MEDIA = ("image_url", "audio_url", "video_url")
 
 
@@ -108,7 +110,10 @@ def _check_messages(messages: Value) -> None:
     for message in messages:
         if not isinstance(message, dict):
             raise _bad("each message is a map with `role` and `content`")
+        _check_spelling(message, _MESSAGE)
         content = message.get("content")
+        if not isinstance(content, str | list | None):
+            raise _bad("the content of a message is a text, or a list of parts")
         for part in content if isinstance(content, list) else ():
             if not isinstance(part, str):
                 _check_part(part)
@@ -120,12 +125,22 @@ def _check_part(part: Value) -> None:
         raise _bad(
             f"a message holds no part of type {str(kind)[:40]!r}", f"one of {', '.join(sorted(_PARTS))}"
         )
+    _check_spelling(part, _PARTS)
     for name in _MEDIA:
         media = part.get(name)
+        if isinstance(media, dict):
+            _check_spelling(media, _URL)
         url = media.get("url") if isinstance(media, dict) else media
         if url is not None and not (isinstance(url, str) and url[:5].lower() == "data:"):
             hint = "put it into the message: data:image/png;base64,…"
             raise _bad(f"this peer fetches nothing for others: {name} must be a data: URL", hint)
+
+
+def _check_spelling(fields: Mapping[str, Value], names: Collection[str]) -> None:
+    """Servers in Go take `URL` for `url`: what would be looked at under no name of ours is refused."""
+    for name in fields:
+        if name not in names and name.lower() in names:
+            raise _bad(f"it takes no {name[:40]!r}", f"it is written {name.lower()!r}")
 
 
 def _bad(words: str, hint: str = "") -> LocalError:

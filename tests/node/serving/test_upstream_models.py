@@ -370,7 +370,7 @@ async def test_a_connection_that_the_server_has_closed_meanwhile_is_made_anew(
 
 async def test_a_server_that_is_silent_is_not_asked_twice(autojump_clock: MockClock) -> None:
     async with open_box() as box:
-        box.server.serve_chat("tiny")
+        box.server.serve_chat("tiny", texts=("a",))
         served = await box.add()
         assert box.server.open == 1  # a connection is kept, and used again
         before, box.server.frozen = len(box.server.asked), True

@@ -69,6 +69,8 @@ def test_other_fields_are_refused_by_name(value: object, words: str) -> None:
         {"type": "image_url", "image_url": "https://example.org/x.png"},
         {"type": "video_url", "video_url": {"url": "file:///etc/passwd"}},
         {"type": "text", "text": "x", "image_url": {"url": "http://10.0.0.1/"}},
+        {"type": "image_url", "Image_URL": {"url": "http://10.0.0.1/"}},
+        {"type": "image_url", "image_url": {"url": "data:,", "URL": "http://10.0.0.1/"}},
         {"type": "image_embeds", "image_embeds": "gASV"},
         {"type": "file", "file": {"file_id": "f1"}},
         {"type": "input_image", "image_url": "http://x/"},
@@ -79,6 +81,13 @@ def test_other_fields_are_refused_by_name(value: object, words: str) -> None:
 def test_nothing_is_fetched_for_a_caller(part: object) -> None:
     with pytest.raises(LocalError):
         text_request({"messages": [{"role": "user", "content": [part]}]}, {}, Kind.CHAT)
+
+
+def test_content_is_looked_at_however_it_is_written() -> None:
+    part = {"type": "image_url", "image_url": {"url": "http://10.0.0.1/"}}
+    for message in ({"role": "user", "content": part}, {"role": "user", "Content": [part]}):
+        with pytest.raises(LocalError):
+            text_request({"messages": [message]}, {}, Kind.CHAT)
 
 
 def test_a_picture_in_the_message_passes() -> None:
