@@ -34,7 +34,7 @@ PIECE_SECONDS = 120.0  # for the next piece of a holder to be whole: 1 MiB at 9 
 LISTING_SECONDS = 60.0  # for a listing, of which 64 MiB are the largest
 LISTING_HEAD_START = 1.0  # seconds before the next holder is asked for the listing, too
 MAX_LISTINGS = 2  # on their way at the same time: a liar's may take 64 MiB each
-RETRIES = 2  # new streams to a holder that was busy or lost, beside the first
+RETRIES = 2  # new streams in a row to a holder that was busy or lost, and gave nothing on the one before
 RETRY_SECONDS = 0.5
 
 
@@ -222,8 +222,8 @@ class _Run:
 
     async def _ask_holder(self, holder: Holder) -> None:
         """Everything that this holder gives; returns when it is asked for nothing more."""
-        name = holder.peer.text
-        for _ in range(1 + RETRIES):
+        name, left = holder.peer.text, RETRIES
+        while left >= 0:
             before = self._given(name)
             try:
                 await self._ask_on_stream(holder)
@@ -240,6 +240,7 @@ class _Run:
                 self._change()
                 if error.code not in (Code.BUSY, Code.UNREACHABLE) and self._given(name) == before:
                     break
+            left = RETRIES if self._given(name) > before else left - 1
             await trio.sleep(RETRY_SECONDS)
             if self.plan.done or not self.plan.add(name):
                 break

@@ -24,6 +24,7 @@ _PARTS = frozenset(
 )
 _CODE = frozenset(
     {"Lambda", "__lambda__", "TorchModuleWrapper", "TFSMLayer", "JaxLayer", "FlaxLayer", "function"}
+    | {"__typespec__"}  # makes any class that it names, Lambda as well, with any arguments
 )
 _LOOKUPS = frozenset({"StringLookup", "IntegerLookup", "TextVectorization"})
 
@@ -61,7 +62,9 @@ def _troubles(config: object) -> Iterator[str]:
         elif isinstance(found, dict):
             waiting += found.values()
             name, module, registered = (found.get(key) for key in ("class_name", "module", "registered_name"))
-            if name in _CODE:
+            if name is not None and not (isinstance(name, str) and name.isidentifier()):
+                yield f"it names {str(name)[:80]!r}, which is no class"  # `config.…` is all of Keras
+            elif name in _CODE:
                 yield f"its {name} holds code, which would run here"
             if module is not None and not _is_keras(module):
                 yield f"it names {str(module)[:80]!r}, which is no part of Keras that a model is made of"

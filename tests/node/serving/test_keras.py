@@ -55,6 +55,20 @@ def test_layers_of_keras_itself_pass(tmp_path: Path) -> None:
         (DENSE | {"config": {"activation": {"class_name": "__lambda__"}}}, "its __lambda__ holds code"),
         (DENSE | {"class_name": "TorchModuleWrapper"}, "holds code"),
         (DENSE | {"class_name": "TFSMLayer"}, "holds code"),
+        (
+            {
+                "class_name": "__typespec__",
+                "module": "keras.layers",
+                "spec_name": "TFSMLayer",
+                "config": ["x"],
+            },
+            "its __typespec__ holds code",
+        ),
+        (
+            {"module": "keras", "class_name": "config.enable_unsafe_deserialization"},
+            "which is no class",
+        ),
+        ({"module": "keras", "class_name": ["Lambda"]}, "which is no class"),
         ({"module": "os", "class_name": "system"}, "it names 'os'"),
         ({"module": "keras.utils", "class_name": "get_file"}, "it names 'keras.utils'"),
         ({"module": "keras.src.saving", "class_name": "load"}, "it names 'keras.src.saving'"),

@@ -11,6 +11,7 @@ import trio
 
 from modelnet_p2p.errors import Code, LocalError, RemoteError
 from modelnet_p2p.node.transport.contract import Stream
+from modelnet_p2p.node.weights import puller as puller_module
 from modelnet_p2p.pieces import Ask, Asks, Kind, Status, answer_head
 
 # Any: the fixture that opens a square, see conftest.py
@@ -210,6 +211,33 @@ async def test_a_holder_that_is_busy_is_asked_again(open_square: OpenSquare) -> 
             await puller.pull(square.found.root, [alice], square.tell)
         assert square.is_here()
         assert refusals == 4
+
+
+async def test_a_connection_that_breaks_again_and_again_brings_all_of_it(
+    open_square: OpenSquare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(puller_module, "RETRY_SECONDS", 0.01)
+    async with open_square() as square:
+        pieces, given = square.found.artifact.pieces, 0
+
+        async def give_some(stream: Stream, ask: Ask) -> None:
+            nonlocal given
+            data = square.found.listing
+            if ask.kind is Kind.PIECE:
+                given += 1
+                if given % 30 == 0:
+                    await stream.reset()
+                    return
+                piece = pieces[ask.index]
+                place = square.found.places[piece.path]
+                data = place.read_bytes()[piece.offset : piece.offset + piece.size]
+            await stream.send([answer_head(Status.HERE, len(data)), data])
+
+        flaky = await square.holder("flaky", answering(give_some))
+        puller = await square.puller()
+        await puller.pull(square.found.root, [flaky], square.tell)
+        assert square.is_here()
+        assert given > 4 * 30  # more often than it is asked again where nothing comes
 
 
 async def test_calls_come_first(open_square: OpenSquare) -> None:
