@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import trio
 
@@ -23,10 +24,11 @@ from modelnet_p2p.names import digest_text
 from modelnet_p2p.node.serving.policy.fetching import Fate, Fetching, Share
 from modelnet_p2p.node.single_error import single_error
 from modelnet_p2p.node.transport.contract import Network, Stream
-from modelnet_p2p.node.weights.cache import Cache, Part
+from modelnet_p2p.node.weights.cache import Cache, Part, Told
 from modelnet_p2p.pieces import CODES, Answer, Answers, Ask, BadPieces, Kind, Status
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 MAX_HOLDERS = 8  # asked at the same time: more share one line all the same
 STALL_SECONDS = 5.0  # without a piece from anybody: then one holder more is asked
@@ -69,6 +71,11 @@ class Pulled:
 Tell = Callable[[Progress], None]
 
 
+async def hashed(step: Callable[[Told], T]) -> T:
+    """A step that reads many files, in a thread: it ends with the next piece when nobody waits for it."""
+    return await trio.to_thread.run_sync(step, lambda count: trio.from_thread.check_cancelled())
+
+
 class Lied(RemoteError):
     """A holder sent what its digest rules out."""
 
@@ -95,7 +102,7 @@ class Puller:
         if artifact is None:
             artifact = await self._listing(root, holders, liars)
         with self._cache.part(artifact) as part:
-            have = await trio.to_thread.run_sync(part.look)
+            have = await hashed(part.look)
             run = _Run(self, part, have, tell, liars)
             await run.fetch(holders)
             with trio.CancelScope(shield=True):  # a moment: what is whole gets its name

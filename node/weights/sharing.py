@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,7 @@ from modelnet_p2p.node.weights.kept import (
     named,
     pulled_source,
 )
-from modelnet_p2p.node.weights.puller import Holder, Progress, Pulled, Puller
+from modelnet_p2p.node.weights.puller import Holder, Progress, Pulled, Puller, hashed
 from modelnet_p2p.node.weights.server import WeightServer
 from modelnet_p2p.offers import Offer, State
 from modelnet_p2p.query import Query
@@ -78,9 +79,9 @@ class Sharing:
         path = Path(description.files)
         cache = self.cache
         if cache is not None and path.is_relative_to(cache.folder(root)):
-            found = await trio.to_thread.run_sync(cache.whole, root)  # checked when it was fetched
+            found = await hashed(partial(cache.whole, root))  # checked when it was fetched
         else:
-            found = await trio.to_thread.run_sync(artifact_of, path)
+            found = await hashed(lambda told: artifact_of(path, told=told))
         if found is None or found.root != root:
             words = f"the files of {description.name} in {path} are not those that it was loaded from"
             raise LocalError(Code.BAD_STATE, words, hint="publish it again")
@@ -137,7 +138,7 @@ class Pulls:
         notice(f"looking for {model}")
         wanted = await self._wanted(cache, model, timeout)
         notice("looking at what is here already")
-        found = self._shared(wanted.root) or await trio.to_thread.run_sync(cache.whole, wanted.root)
+        found = self._shared(wanted.root) or await hashed(partial(cache.whole, wanted.root))
         pulled: Pulled | None = None
         if found is None:
             holders = await self._holders(wanted, timeout)
@@ -146,7 +147,7 @@ class Pulls:
             puller = Puller(self._network, self._protocol, cache)
             pulled = await puller.pull(wanted.root, holders, tell)
             self._remember(pulled.liars)
-            found = await trio.to_thread.run_sync(cache.whole, wanted.root)
+            found = await hashed(partial(cache.whole, wanted.root))
             assert found is not None  # it was made whole just now
         here = cache.folder(wanted.root).is_dir()  # else it is given out from another place
         for offer in wanted.offers if here else ():

@@ -12,6 +12,7 @@ import trio
 from modelnet_p2p.errors import Code, LocalError, RemoteError
 from modelnet_p2p.node.transport.contract import Stream
 from modelnet_p2p.node.weights import puller as puller_module
+from modelnet_p2p.node.weights.hashing import artifact_of
 from modelnet_p2p.pieces import Ask, Asks, Kind, Status, answer_head
 
 # Any: the fixture that opens a square, see conftest.py
@@ -238,6 +239,20 @@ async def test_a_connection_that_breaks_again_and_again_brings_all_of_it(
         await puller.pull(square.found.root, [flaky], square.tell)
         assert square.is_here()
         assert given > 4 * 30  # more often than it is asked again where nothing comes
+
+
+async def test_hashing_ends_when_nobody_waits_for_it(open_square: OpenSquare) -> None:
+    async with open_square() as square:
+        place = square.found.places["model.safetensors"].parent
+        with trio.fail_after(30), trio.CancelScope() as scope:
+
+            def again_and_again(told: Callable[[int], object]) -> None:
+                while True:
+                    artifact_of(place, chunk_bytes=1000, told=told)
+                    trio.from_thread.run_sync(scope.cancel)
+
+            await puller_module.hashed(again_and_again)
+        assert scope.cancelled_caught
 
 
 async def test_calls_come_first(open_square: OpenSquare) -> None:
