@@ -255,9 +255,10 @@ class Peer:
 
     async def _restore(self) -> None:
         await self._restoring.restore()
-        await self._upstreams.restore()
-        self.restored.set()
-        await self._restoring.keep()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._restoring.keep)  # and not only once silent servers were waited for
+            await self._upstreams.restore()
+            self.restored.set()
 
     def _loopback(self) -> Stream:
         """A stream to my own call server."""

@@ -135,6 +135,12 @@ class _Server:
             with stream.scope:
                 state = ConnectionState({"cut": stream.cut})
                 await _Http1(self._app, self._config, self._context, state, stream)  # type: ignore[arg-type]  # see _Stream
+        except BaseExceptionGroup as group:
+            bugs, rest = group.split(Exception)  # the rest is that the gateway is being closed
+            if bugs is not None:
+                log.error("a connection of the gateway met a bug", exc_info=bugs)
+            if rest is not None:
+                raise rest from None
         except Exception:
             log.exception("a connection of the gateway met a bug")
         finally:

@@ -17,6 +17,7 @@ from modelnet_p2p.errors import Code, LocalError, NotFound, RemoteError
 from modelnet_p2p.node.disk.home import Home
 from modelnet_p2p.node.disk.state import State
 from modelnet_p2p.node.peer import Peer
+from modelnet_p2p.node.restoring import Restoring
 from upstream_server import Say, Server, chat_events, in_memory, model_list, say_events, say_json
 
 URL = "http://box/v1"
@@ -369,6 +370,33 @@ async def test_a_restart_brings_them_back_with_the_key_that_nobody_sees(
             await alice.unpublish(URL)
         async with reopened(town, "alice", home) as alice:
             assert (await alice.status())["models"] == await names(bob) == []
+
+
+async def test_a_silent_server_holds_up_no_other_model_at_a_restart(
+    open_town: OpenTown, autojump_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box, home, kept = box_with("one"), Home(tmp_path), trio.Event()
+    async with in_memory(box=box), open_town() as town:
+        await town.peer("bob")
+        async with reopened(town, "alice", home) as alice:
+            await publish(alice)
+
+        async def keep(self: Restoring) -> None:
+            kept.set()
+
+        monkeypatch.setattr(Restoring, "keep", keep)
+        box.on(CHAT, say_events(hang=True))
+        began = trio.current_time()
+        async with trio.open_nursery() as nursery:
+
+            async def reopen() -> None:
+                async with reopened(town, "alice", home):
+                    pass
+
+            nursery.start_soon(reopen)
+            await kept.wait()
+            assert trio.current_time() - began < 60  # and not when the server was given up
+            nursery.cancel_scope.cancel()
 
 
 async def test_a_caller_far_away_who_leaves_stops_the_server(open_town: OpenTown) -> None:

@@ -154,3 +154,38 @@ async def test_a_port_that_is_taken(open_town: OpenTown) -> None:
             async with open_gateway(await town.peer("bob"), f"{host}:{port}"):
                 pass
         assert caught.value.code is Code.IN_USE
+
+
+async def test_a_bug_met_while_the_gateway_is_closed_ends_nothing_else(
+    open_town: OpenTown, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken:
+        """A connection that fails as it is cancelled."""
+
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def __await__(self) -> Any:
+            return self._run().__await__()
+
+        async def _run(self) -> None:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trio.sleep_forever)
+                try:
+                    await trio.sleep_forever()
+                finally:
+                    raise ValueError("a bug")
+
+    monkeypatch.setattr(serving, "_Http1", Broken)
+    async with open_town() as town:
+        alice = await town.peer("alice")
+        with trio.CancelScope() as scope:
+            async with open_gateway(alice, "127.0.0.1:0") as url:
+                host, _, port = url.removeprefix("http://").partition(":")
+                stream = await trio.open_tcp_stream(host, int(port))
+                await trio.sleep(0.1)
+                scope.cancel()
+                await trio.sleep_forever()
+        await stream.aclose()
+    assert scope.cancelled_caught
+    assert "a bug" in caplog.text
