@@ -27,12 +27,16 @@ def test_config_show(cli: Cli, home: Any) -> None:
             "listen": None,
             "lan": False,
             "timeout": 5.0,
+            "gateway": None,
+            "gateway_key_file": None,
+            "gateway_origins": [],
         },
     )
     ran = cli("config", "show", "--network", "town", "--origin")
     assert ran.status == 0
     assert [line.split()[-1] for line in ran.out.splitlines()[1:]] == [
         "MODELNET_HOME", "--network", "default", "default", "default", "default", f"{home.config_path}:1",
+        "default", "default", "default",
     ]  # fmt: skip
 
 
