@@ -77,7 +77,8 @@ class Address:
     @property
     def spec(self) -> str:
         """The one way to write it."""
-        return f"{self.base}#{self.model}" if self.model else self.base
+        model = self.model.replace("%", "%25")  # the one character that is read otherwise than it is written
+        return f"{self.base}#{model}" if model else self.base
 
     @property
     def is_private(self) -> bool:

@@ -83,6 +83,12 @@ def test_nothing_is_fetched_for_a_caller(part: object) -> None:
         text_request({"messages": [{"role": "user", "content": [part]}]}, {}, Kind.CHAT)
 
 
+@pytest.mark.parametrize("model", ["llama3.2:1b", "a%41b", "100%", "a#b", "/m/x y.gguf"])
+def test_a_model_is_meant_by_its_very_name(model: str) -> None:
+    address = Address("http", "box", 80, "/v1", model)
+    assert Address.parse(address.spec) == address
+
+
 def test_content_is_looked_at_however_it_is_written() -> None:
     part = {"type": "image_url", "image_url": {"url": "http://10.0.0.1/"}}
     for message in ({"role": "user", "content": part}, {"role": "user", "Content": [part]}):
