@@ -372,6 +372,31 @@ async def test_a_restart_brings_them_back_with_the_key_that_nobody_sees(
             assert (await alice.status())["models"] == await names(bob) == []
 
 
+@pytest.mark.parametrize("padding", [0, 290])
+async def test_a_server_that_quotes_its_key_tells_it_to_nobody(
+    open_town: OpenTown, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture, padding: int
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    box = box_with("one")
+    async with in_memory(box=box), open_town() as town:
+        alice, bob = await town.peer("alice"), await town.peer("bob")
+        await publish(alice, environ=ENVIRON)
+        quoted = say_json({"error": {"message": "x" * padding + f"no such key {KEY}"}}, 500)
+        in_stream = say_events(json.dumps({"error": {"message": KEY}}).join(("data: ", "\n\n")).encode())
+        for said in (quoted, in_stream):
+            box.on(CHAT, said)
+            with pytest.raises(RemoteError) as caught:
+                await bob.invoke("one", "Hi")
+            assert KEY[:6] not in str(caught.value)
+            await until(lambda: names(bob), wanted=[])  # it was asked for a token, and gave none
+            assert KEY[:6] not in json.dumps(await alice.status(), default=str) + caplog.text
+            box.serve_chat("one")
+            await until(lambda: names(bob), wanted=["one"])
+        box.on("GET /v1/models", quoted)
+        await until(lambda: names(bob), wanted=[])
+        assert KEY[:6] not in json.dumps(await alice.status(), default=str) + caplog.text
+
+
 async def test_a_silent_server_holds_up_no_other_model_at_a_restart(
     open_town: OpenTown, autojump_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

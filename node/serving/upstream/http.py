@@ -31,6 +31,7 @@ DRAIN_SECONDS = 0.5  # that the end of an answer may take after its last event
 MAX_IDLE = 8  # connections to one server; calls have at most as many as its models have slots
 MAX_BODY_BYTES = 16 << 20  # of an answer that is not streamed: read in one go, in some 200 ms
 MAX_FAULT_BYTES = 64 << 10  # of the body of a refusal, of which one line is kept
+HIDDEN = "…"  # in the place of a key
 KEYS = ("MODELNET_UPSTREAM_KEY", "OPENAI_API_KEY")  # of the publisher's environment; the first that is set
 
 Dial = Callable[[str, int], Awaitable[trio.abc.Stream]]
@@ -92,6 +93,7 @@ class Http:
     def __init__(self, address: Address, key: str) -> None:
         self._address = address
         self._dial = DIAL.get()
+        self._key = key
         self._idle: list[Connection] = []  # the last one that was used is used next
         self._open: set[Connection] = set()
         self._headers = [
@@ -140,7 +142,7 @@ class Http:
                 raise LocalError(Code.MODEL_ERROR, f"{SERVER} sent packed what was asked for plain")
             reply = Reply(head.status_code, headers, Body(connection, seconds))
             if reply.status != 200:
-                raise fault_of(reply.status, await _told(reply), headers)
+                raise fault_of(reply.status, await _told(reply, self._key), headers)
             yield reply
         finally:
             if len(self._idle) < MAX_IDLE and connection in self._open and connection.renew():
@@ -202,12 +204,13 @@ class Http:
             await self._close(connection)
 
 
-async def _told(reply: Reply) -> object:
-    """What a refusal says: JSON, or text."""
+async def _told(reply: Reply, key: str) -> object:
+    """What a refusal says, JSON or text, without the key that it may quote."""
     try:
         data = await reply.whole(MAX_FAULT_BYTES)
     except LocalError:
         return None
+    data = data.replace(key.encode(), HIDDEN.encode()) if key else data
     try:
         return json_values.load(data)
     except LocalError:

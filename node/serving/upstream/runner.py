@@ -7,8 +7,8 @@ after the server, at once: that is sooner than the next look.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ from modelnet_p2p.node.serving.upstream.answers import Answer, vectors_of
 from modelnet_p2p.node.serving.upstream.connection import Gone
 from modelnet_p2p.node.serving.upstream.events import Events
 from modelnet_p2p.node.serving.upstream.faults import SERVER
-from modelnet_p2p.node.serving.upstream.http import Http, Reply, key_of, open_http
+from modelnet_p2p.node.serving.upstream.http import HIDDEN, Http, Reply, key_of, open_http
 from modelnet_p2p.node.serving.upstream.looking import list_models, look_at, named
 from modelnet_p2p.node.serving.upstream.requests import (
     MAX_REQUEST_BYTES,
@@ -69,7 +69,7 @@ class UpstreamModel:
     async def describe(self) -> Description:
         """Asks the model for a token or a vector; raises LocalError if it gives none."""
         source = self._source
-        with guard(Code.MODEL_ERROR, f"{SERVER}: "):
+        with self._hiding(), guard(Code.MODEL_ERROR, f"{SERVER}: "):
             listed = await list_models(self._http)
             model = named(listed, self._address.model)
             if model is None:
@@ -84,7 +84,7 @@ class UpstreamModel:
     ) -> Value:
         """One call; raises LocalError, and whatever `emit` raises."""
         try:
-            with guard(Code.MODEL_ERROR, f"{SERVER}: "):
+            with self._hiding(), guard(Code.MODEL_ERROR, f"{SERVER}: "):
                 if self._kind is not Kind.EMBEDDING:
                     await self._text(text_request(value, params, self._kind), emit)
                     return None
@@ -92,13 +92,21 @@ class UpstreamModel:
         except LocalError as error:
             if error.code not in BLAMELESS:
                 self._trouble(self._source.spec, error)
-            if self._key and self._key in error.message:
-                error.message = error.message.replace(self._key, "…")
             raise
         if method == "invoke":
             return output
         await emit(output)
         return None
+
+    @contextmanager
+    def _hiding(self) -> Iterator[None]:
+        """No error quotes the publisher's key, be it to callers, in a log or in `status`."""
+        try:
+            yield
+        except LocalError as error:
+            if self._key and self._key in error.message:
+                error.message = error.message.replace(self._key, HIDDEN)
+            raise
 
     # --- text ---
 
