@@ -81,6 +81,7 @@ class Keeper:
         self._claimed = claimed
         self._say = say
         self._attendance = Attendance(SERVER_RHYTHM, trio.current_time())
+        self._is_silent = False  # as far as the last look tells
         self._why_away = "not looked at yet"
         self._doubted = trio.Event()
         self._looking = trio.Lock()
@@ -155,15 +156,15 @@ class Keeper:
 
     def _next_at(self) -> float:
         soonest = self._attendance.next_at
-        if not self._attendance.is_here:
-            return soonest
+        if self._is_silent or not self._attendance.is_here:
+            return soonest  # no model can be asked for anything before
         due = [m.attendance.next_at for m in self.models.values() if m.suspected or not m.is_served]
         return min([soonest, *due])
 
     # --- what a look found ---
 
     async def _on_silence(self, error: LocalError) -> None:
-        was_here = self._attendance.is_here
+        was_here, self._is_silent = self._attendance.is_here, True
         self._attendance.on_silence(trio.current_time())
         self._why_away = self.words_of(error)
         if self._attendance.is_here:
@@ -180,6 +181,7 @@ class Keeper:
         if not self._attendance.is_here and self.looked.is_set():
             self._say(f"{self.address.base} answers")
         self._attendance.on_answer(trio.current_time())
+        self._is_silent = False
         wanted = self.wanted(listed)
         for upstream in [name for name in self.models if name not in wanted]:
             model = self.models.pop(upstream)

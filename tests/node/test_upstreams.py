@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -370,6 +371,26 @@ async def test_a_restart_brings_them_back_with_the_key_that_nobody_sees(
             await alice.unpublish(URL)
         async with reopened(town, "alice", home) as alice:
             assert (await alice.status())["models"] == await names(bob) == []
+
+
+async def test_a_silent_server_is_left_a_second_though_a_model_is_due(
+    open_town: OpenTown, autojump_clock: MockClock
+) -> None:
+    box = box_with("one")
+    box.on("GET /v1/models", say_json(model_list("one", "broken")))
+    async with in_memory(box=box), open_town() as town:
+        alice = await town.peer("alice")
+        await publish(alice)  # the other one answers nothing, and is tried again now and then
+        looks: list[float] = []
+
+        def silent(body: Any) -> Say:
+            looks.append(trio.current_time())
+            return say_json({"error": "starting"}, 503)
+
+        box.on("GET /v1/models", silent)
+        await trio.sleep(60)
+        assert len(looks) > 3
+        assert all(after - before > 0.9 for before, after in pairwise(looks))
 
 
 @pytest.mark.parametrize("padding", [0, 290])
