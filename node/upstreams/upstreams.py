@@ -91,6 +91,8 @@ class Upstreams:
 
     async def withdraw(self, target: str) -> dict[str, object] | None:
         """Publish a source, or one model of one, no more; None if `target` is neither. Raises LocalError."""
+        if not is_address(target) and self._found(target) is None:
+            return None  # at once: a server that is being published may be silent for long
         async with self._changing:
             if is_address(target):
                 keeper = self._keepers.get(Address.parse(target).spec)
@@ -98,11 +100,16 @@ class Upstreams:
                     hint = "modelnet-peer status lists what it serves"
                     raise NotFound(f"this peer serves no models of {Address.parse(target).spec}", hint=hint)
                 return await self._end(keeper)
-            name = ModelUri.parse(target).name
-            for keeper in self._keepers.values():
-                for upstream, model in keeper.models.items():
-                    if model.name == name:
-                        return await self._withdraw_one(keeper, upstream)
+            found = self._found(target)
+            return None if found is None else await self._withdraw_one(*found)
+
+    def _found(self, target: str) -> tuple[Keeper, str] | None:
+        """Whose model `target` names, and what its server calls it."""
+        name = ModelUri.parse(target).name
+        for keeper in self._keepers.values():
+            for upstream, model in keeper.models.items():
+                if model.name == name:
+                    return keeper, upstream
         return None
 
     async def restore(self) -> None:

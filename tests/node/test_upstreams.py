@@ -373,6 +373,23 @@ async def test_a_restart_brings_them_back_with_the_key_that_nobody_sees(
             assert (await alice.status())["models"] == await names(bob) == []
 
 
+async def test_other_models_are_withdrawn_while_a_silent_server_is_published(
+    open_town: OpenTown, autojump_clock: MockClock
+) -> None:
+    box = box_with("one")
+    box.on(CHAT, say_events(hang=True))
+    async with in_memory(box=box), open_town() as town:
+        alice = await town.peer("alice")
+        await alice.publish("builtin:echo", model="mine")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(publish, alice)
+            await trio.sleep(1)
+            assert "POST /v1/chat/completions" in box.paths()
+            with trio.fail_after(10):
+                assert (await alice.unpublish("mine"))["withdrawn"]
+            nursery.cancel_scope.cancel()
+
+
 async def test_a_silent_server_is_left_a_second_though_a_model_is_due(
     open_town: OpenTown, autojump_clock: MockClock
 ) -> None:
