@@ -1,4 +1,4 @@
-"""Calls of one model in steps that they share: collected while a step runs, and answered each for itself.
+"""Calls of a model that awaits, in steps that they share: collected while one runs, answered each for itself.
 
 Driven by the loop, whose other work goes on during a step: calls are read and decoded, and those whose
 callers leave are taken out. An input is copied once more than without batching, when a step joins several;
@@ -9,16 +9,14 @@ pays nothing.
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import count
 
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.serving.backends.contract import Backend, guard, guarded
+from modelnet_p2p.node.serving.child.steps import Steps
 from modelnet_p2p.node.serving.policy.batching import Batching, Run, Wait
 from modelnet_p2p.payload import Value
-
-log = logging.getLogger(__name__)
 
 
 class _Entry:
@@ -66,6 +64,7 @@ class Batcher:
     def __init__(self, backend: Backend, rows: int) -> None:
         self._loop = asyncio.get_running_loop()
         self._backend = backend
+        self._steps = Steps(backend)
         self._batching = Batching(rows)
         self._entries: dict[int, _Entry] = {}  # of the calls that wait
         self._tickets = count()
@@ -132,45 +131,10 @@ class Batcher:
 
     async def _run(self, step: _Step) -> None:
         try:
-            await self._answer(step.entries)
+            await self._steps.answer(step.entries)
         except asyncio.CancelledError:  # by the model itself, if anybody still waits
             for entry in step.entries:
                 entry.settle(LocalError(Code.MODEL_ERROR, "the model raised CancelledError"))
         finally:
             self._step = None
             self._on_end()
-
-    async def _answer(self, entries: Sequence[_Entry]) -> None:
-        """Settle all of them: together, or where that fails in halves, down to the one that is to blame."""
-        wanted = [entry for entry in entries if entry.wanted]
-        if len(wanted) < 2:
-            for entry in wanted:
-                await self._answer_alone(entry)
-            return
-        outputs = await self._together(wanted)
-        if outputs is None:
-            middle = len(wanted) // 2
-            await self._answer(wanted[:middle])
-            await self._answer(wanted[middle:])
-            return
-        for entry, output in zip(wanted, outputs, strict=True):
-            entry.settle(output)
-
-    async def _together(self, entries: Sequence[_Entry]) -> list[Value | LocalError] | None:
-        """Their answers; None where the model would not have them together."""
-        calls = [(entry.value, entry.params) for entry in entries]
-        try:
-            with guard(Code.MODEL_ERROR, f"a step of {len(calls)} calls raised ", level=logging.INFO):
-                outputs = await self._backend.invoke_many(calls)
-                if len(outputs) != len(calls):
-                    raise ValueError(f"{len(outputs)} answers")
-                return outputs
-        except LocalError as error:
-            log.info("a step of %d calls is made again in parts: %s", len(calls), error.message)
-            return None
-
-    async def _answer_alone(self, entry: _Entry) -> None:
-        try:
-            entry.settle(await guarded(self._backend.invoke(entry.value, entry.params)))
-        except LocalError as error:
-            entry.settle(error)

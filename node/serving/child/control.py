@@ -1,7 +1,8 @@
 """This end of the control socket: streams and memory arrive, requests are answered, what is freed is told.
 
-It waits for nothing and has no lock. Whoever drives the lines reads it and speaks on it, in one thread at a
-time: first the loop, then, for a model that blocks, the model's thread.
+It waits for nothing. Whoever drives the lines reads it and speaks on it, in one thread at a time: first the
+loop, then, for a model that blocks, the model's thread. Only during steps that callers share does the loop
+read for that thread, hence the lock.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
 from collections import deque
 from collections.abc import Callable
 from itertools import count
@@ -51,11 +53,16 @@ class Control:
         self._waiting: deque[Note] = deque()  # notes whose turn it is not yet: a descriptor is missing
         self._handles: deque[int] = deque()
         self._unsaid = b""
+        self._reading = threading.Lock()
         self._asked: dict[int, Grant] = {}
         self._numbers = count(1)
 
     def read(self) -> None:
         """Take what the peer has said so far."""
+        with self._reading:
+            self._read()
+
+    def _read(self) -> None:
         while not self.ended:
             try:
                 data, handles, flags, _ = socket.recv_fds(self.sock, CONTROL_BYTES, MAX_HANDLES)

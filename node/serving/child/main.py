@@ -20,6 +20,7 @@ import socket
 import sys
 import threading
 from collections.abc import Mapping
+from functools import partial
 
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.logs.level import chosen_level
@@ -39,6 +40,7 @@ from modelnet_p2p.node.serving.child.control import Control
 from modelnet_p2p.node.serving.child.line import House, Line
 from modelnet_p2p.node.serving.child.loop_lines import LoopLines
 from modelnet_p2p.node.serving.child.model_thread import ModelThread
+from modelnet_p2p.node.serving.child.thread_batcher import ThreadBatcher
 from modelnet_p2p.node.serving.child.thread_lines import ThreadLines, Watch
 from modelnet_p2p.node.serving.remembering import stamps_of
 from modelnet_p2p.payload import Value
@@ -61,7 +63,7 @@ class ModelServer:
         self._thread = ModelThread()
         self._backend: Backend | None = None
         self._streams = False
-        self._batcher: Batcher | None = None  # of a model whose calls share steps
+        self._batcher: Batcher | ThreadBatcher | None = None  # of a model whose calls share steps
         self._in_thread: ThreadLines | None = None  # once a model that blocks is loaded
         self._serving: asyncio.Task[None] | None = None
 
@@ -117,15 +119,18 @@ class ModelServer:
             told = description.to_map() | {STAMPS: rows}
             blocks = backend.blocks
         self._backend, self._streams = backend, description.streams
-        if description.batches > 1 and not description.streams:
+        shares = description.batches > 1 and not description.streams
+        if blocks and thread_lines.POSSIBLE:
+            in_thread = ThreadBatcher(backend, description.batches) if shares else None
+            self._batcher = in_thread
+            self._in_loop.rest(partial(self._to_thread, in_thread))
+        elif shares:
             self._batcher = Batcher(backend, description.batches)
-        elif blocks and thread_lines.POSSIBLE:
-            self._in_loop.rest(self._to_thread)
         return told
 
-    def _to_thread(self, lines: list[Line]) -> None:
+    def _to_thread(self, batcher: ThreadBatcher | None, lines: list[Line]) -> None:
         """The model's thread takes over. This loop is told of the end all the same: a step may take long."""
-        self._in_thread = ThreadLines(self._house, lines)
+        self._in_thread = ThreadLines(self._house, lines, batcher)
         watch = Watch(self._house.control.sock, self._end)
         self._house.handles.add(watch.handle)
         self._serving = self._loop.create_task(self._thread.serve(self._in_thread))

@@ -5,7 +5,8 @@ which the model runs reads its calls from their sockets and writes the answers. 
 only watches for the end, and runs what such a model gives to be awaited. (Linux only: elsewhere the loop
 drives every line, and the steps of the model are carried to its thread.)
 
-A call is the same coroutine as in the loop. What it awaits blocks here, so it never is suspended.
+A call is the same coroutine as in the loop. What it awaits blocks here, so it never is suspended; only those
+of a model that takes batches are, while they wait for a step.
 """
 
 from __future__ import annotations
@@ -17,18 +18,22 @@ import select
 import selectors
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Generic, TypeVar
 
 from modelnet_p2p.node.serving.backends.contract import guarded
 from modelnet_p2p.node.serving.child.control import Grant
 from modelnet_p2p.node.serving.child.line import BROKEN, House, Line, Work
+from modelnet_p2p.node.serving.child.thread_batcher import Pending, ThreadBatcher
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_NOT_SO = "a backend that `blocks` awaits only `offload` and its `in_loop`"
 POSSIBLE = hasattr(select, "epoll") and hasattr(os, "eventfd")
 
 
@@ -46,12 +51,51 @@ class Watch:
         on_end()
 
 
+class Farewells:
+    """Tells the loop of callers who hang up, once each, and that the peer has said something, whatever the
+    model's thread does meanwhile."""
+
+    def __init__(
+        self, control: socket.socket, on_said: Callable[[], None], on_hang_up: Callable[[Line], None]
+    ) -> None:
+        self._epoll = select.epoll()
+        self._epoll.register(control, select.EPOLLIN | select.EPOLLET)
+        self._control = control.fileno()
+        self._lines: dict[int, Line] = {}
+        self._on_said = on_said
+        self._on_hang_up = on_hang_up
+        self.handle = self._epoll.fileno()
+        asyncio.get_running_loop().add_reader(self.handle, self._tell)
+
+    def expect(self, line: Line) -> None:
+        """In any thread."""
+        handle = line.sock.fileno()
+        self._lines[handle] = line
+        self._epoll.register(handle, select.EPOLLRDHUP | select.EPOLLET)
+
+    def forget(self, line: Line) -> None:
+        """In any thread, before the line is closed."""
+        handle = line.sock.fileno()
+        self._epoll.unregister(handle)
+        del self._lines[handle]
+
+    def _tell(self) -> None:
+        for handle, _ in self._epoll.poll(0):
+            if handle == self._control:
+                self._on_said()
+            elif (line := self._lines.get(handle)) is not None:
+                self._on_hang_up(line)
+
+
 class ThreadLines:
     """All lines of a worker, and its control socket, from now on. One thread calls `serve`."""
 
-    def __init__(self, house: House, lines: Sequence[Line]) -> None:
-        """In the loop, before that thread comes to it."""
+    def __init__(self, house: House, lines: Sequence[Line], batcher: ThreadBatcher | None = None) -> None:
+        """In the loop, before that thread comes to it; `batcher` of a model whose calls share steps."""
         self._house = house
+        self._batcher = batcher
+        self._farewells: Farewells | None = None
+        self._stepping = False  # callers may share the step that is on: the loop listens meanwhile
         self._control = house.control
         self._loop = asyncio.get_running_loop()
         self._lines: set[Line] = set()
@@ -64,6 +108,9 @@ class ThreadLines:
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._bell, selectors.EVENT_READ, self._silence)
         self._selector.register(self._control.sock, selectors.EVENT_READ, self._on_control)
+        if batcher is not None:
+            self._farewells = Farewells(self._control.sock, self._on_said, self._on_hang_up)
+            house.handles.add(self._farewells.handle)
         for line in lines:
             self._adopt(line)
         self._control.on_stream = lambda sock: self._adopt(house.open(sock, self))
@@ -101,12 +148,14 @@ class ThreadLines:
         try:
             while not (self._leaving or self._control.ended):
                 self._say_rest()
-                for key, _ in self._selector.select():
+                for key, _ in self._selector.select(self._step()):
                     key.data()
         finally:
+            for pending in self._batcher.drop_all() if self._batcher is not None else ():
+                pending.work.close()
             self._selector.close()
-            for line in self._lines:
-                self._house.close(line)
+            for line in tuple(self._lines):
+                self._close(line)
 
     def _say_rest(self) -> None:
         """What was freed since the last call's end, and what the socket did not take before."""
@@ -123,25 +172,89 @@ class ThreadLines:
     def _adopt(self, line: Line) -> None:
         line.waits = self
         self._lines.add(line)
+        if self._farewells is not None:
+            self._farewells.expect(line)
         self._selector.register(line.sock, selectors.EVENT_READ, partial(self._on_readable, line))
 
+    def _close(self, line: Line) -> None:
+        self._lines.discard(line)
+        if self._farewells is not None:
+            self._farewells.forget(line)
+        self._house.close(line)
+
     def _on_readable(self, line: Line) -> None:
-        self._current, work = line, None
-        try:
+        work = None
+        with self._handling(line):
             work = line.take()
-            if work is not None:
-                _drive(work)
+        if work is not None:
+            self._go_on(line, work)
+
+    def _go_on(self, line: Line, work: Work, error: BaseException | None = None) -> None:
+        """Run a call until its end, or until it waits for a step."""
+        with self._handling(line, level=logging.ERROR):
+            pending = _drive(work, error)
+            if pending is not None:
+                pending.line, pending.work = line, work
+
+    @contextmanager
+    def _handling(self, line: Line, level: int = logging.DEBUG) -> Iterator[None]:
+        """This line's turn; it is closed where that fails. `level`: of what is no fault of its socket's."""
+        self._current = line
+        try:
+            yield
             return
         except BROKEN as error:
-            level = logging.DEBUG if isinstance(error, OSError) or work is None else logging.ERROR
-            log.log(level, "a stream ended: %r", error)
+            log.log(logging.DEBUG if isinstance(error, OSError) else level, "a stream ended: %r", error)
         except asyncio.CancelledError:
             log.debug("a call was cancelled")
         finally:
             self._current = None
         self._selector.unregister(line.sock)
-        self._lines.discard(line)
-        self._house.close(line)
+        self._close(line)
+
+    # --- steps that calls share ---
+
+    def _step(self) -> float | None:
+        """Make the step that is due, if one is; returns for how long nothing else has to be done."""
+        if self._batcher is None:
+            return None
+        step = self._batcher.take(time.monotonic())
+        if not isinstance(step, list):
+            return None if step is None else max(0.0, step - time.monotonic())
+        cancelled: asyncio.CancelledError | None = None
+        self._stepping = True
+        self._control.read()  # from now on the loop does
+        if len(step) == 1:  # it may be cancelled between two of the model's steps
+            self._current = step[0].line
+        try:
+            _drive(self._batcher.answer(step))
+        except asyncio.CancelledError as error:  # by its caller, who has left, or by the model itself
+            cancelled = error
+        finally:
+            self._current, self._stepping = None, False
+            self._batcher.ended(time.monotonic())
+        for pending in step:
+            gone = None
+            if not pending.settled:
+                gone = cancelled or asyncio.CancelledError()
+                pending.line.left = pending.line.left or cancelled is None
+            self._go_on(pending.line, pending.work, gone)
+        return 0.0  # who came meanwhile is looked at before the next one
+
+    def _on_said(self) -> None:
+        """In the loop: lines may be opened during a step, and their callers hang up before it ends."""
+        if self._stepping:
+            self._control.read()
+            self.ring()
+
+    def _on_hang_up(self, line: Line) -> None:
+        """In the loop. Who leaves a call that waits, or shares its step, need not wait for others: that the
+        line is shut tells the peer so. This thread closes it when it comes to it."""
+        if line is not self._current:
+            try:
+                line.sock.shutdown(socket.SHUT_WR)
+            except OSError:  # it is closed already
+                pass
 
     def check(self) -> None:
         """Before each step of the model: raises CancelledError, once, when its caller has left."""
@@ -231,11 +344,12 @@ async def _awaited(awaitable: Awaitable[T]) -> T:
     return await guarded(awaitable)
 
 
-def _drive(work: Work) -> None:
-    """Run it to its end, in this thread and at once."""
+def _drive(work: Coroutine[object, None, None], error: BaseException | None = None) -> Pending | None:
+    """Run it in this thread and at once, to its end or until it waits for a step."""
     try:
-        work.send(None)
-        while True:  # and it is told so until it ends
-            work.throw(RuntimeError("a backend that `blocks` awaits only `offload` and its `in_loop`"))
+        waits_for = work.send(None) if error is None else work.throw(error)
+        while not isinstance(waits_for, Pending):  # and it is told so until it ends
+            waits_for = work.throw(RuntimeError(_NOT_SO))
+        return waits_for
     except StopIteration:
-        return
+        return None
