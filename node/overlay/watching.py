@@ -300,8 +300,12 @@ class Watching:
                 log.info("too many peers to tell things at once; %s is left out", peer.short)
                 return
             line, waiting = trio.open_memory_channel[Message](MAX_WAITING)
+            try:
+                self._nursery.start_soon(self._carry, peer, line, waiting)
+            except RuntimeError:  # closed: this peer is leaving, and its handlers end a little later
+                log.debug("%s is told nothing more", peer.short)
+                return
             self._lines[peer] = line
-            self._nursery.start_soon(self._carry, peer, line, waiting)
         try:
             line.send_nowait(message)
         except trio.WouldBlock:

@@ -97,13 +97,18 @@ def test_a_neighbour_that_freezes_ends_nobody_and_is_told_when_it_wakes(shell: S
     with shell.join("alice") as (one, _), shell.join("bob") as (other, _):
         other.send_signal(signal.SIGSTOP)
         try:
-            status, lines, _ = shell.run("alice", "publish", "builtin:digits")
-            assert (status, lines[0]["holders"]) == (0, {"asked": 0, "stored": 0})
+            status, lines, err = shell.run("alice", "publish", "builtin:digits")
+            # given up before it was asked, or not: then there is no majority, and it is told later
+            assert (status == 0 and lines[0]["holders"] == {"asked": 0, "stored": 0}) or status == 4, err
             assert shell.run("alice", "status")[0] == 0
             assert one.poll() is None
         finally:
             other.send_signal(signal.SIGCONT)
-        status, offers, _ = shell.run("bob", "find", "--model", "modelnet/digits")
+        until = time.monotonic() + 60
+        while True:
+            status, offers, _ = shell.run("bob", "find", "--model", "modelnet/digits")
+            if status == 0 or time.monotonic() > until:
+                break
         assert (status, [offer["model"] for offer in offers]) == (0, ["modelnet/digits@1"])
 
 

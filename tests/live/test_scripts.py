@@ -74,7 +74,7 @@ def test_a_demo_that_is_interrupted_ends_its_peers(tmp_path: Path, environ: dict
 @pytest.mark.slow
 def test_the_bench_prints_the_contracts_lines(environ: dict[str, str]) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "benches", "wire", "first", "--quick", "--json", "--against", "trio_tls,trio"],
+        [sys.executable, "-m", "benches", "wire", "first", "--quick", "--json", "--against", "trio"],
         env=environ, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -91,8 +91,7 @@ def test_the_bench_prints_the_contracts_lines(environ: dict[str, str]) -> None:
     }
     seen = {line["figure"] for line in lines} - {"slow_link_128MiB"}  # that needs root
     assert seen == calls | tensors | own | commands | programs
-    for via in ("trio_tls", "trio"):
-        assert calls | tensors <= {line["figure"] for line in lines if line["via"] == via}
+    assert calls | tensors <= {line["figure"] for line in lines if line["via"] == "trio"}
     assert "beside the marks" in done.stderr
     for line in lines:
         assert set(line) == {"figure", "via", "unit", "median", "min", "max", "n", "params"}

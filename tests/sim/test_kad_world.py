@@ -74,7 +74,7 @@ def measure(size: int, walks: int, *, seed: int = SEED, loss: float = 0.01, dead
     )
 
 
-@pytest.mark.parametrize(("size", "walks"), [(200, 100), pytest.param(1000, 200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("size", "walks"), [(200, 100), pytest.param(500, 200, marks=pytest.mark.slow)])
 def test_walks_find_the_true_closest_among_the_living(size: int, walks: int) -> None:
     result = measure(size, walks)
     print(f"\n{size} peers, 1 % loss, 20 % dead, seed {SEED}: {result}")
