@@ -188,10 +188,12 @@ class Router:
             running = None
             try:
                 provider, left = offer.record.provider, until - trio.current_time()
-                async with self._client.open(provider, offer.addrs, call, left, tries.progress) as ongoing:
-                    running = Running(offer, tries.number, ongoing, await ongoing.receive(), started)
-                    self._owners.used(target.query, offer.record.owner, time.time())
-                    yield running
+                opened = self._client.open(provider, offer.addrs, call, left, tries.progress)
+                with self._memory.calling(offer):
+                    async with opened as ongoing:
+                        running = Running(offer, tries.number, ongoing, await ongoing.receive(), started)
+                        self._owners.used(target.query, offer.record.owner, time.time())
+                        yield running
                 if running.outcome is not None:
                     self._memory.succeeded(offer, running.outcome.total_ms)
                 return
@@ -231,10 +233,11 @@ class Router:
                 )
                 ongoing = None
                 try:
-                    ongoing = await self._client.begin(
-                        offer.record.provider, offer.addrs, call, until, tries.progress
-                    )
-                    output, result = await _collected(offer, ongoing, on_item)
+                    with self._memory.calling(offer):
+                        ongoing = await self._client.begin(
+                            offer.record.provider, offer.addrs, call, until, tries.progress
+                        )
+                        output, result = await _collected(offer, ongoing, on_item)
                     outcome = outcome_of(offer, tries.number, result, output, ongoing.bytes_in, started)
                     self._memory.succeeded(offer, outcome.total_ms)
                     self._owners.used(target.query, offer.record.owner, time.time())

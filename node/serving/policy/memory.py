@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from modelnet_p2p.node.serving.policy.ranking import Experience, draw, rank
 from modelnet_p2p.offers import Offer
@@ -17,6 +18,7 @@ class Memory:
         self._choose = choose
         self._now = now
         self._experience: dict[str, Experience] = {}
+        self._flying: dict[str, int] = {}  # calls that a provider is at; none is 0
 
     def rank(self, offers: Sequence[Offer]) -> list[Offer]:
         """Best first."""
@@ -24,7 +26,22 @@ class Memory:
 
     def draw(self, ranked: Sequence[Offer]) -> list[Offer]:
         """In which order to ask them."""
-        return draw(ranked, self._recall, self._now(), self._choose)
+        return draw(ranked, self._recall, self._now(), self._choose, self._at)
+
+    @contextmanager
+    def calling(self, offer: Offer) -> Iterator[None]:
+        """A call of this offer is on its way: who asks many at once spreads them."""
+        provider = offer.provider
+        self._flying[provider] = self._flying.get(provider, 0) + 1
+        try:
+            yield
+        finally:
+            self._flying[provider] -= 1
+            if not self._flying[provider]:
+                del self._flying[provider]
+
+    def _at(self, offer: Offer) -> int:
+        return self._flying.get(offer.provider, 0)
 
     def succeeded(self, offer: Offer, ms: float) -> None:
         """A call of this offer took so long."""

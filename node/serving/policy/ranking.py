@@ -2,7 +2,8 @@
 
 Everybody who asks sees about the same numbers; were the best always taken, all would flock to one
 peer and it would be the worst a second later. So among equals two are drawn and the better one
-leads (the power of two random choices, Mitzenmacher 2001).
+leads (the power of two random choices, Mitzenmacher 2001); that is the one that would be through sooner with
+what the caller itself has asked of it already.
 """
 
 from __future__ import annotations
@@ -80,9 +81,11 @@ def draw(
     experience: Recall,
     now: float,
     choose: Callable[[int], int],
+    flying: Callable[[Offer], int] = lambda offer: 0,
 ) -> list[Offer]:
     """In which order a caller asks: of those in the same state as the best (alive, and not failed
-    lately) two are drawn, and the better one leads. `choose(n)` draws an int below n.
+    lately) two are drawn, and the better one leads. `choose(n)` draws an int below n, `flying` says how many
+    calls of this caller its provider is at.
     """
     order = list(ranked)
     if len(order) <= 2:  # they are ranked
@@ -96,5 +99,14 @@ def draw(
     if alike > 2:
         first, second = choose(alike), choose(alike - 1)
         second += second >= first
-        order.insert(0, order.pop(min(first, second)))
+        first, second = min(first, second), max(first, second)
+
+        def work(offer: Offer) -> float:
+            seen = experience(offer)
+            return (1 + flying(offer)) * (seen.call_ms if seen and seen.call_ms is not None else usual)
+
+        times = [seen.call_ms for offer in order[:alike] if (seen := experience(offer)) is not None]
+        usual = min((ms for ms in times if ms is not None), default=1.0)
+        better = second if flying(order[first]) and work(order[second]) < work(order[first]) else first
+        order.insert(0, order.pop(better))
     return order
