@@ -33,10 +33,6 @@ WORKER_MODULE = "modelnet_p2p.node.serving.child.main"
 EXIT_SECONDS = 1.0  # from the end of a dying process's sockets to its death: at once, but where many run
 DEATH_TIMEOUT = 2.0  # from the end of a stream to the exit status of the process behind it
 
-# Threads of OpenMP spin for milliseconds where they wait for each other, on cores that the peer and other
-# models want: with all of them busy a step takes twice as long. The publisher's environment goes before this.
-_MANNERS = {"GOMP_SPINCOUNT": "2000", "KMP_BLOCKTIME": "0"}
-
 
 class Process:
     """One life of a worker: the process, its control socket and its idle streams."""
@@ -74,7 +70,7 @@ class Process:
                 stdout=worker_output(),
                 stderr=worker_output(),
                 cwd=source.cwd or None,
-                env={**_MANNERS, **(source.environ or os.environ)},
+                env=dict(source.environ) or None,
                 pass_fds=(handle,),
                 start_new_session=True,  # a Ctrl-C at the peer's terminal is not for the model
             )
