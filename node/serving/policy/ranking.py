@@ -88,7 +88,7 @@ def draw(
     calls of this caller its provider is at.
     """
     order = list(ranked)
-    if len(order) <= 2:  # they are ranked
+    if len(order) < 2:
         return order
 
     def standing(offer: Offer) -> tuple[State, bool]:
@@ -96,10 +96,12 @@ def draw(
         return offer.state, seen is None or seen.trusted(now)
 
     alike = sum(standing(offer) == standing(order[0]) for offer in order)  # all at the front: they are ranked
-    if alike > 2:
-        first, second = choose(alike), choose(alike - 1)
-        second += second >= first
-        first, second = min(first, second), max(first, second)
+    if alike > 1:
+        first, second = 0, 1
+        if alike > 2:
+            one, other = choose(alike), choose(alike - 1)
+            other += other >= one
+            first, second = min(one, other), max(one, other)
 
         def work(offer: Offer) -> float:
             seen = experience(offer)

@@ -80,15 +80,16 @@ def test_of_many_alike_two_are_drawn_and_the_better_leads() -> None:
     assert sorted(map(ranked.index, draw(ranked, strangers, 0.0, rng.randrange))) == [0, 1, 2, 3, 4]
 
 
-def test_who_asks_many_at_once_spreads_them() -> None:
-    ranked = rank([offer(str(n), rtt=float(n)) for n in range(5)], strangers, 0.0)
+@pytest.mark.parametrize(("count", "most"), [(5, 64), (2, 150)])
+def test_who_asks_many_at_once_spreads_them(count: int, most: int) -> None:
+    ranked = rank([offer(str(n), rtt=float(n)) for n in range(count)], strangers, 0.0)
     rng, flying = Random(2), Counter[str]()
     for _ in range(300):
         flying[
             draw(ranked, strangers, 0.0, rng.randrange, lambda offer: flying[offer.provider])[0].provider
         ] += 1
-    assert len(flying) == 5
-    assert max(flying.values()) <= 64
+    assert len(flying) == count
+    assert max(flying.values()) <= most
 
 
 def test_who_failed_lately_is_not_drawn_while_others_are_alive() -> None:
