@@ -5,8 +5,13 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import trio
+
+import modelnet_p2p
 from modelnet_p2p.errors import Code, LocalError, RemoteError
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.names import digest_text
@@ -15,6 +20,51 @@ from modelnet_p2p.node.overlay.finder import Finder
 from modelnet_p2p.node.transport.addresses import split_p2p
 from modelnet_p2p.offers import Offer, State
 from modelnet_p2p.records import Refusal, Spec
+
+if TYPE_CHECKING:
+    from modelnet_p2p.node.assembly import Parts
+
+MAX_NAMES_READ = 4096  # of the records kept for others: read at once, and in milliseconds
+
+
+def status(parts: Parts, gateway: str | None) -> dict[str, object]:
+    """The contract's `status` object; its control socket is the daemon's."""
+    return {
+        "peer": parts.peer_id.text,
+        "addrs": list(parts.network.addrs),
+        "version": modelnet_p2p.__version__,
+        "network": parts.network_name,
+        "uptime_s": trio.current_time() - parts.started,
+        "control": None,
+        "gateway": gateway,
+        "connections": len(parts.network.connected()),
+        "table": len(parts.overlay.table),
+        "network_size": _network_size(parts.overlay),
+        "records": len(parts.overlay.server.store),
+        "rss_bytes": rss_bytes(),
+        "models": [*parts.hosting.lines(), *parts.upstreams.lines()],
+        "refused": refused(parts.overlay, parts.finder),
+        "clock": parts.clocks.to_map(),
+        **parts.hosting.pace().to_map(),
+    }
+
+
+def _network_size(overlay: Overlay) -> int | None:
+    """About how many peers there are, me among them; None while nobody else is known."""
+    others = overlay.density.peers
+    return None if others is None else round(others) + 1
+
+
+def known_models(parts: Parts) -> list[str]:
+    """Names of models, mine first, then those of the records that I keep for others."""
+    kept = (s.identity.name for _, s in parts.overlay.server.store.records() if s.identity.name)
+    return [*dict.fromkeys([*parts.hosting.names(), *islice(kept, MAX_NAMES_READ)])]
+
+
+def known_tasks(parts: Parts) -> list[str]:
+    """Names of tasks, of the records that I keep for others."""
+    kept = (s.record.task for _, s in parts.overlay.server.store.records() if s.identity.name)
+    return list(dict.fromkeys(islice(kept, MAX_NAMES_READ)))
 
 
 def rss_bytes() -> int:

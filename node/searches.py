@@ -14,7 +14,8 @@ from modelnet_p2p.changes import Change, Changes
 from modelnet_p2p.errors import RemoteError
 from modelnet_p2p.node.deadlines import check_timeout, within
 from modelnet_p2p.node.overlay.batches import Tally
-from modelnet_p2p.node.overlay.finder import Search
+from modelnet_p2p.node.overlay.finder import Finder, Search
+from modelnet_p2p.node.transport.contract import Network
 from modelnet_p2p.offers import Offer, State
 from modelnet_p2p.query import Query
 
@@ -81,6 +82,17 @@ class Watch:
             if seen is not None:
                 self._news.extend(self._changes.see(seen))
         return self._news.popleft()
+
+
+def looking(finder: Finder, network: Network, query: Query, interval: float, *, with_dead: bool) -> Look:
+    """Looks for a `Watch` of `query`, each bounded by the interval and LOOK_SECONDS."""
+
+    async def look(tally: Tally) -> Sequence[Offer] | None:
+        with within(interval + LOOK_SECONDS, "the search"):
+            offers = await finder.find(query, MAX_WATCHED, with_dead=with_dead, thorough=True, tally=tally)
+        return offers if offers or network.connected() else None
+
+    return look
 
 
 @dataclass(frozen=True, slots=True)

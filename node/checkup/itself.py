@@ -13,8 +13,9 @@ import trio
 
 from modelnet_p2p.errors import Code, ModelnetError
 from modelnet_p2p.identity import SEED_BYTES, KeyPair
+from modelnet_p2p.node.assembly import LOOPBACK
 from modelnet_p2p.node.checkup.finding import Tell, failed, ok
-from modelnet_p2p.node.peer import LOOPBACK, Peer
+from modelnet_p2p.node.peer import Peer
 from modelnet_p2p.node.transport.libp2p_network import open_libp2p
 from modelnet_p2p.tuning import preset
 

@@ -12,6 +12,7 @@ from shlex import quote
 import trio
 
 from modelnet_p2p.errors import Code, LocalError, ModelnetError
+from modelnet_p2p.node.assembly import EVERYWHERE, LOOPBACK
 from modelnet_p2p.node.checkup.finding import Tell, failed, failed_with, note, ok
 from modelnet_p2p.node.checkup.machine import misspelt_variables
 from modelnet_p2p.node.config import Settings
@@ -21,7 +22,6 @@ from modelnet_p2p.node.disk.runtime import MAX_SOCKET_PATH, Runtime
 from modelnet_p2p.node.disk.state import State
 from modelnet_p2p.node.joining import check_bootstraps
 from modelnet_p2p.node.logs.level import LEVELS
-from modelnet_p2p.node.peer import EVERYWHERE, LOOPBACK
 from modelnet_p2p.node.transport.listening import listen_on
 from modelnet_p2p.tuning import preset
 

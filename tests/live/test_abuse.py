@@ -148,8 +148,8 @@ async def scene(part: str, abuse: Any) -> None:
                 for _ in range(20):
                     await honest(carol)
             # what he left open is closed for him, although he stays
-            while alice._server.streams > 1 or alice._overlay.answering.inbound[mallory.id]:
+            while alice.parts.call_server.streams > 1 or alice.parts.overlay.answering.inbound[mallory.id]:
                 await trio.sleep(0.1)
-            assert alice._server._budget.taken == 0
+            assert alice.parts.call_server._budget.taken == 0
             assert descriptors() <= before + 2
             await honest(carol)

@@ -35,7 +35,7 @@ async def test_real_sockets_tell_the_truth_that_the_simulated_drivers_tell(
             assert peer.peer_id == person.id
             peers.append(peer)
         with trio.fail_after(PATIENCE):
-            while not all(len(peer._overlay.table) >= HOLDERS for peer in peers):
+            while not all(len(peer.parts.overlay.table) >= HOLDERS for peer in peers):
                 await trio.sleep(0.5)
         truth, told = expected(), None
         with trio.move_on_after(PATIENCE):

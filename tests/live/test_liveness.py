@@ -44,7 +44,7 @@ async def test_the_frozen_and_the_killed_are_dead_to_strangers_within_seconds(
                 return [offer.state for offer in await carol.find(model=NAME, all=True)] == [state]
 
             async def watched() -> bool:
-                return alice in bob._watching.watcher.wards or len(bob._network.connected()) > 5
+                return alice in bob.parts.watching.watcher.wards or len(bob.parts.network.connected()) > 5
 
             (offer,) = await carol.find(model=NAME)
             assert offer.state is State.ALIVE
@@ -73,4 +73,4 @@ async def test_the_frozen_and_the_killed_are_dead_to_strangers_within_seconds(
 async def _proven(reader: Peer, provider: Any) -> bool:
     """Whether the obituary, and not just the reader's own ping, has reached it."""
     await reader.find(model=NAME, all=True)
-    return reader._watching.is_dead(provider, 0)
+    return reader.parts.watching.is_dead(provider, 0)

@@ -56,7 +56,7 @@ async def models(peer: Peer) -> dict[str, Any]:
 async def processes(peer: Peer, count: int) -> None:
     """Until that many models have a process."""
     with trio.fail_after(HANG):
-        while sum(served.pid is not None for served in peer._server._models.all().values()) < count:
+        while sum(served.pid is not None for served in peer.parts.models.all().values()) < count:
             await trio.sleep(0.01)
 
 
@@ -66,7 +66,7 @@ async def test_models_are_back_before_any_of_them_is_loaded(shop: Path) -> None:
         for number in range(5):
             await publish(peer, shop, f"wares:f{number}", f"f{number}")
     async with alice(shop) as peer:
-        served = peer._server._models.all()
+        served = peer.parts.models.all()
         assert len(served) == 5
         assert sum(each.pid is not None for each in served.values()) <= 2  # those that are warmed first
         assert await peer.invoke("f4", "hello") == "hello"  # it does not wait for its turn
@@ -82,7 +82,7 @@ async def test_what_has_changed_is_loaded_before_it_is_announced(shop: Path) -> 
     )  # longer, or Python may take its old bytecode
     for _ in range(2):  # at the second start it is remembered as it is now
         async with alice(shop) as peer:
-            served = peer._server._models.get("f")
+            served = peer.parts.models.get("f")
             assert served is not None
             assert served.description.batches == 16
 
@@ -134,9 +134,7 @@ async def test_what_somebody_wrote_into_the_memory_is_found_out(shop: Path) -> N
     file.write_bytes(seal_json(body))
     async with alice(shop) as peer:
         with trio.fail_after(HANG):
-            while (served := peer._server._models.get("f")) is None or served.description.task[
-                :8
-            ] == "x-other/":
+            while (served := peer.parts.models.get("f")) is None or served.description.task[:8] == "x-other/":
                 await trio.sleep(0.01)
         assert served.description.task == "x-modelnet/function"
         assert str(await peer.invoke("f", "hello")).endswith("hello")
@@ -172,7 +170,7 @@ async def test_kill_9_of_a_worker_is_told_at_once_and_made_good(shop: Path) -> N
         with trio.fail_after(HANG):
             while len(faults) < 3:
                 await trio.sleep(0.01)
-            served = peer._server._models.get("f")
+            served = peer.parts.models.get("f")
             assert served is not None
             while served.pid in (None, first):
                 await trio.sleep(0.01)

@@ -20,7 +20,7 @@ NAME = "modelnet/digits"
 
 def fill(peer: Peer) -> None:
     """Every slot and place of its model is taken, by callers who stay."""
-    served = peer._server._models.get(NAME)
+    served = peer.parts.models.get(NAME)
     assert served is not None
     tickets = iter(range(-1, -1000, -1))
     while served.load < 1:
@@ -29,7 +29,7 @@ def fill(peer: Peer) -> None:
 
 
 def description(peer: Peer) -> Description:
-    served = peer._server._models.get(NAME)
+    served = peer.parts.models.get(NAME)
     assert served is not None
     return served.description
 
@@ -54,7 +54,7 @@ async def test_a_busy_peer_names_another_and_the_call_goes_there(open_town: Open
         # with what carol remembers of her search gone stale, bob is read under his own key
         offer = next(offer for offer in await carol.find(model=NAME) if offer.provider == alice.id)
         target = carol._target(NAME, None)
-        found = await carol._router.find_at(target, bob.id, offer)
+        found = await carol.parts.router.find_at(target, bob.id, offer)
         assert found is not None
         assert found.provider == bob.id
 
@@ -73,16 +73,16 @@ async def test_only_the_same_model_of_the_same_owner_is_named(open_town: OpenTow
         for provider in (alice, bob):
             await provider.publish("builtin:digits")
         mine = description(alice)
-        assert alice._elsewhere.name(mine) == bob.id
+        assert alice.parts.elsewhere.name(mine) == bob.id
         for other in (
             replace(mine, version="7"),
             replace(mine, name="modelnet/letters"),
             replace(mine, manifest_envelope=b"another seal"),
             replace(mine, manifest_envelope=None),
         ):
-            assert alice._elsewhere.name(other) == ""
+            assert alice.parts.elsewhere.name(other) == ""
         await bob.unpublish(NAME)
-        assert alice._elsewhere.name(mine) == ""
+        assert alice.parts.elsewhere.name(mine) == ""
 
 
 async def test_a_lying_hint_leads_nowhere(open_town: OpenTown) -> None:
@@ -92,7 +92,7 @@ async def test_a_lying_hint_leads_nowhere(open_town: OpenTown) -> None:
         await alice.publish("builtin:digits")
         await mallory.publish("builtin:echo", model=NAME)  # her own model by that name
         offer = next(offer for offer in await bob.find(model=NAME) if offer.provider == alice.id)
-        router, target = bob._router, bob._target(NAME, None)
+        router, target = bob.parts.router, bob._target(NAME, None)
         with trio.fail_after(60):
             for lie in (mallory.id, bob.id, "12D3KooWnobody", "", "x" * 128, town.key("nobody").id.text):
                 assert await router.find_at(target, lie, offer) is None

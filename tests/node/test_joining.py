@@ -34,7 +34,7 @@ async def test_a_given_bootstrap_that_was_away_is_asked_again_though_others_are_
         ben = await town.peer("ben")
         key = town.key("late")
         given = [f"/ip4/10.9.9.9/tcp/4001/p2p/{key.id}"]
-        joining = Joining(ben._overlay, given, nobody_here(tmp_path), None)
+        joining = Joining(ben.parts.overlay, given, nobody_here(tmp_path), None)
         entered = await joining.enter(nursery)
         assert (entered.tried, entered.reached) == (tuple(given), ())
         nursery.start_soon(joining.stay)
@@ -42,10 +42,10 @@ async def test_a_given_bootstrap_that_was_away_is_asked_again_though_others_are_
             town.world.open(key, host="10.9.9.9") as transport,
             Peer.open_on(transport, key, "town", TEST) as late,
         ):
-            assert ben.peer_id not in {contact.id for contact in late._overlay.table}
+            assert ben.peer_id not in {contact.id for contact in late.parts.overlay.table}
             await trio.sleep(PATIENT_SECONDS + 2 * TEST.bootstrap_retry)
-            assert late.peer_id in {contact.id for contact in ben._overlay.table}
-            assert ben.peer_id in {contact.id for contact in late._overlay.table}
+            assert late.peer_id in {contact.id for contact in ben.parts.overlay.table}
+            assert ben.peer_id in {contact.id for contact in late.parts.overlay.table}
             nursery.cancel_scope.cancel()
 
 
@@ -56,7 +56,7 @@ async def test_who_comes_back_without_a_bootstrap_asks_those_it_had_met(
         ann, ben = await town.peer("ann"), await town.peer("ben")
         home = Home(tmp_path / "home")
         home.load_or_make_key()  # makes the directory
-        Joining(ben._overlay, [], nobody_here(tmp_path), home).note()
+        Joining(ben.parts.overlay, [], nobody_here(tmp_path), home).note()
         assert home.load_peers("town") == ann.addrs
         assert home.load_peers("village") == ()
 
@@ -65,9 +65,9 @@ async def test_who_comes_back_without_a_bootstrap_asks_those_it_had_met(
             town.world.open(key) as transport,
             Peer.open_on(transport, key, "town", TEST) as again,
         ):
-            await Joining(again._overlay, [], nobody_here(tmp_path), home).enter(nursery)
+            await Joining(again.parts.overlay, [], nobody_here(tmp_path), home).enter(nursery)
             with trio.fail_after(5):
-                while ann.peer_id not in {contact.id for contact in again._overlay.table}:
+                while ann.peer_id not in {contact.id for contact in again.parts.overlay.table}:
                     await trio.sleep(0.1)
 
 
@@ -79,7 +79,7 @@ async def test_the_first_neighbour_is_written_down_at_once(
         ann = await town.peer("ann")
         home = Home(tmp_path / "home")
         home.load_or_make_key()  # makes the directory
-        nursery.start_soon(Joining(ann._overlay, [], nobody_here(tmp_path), home).remember)
+        nursery.start_soon(Joining(ann.parts.overlay, [], nobody_here(tmp_path), home).remember)
         await trio.sleep(2 * CONTACTS_SECONDS)
         assert home.load_peers("town") == ()
         ben = await town.peer("ben")
@@ -97,7 +97,7 @@ async def test_a_damaged_file_of_peers_is_named_and_does_not_stop_the_start(
         home.load_or_make_key()
         home.peers_path.write_text("{")
         notices, said = Notices(), list[str]()
-        Joining(ann._overlay, [], nobody_here(tmp_path), home, notices)
+        Joining(ann.parts.overlay, [], nobody_here(tmp_path), home, notices)
         notices.listen(said.append)
         (line,) = said
         assert line.startswith(f"warning: cannot use {home.peers_path}: it is damaged; it is written anew")

@@ -229,7 +229,7 @@ class Residents:
             return peer
         notices = Notices()
         notices.listen(self.told.setdefault(name, []).append)
-        mine = Lan(peer._overlay, notices, self.air.radio, lambda: self.around)
+        mine = Lan(peer.parts.overlay, notices, self.air.radio, lambda: self.around)
         self._nursery.start_soon(self._run, mine)
         return peer
 
@@ -245,7 +245,7 @@ class Residents:
 
 
 def knows(peer: Peer) -> set[PeerId]:
-    return {contact.id for contact in peer._overlay.table}
+    return {contact.id for contact in peer.parts.overlay.table}
 
 
 async def until(true: Callable[[], bool], seconds: float = 10.0) -> None:
@@ -311,14 +311,14 @@ async def test_other_networks_and_my_own_card_are_not_dialled(
 
 def watch_dials(peer: Peer) -> list[tuple[PeerId, tuple[str, ...]]]:
     dialled = []
-    connect = peer._overlay.network.connect
+    connect = peer.parts.overlay.network.connect
 
     async def watched(whom: PeerId, addrs: Sequence[str] = ()) -> None:
         dialled.append((whom, tuple(addrs)))
         await connect(whom, addrs)
 
     # to count them: each is still the real one
-    peer._overlay.network.connect = watched  # type: ignore[method-assign, assignment]
+    peer.parts.overlay.network.connect = watched  # type: ignore[method-assign, assignment]
     return dialled
 
 
@@ -341,9 +341,9 @@ async def test_a_peer_that_was_away_is_met_again(
     async with open_residents() as residents:
         alice, bob = await residents.peer("alice"), await residents.peer("bob")
         await until(lambda: knows(alice) == {bob.peer_id})
-        await alice._overlay.network.disconnect(bob.peer_id)
-        await until(lambda: not alice._overlay.network.connected())
-        await until(lambda: bob.peer_id in alice._overlay.network.connected(), 2 * AGAIN_SECONDS)
+        await alice.parts.overlay.network.disconnect(bob.peer_id)
+        await until(lambda: not alice.parts.overlay.network.connected())
+        await until(lambda: bob.peer_id in alice.parts.overlay.network.connected(), 2 * AGAIN_SECONDS)
 
 
 async def test_a_flood_of_cards_leaves_room_for_an_honest_one(

@@ -271,7 +271,7 @@ async def test_nonsense_on_any_protocol_ends_that_stream_and_nothing_else(open_t
     async with open_town() as town:
         alice, mallory = await town.peer("alice"), await town.peer("mallory")
         await alice.publish("builtin:digits")
-        network = mallory._network
+        network = mallory.parts.network
         for part in ("kad", "call"):
             stream = await network.open_stream(alice.peer_id, protocol("town", part))
             await stream.send([b"\xff" * 4096])
@@ -288,7 +288,7 @@ def add_provider(sender: Peer, key: bytes, envelope: bytes) -> Message:
 
 
 async def kad_request(sender: Peer, to: Peer, message: Message) -> Message:
-    stream = await sender._network.open_stream(to.peer_id, protocol("town", "kad"))
+    stream = await sender.parts.network.open_stream(to.peer_id, protocol("town", "kad"))
     framer, buffer = Framer(), memoryview(bytearray(65536))
     await stream.send([frame(message)])
     with trio.fail_after(5):

@@ -103,7 +103,7 @@ async def test_a_thief_who_publishes_later_is_refused_with_the_proof(open_town: 
         # revoked in advance, before anybody has met it
         await alice.revoke(end_of(ACME), models=["acme/loud"])
         mallory = await town.peer("mallory")
-        mallory_s = mallory._overlay.server.revocations
+        mallory_s = mallory.parts.overlay.server.revocations
         assert mallory_s.of(ACME.id) is None
         with pytest.raises(LocalError) as caught:
             await serve(mallory, shop)
@@ -168,7 +168,7 @@ async def test_a_stranger_s_revocation_under_a_name_changes_nothing_for_its_owne
         with pytest.raises(NotFound) as caught:
             await dave.invoke("acme/loud", "hello")
         assert ACME2.id.text not in caught.value.message + caught.value.hint
-        assert len(dave._overlay.server.revocations) == 0
+        assert len(dave.parts.overlay.server.revocations) == 0
 
 
 async def test_what_was_heard_is_remembered_by_the_next_run(
@@ -193,7 +193,7 @@ async def test_what_was_heard_is_remembered_by_the_next_run(
             await serve(bob, shop)
         await trio.testing.wait_all_tasks_blocked(0.05)
         key = provider_key(Keys(NETWORK).model("acme/loud"))
-        held = zoe._overlay.server.store.page(key, b"", 1 << 16).sealeds
+        held = zoe.parts.overlay.server.store.page(key, b"", 1 << 16).sealeds
         assert [sealed.envelope for sealed in held] == [end_of(ACME)]
 
 

@@ -45,7 +45,7 @@ async def offered(
     **said: Any,
 ) -> list[Sealed]:
     """`peer` tells its network of a model that nobody runs: enough to be found. The offer, and its cards."""
-    now_us = peer._overlay.wall_us()
+    now_us = peer.parts.overlay.wall_us()
     owner = owner or key
     manifest = Manifest(owner=owner.id, name=name, task=task, licence=licence, issued_unix=1)
     envelope = seal_manifest(manifest, owner)
@@ -61,10 +61,10 @@ async def offered(
     )
     sealed = seal_offer(offer, key)
     cards = [card_of(sealed, key, tag, summed_up=summed_up) for tag in ("", *offer.tags)]
-    contact = replace(peer._overlay.contact(), id=key.id)
+    contact = replace(peer.parts.overlay.contact(), id=key.id)
     for record in (sealed, *cards):
         for place in record.keys:
-            refused = peer._overlay.server.store.add(place, record, contact)
+            refused = peer.parts.overlay.server.store.add(place, record, contact)
             assert refused is None
     return [sealed, *cards]
 
@@ -165,10 +165,10 @@ async def test_a_summary_that_lies_hides_the_liar_alone(open_town: OpenTown) -> 
             _, card = await offered(alice, key, name, languages=("fr",))
             assert isinstance(card.record, Card)
             lie = seal(CARD_TYPE, replace(card.record, marks=marks, seq=card.seq + 1).to_payload(), key)
-            lied = admit(lie, network="town", now_us=alice._overlay.wall_us())
+            lied = admit(lie, network="town", now_us=alice.parts.overlay.wall_us())
             (place,) = lied.keys
-            contact = replace(alice._overlay.contact(), id=key.id)
-            assert alice._overlay.server.store.add(place, lied, contact) is None
+            contact = replace(alice.parts.overlay.contact(), id=key.id)
+            assert alice.parts.overlay.server.store.add(place, lied, contact) is None
         assert models(await bob.find(TASK, where="language:de", all=True)) == {"acme/honest"}
         assert models(await bob.find(TASK, where="language:fr", all=True)) <= {"acme/boaster"}
 
@@ -191,13 +191,13 @@ async def test_a_stream_gives_the_first_offers_before_all_are_read(open_town: Op
         for number in range(3 * FIRST_MODELS):
             await offered(alice, town.key("alice"), f"acme/m{number}")
         walks = []
-        read = bob._finder.read
+        read = bob.parts.finder.read
 
         async def counted(keys: Any, limit: int) -> Any:
             walks.append(len(keys))
             return await read(keys, limit)
 
-        bob._finder.read = counted  # only listens
+        bob.parts.finder.read = counted  # only listens
         async for offer in bob.search(TASK, limit=1000):
             assert offer.state is State.ALIVE
             break

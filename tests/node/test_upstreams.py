@@ -328,11 +328,11 @@ async def reopened(town: Any, name: str, home: Home) -> AsyncIterator[Peer]:
     key = town.key(name)
     async with (
         town.world.open(key) as transport,
-        Peer.open_on(transport, key, "town", town.peers["bob"]._tuning, State.open(home)) as peer,
+        Peer.open_on(transport, key, "town", town.peers["bob"].parts.tuning, State.open(home)) as peer,
         trio.open_nursery() as nursery,
     ):
         await peer.bootstrap(town.peers["bob"].addrs)
-        nursery.start_soon(peer._restore)
+        nursery.start_soon(peer.parts.restore)
         await peer.restored.wait()
         yield peer
         nursery.cancel_scope.cancel()

@@ -19,18 +19,18 @@ async def tell(peers: Sequence[Peer], settled: Callable[[Told], bool] = lambda t
     by_id: Mapping[PeerId, Peer] = {peer.peer_id: peer for peer in peers}
     assert set(by_id) == {person.id for person in PEOPLE}
     for peer in peers:
-        await peer._overlay.look_around()
+        await peer.parts.overlay.look_around()
     for _, offer in OFFERS:
-        published = await by_id[offer.provider]._publisher.publish(offer)
+        published = await by_id[offer.provider].parts.publisher.publish(offer)
         assert 2 * published.stored > published.asked
     told = Told()
     for reader in READERS:
-        readings = await by_id[PEOPLE[reader].id]._finder.read(KEYS, ENOUGH)
+        readings = await by_id[PEOPLE[reader].id].parts.finder.read(KEYS, ENOUGH)
         for key, reading in zip(KEYS, readings, strict=True):
             told.read[reader, key] = facts(reading.records)
     while True:
         told.held.clear()
-        told.look_into({peer.peer_id: peer._overlay.server.store for peer in peers})
+        told.look_into({peer.peer_id: peer.parts.overlay.server.store for peer in peers})
         if settled(told):
             return told
         await trio.sleep(0.5)

@@ -69,8 +69,8 @@ class ModelnetPeer:
 
     def __init__(self, peer: Peer) -> None:
         self._peer = peer
-        self._overlay, self._publisher = peer._overlay, peer._publisher
-        self._key = peer._publisher._key
+        self._overlay, self._publisher = peer.parts.overlay, peer.parts.publisher
+        self._key = peer.parts.publisher._key
         self._keys = Keys(peer.network_name)
 
     def storing(self, name: str, size: int) -> Store:
@@ -160,8 +160,8 @@ class Crowd:
 
     def add(self, peer: Peer) -> None:
         self.opened.append(peer)
-        self.connections += len(peer._overlay.network.connected())
-        peer._overlay.network.on_connected(self._on_connected)
+        self.connections += len(peer.parts.overlay.network.connected())
+        peer.parts.overlay.network.on_connected(self._on_connected)
         if len(self.opened) % TOLD_EVERY == 0:
             if self.wanted.peers > ROOMY:
                 # to look through the heap of eighty peers for garbage, again and again, takes a third of
@@ -207,7 +207,7 @@ async def serve(wanted: dht_stage.Options) -> None:
             for _ in range(wanted.peers - 1):
                 joining.start_soon(join)
         met = min(MET, wanted.peers - 1 + len(wanted.known))
-        while any(len(peer._overlay.table) < met for peer in opened):  # a busy machine lets dials fail
+        while any(len(peer.parts.overlay.table) < met for peer in opened):  # a busy machine lets dials fail
             await trio.sleep(LOOK_SECONDS)
         peers = [ModelnetPeer(peer) for peer in opened]
         stage.tell({**crowd.progress(), "owners": [peer.id for peer in opened]})
@@ -227,7 +227,7 @@ async def live(
     async with Peer.open(bootstrap=known, network=wanted.network) as peer:
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]  # which hundreds of peers share here
         room = int(CONNECTIONS_SHARE * files / wanted.peers)
-        peer._overlay.warmth.kept = min(peer._overlay.warmth.kept, room)
+        peer.parts.overlay.warmth.kept = min(peer.parts.overlay.warmth.kept, room)
         task_status.started(peer)
         await trio.sleep_forever()
 

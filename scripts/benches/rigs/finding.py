@@ -32,9 +32,8 @@ async def perform(wish: Line, peer: Peer) -> Line:
             started = time.monotonic()
             found = await peer.find(task=task)
             seconds = time.monotonic() - started
-            held = [
-                sealed for _, sealed in peer._overlay.server.store.records() if sealed.record.task == task
-            ]
+            kept = peer.parts.overlay.server.store.records()
+            held = [sealed for _, sealed in kept if sealed.record.task == task]
             return {"seconds": seconds, "found": len(found), "local": bool(held)}
         case {"do": "await", "task": str(task), "there": bool(there)}:
             with trio.fail_after(PATIENCE):

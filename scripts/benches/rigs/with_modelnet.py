@@ -93,7 +93,7 @@ class ModelnetRig:
     async def _greet(self, caller: Peer, server: Line) -> None:
         addrs = [addr.split("/p2p/")[0] for addr in server["addrs"]]
         call = Call(target=server["uri"], value=self._small, key=os.urandom(16).hex())
-        result = await caller._client.unary(PeerId.parse(server["peer"]), addrs, call, TIMEOUT)
+        result = await caller.parts.call_client.unary(PeerId.parse(server["peer"]), addrs, call, TIMEOUT)
         assert result.value == self._small
 
 

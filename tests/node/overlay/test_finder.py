@@ -41,7 +41,7 @@ async def test_a_holder_that_tells_hundreds_of_records_hides_no_other(open_town:
         await alice.publish("builtin:digits")
         honest = (await bob.find(model=NAME))[0]
         key = provider_key(Keys("town").model(NAME))
-        reading = Reading(key, bob._overlay, 80)
+        reading = Reading(key, bob.parts.overlay, 80)
         liar, holder = town.key("liar").id, alice.peer_id
         reading.lookup._hear(Contact(liar, (to_binary("/ip4/10.9.9.9/tcp/1"),)), 0, 0)
         asked, now = [], trio.current_time()
@@ -74,7 +74,7 @@ async def test_providers_without_an_address_do_not_hold_up_a_search(
         key = provider_key(Keys("town").model(NAME))
         for sealed in forgeries(town, honest.envelope, 60):
             contact = Contact(sealed.identity.provider, ())
-            assert bob._overlay.server.store.add(key, sealed, contact) is None
+            assert bob.parts.overlay.server.store.add(key, sealed, contact) is None
         town.freeze("alice")  # each look-up takes all its time
         await trio.sleep(3)
         began = trio.current_time()
@@ -86,7 +86,7 @@ async def test_addresses_that_are_none_cost_their_provider_only(open_town: OpenT
     async with open_town() as town:
         alice, bob = await town.peer("alice"), await town.peer("bob")
         await alice.publish("builtin:digits")
-        vital = await bob._finder.ping(town.key("nobody").id, ["no address"])
+        vital = await bob.parts.finder.ping(town.key("nobody").id, ["no address"])
         assert vital.state is State.DEAD
 
 
@@ -110,5 +110,5 @@ async def test_a_ping_answered_with_megabytes_is_not_believed(open_town: OpenTow
                 await stream.send([memoryview(part) for part in exchange.send(answer)])
 
             mallory.handle(protocol("town", "call"), verbose)
-            vital = await alice._finder.ping(mallory.id, mallory.addrs)
+            vital = await alice.parts.finder.ping(mallory.id, mallory.addrs)
             assert vital.state is State.SUSPECT

@@ -18,19 +18,19 @@ async def test_who_comes_too_late_for_a_key_is_found_in_its_shard_and_is_withdra
     async with open_town() as town:
         peers = [await town.peer(f"peer{number}") for number in range(CROWD)]
         for peer in peers:
-            store = peer._overlay.server.store
+            store = peer.parts.overlay.server.store
             store.bounds = replace(store.bounds, per_key=ROOM)
         for number, peer in enumerate(peers):
             told = await peer.publish("builtin:echo", model=f"echo{number}", task=TASK)
             assert 2 * told["holders"]["stored"] > told["holders"]["asked"] > 0
         reader = await town.peer("reader", listen=False)
-        collect, walks = reader._finder._collect_at, []
+        collect, walks = reader.parts.finder._collect_at, []
 
         async def counted(keys: Any, limit: Any) -> Any:
             walks.append(len(keys))
             return await collect(keys, limit)
 
-        reader._finder._collect_at = counted  # only listens
+        reader.parts.finder._collect_at = counted  # only listens
         found = await reader.find(task=TASK, limit=50, all=True)
         assert {offer.model for offer in found} == {f"echo{number}" for number in range(CROWD)}
         assert walks == [1, 1, 8, 7, *[1] * CROWD]  # the key, its shards several at once, the models

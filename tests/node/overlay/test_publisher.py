@@ -107,7 +107,7 @@ async def test_a_full_disk_changes_nothing_and_ends_nothing(open_town: OpenTown)
             with pytest.raises(NotFound):
                 await bob.invoke(NAME, DIGIT)
             disk.full = True
-            await alice._restoring.restore()  # which forgets old withdrawals, or tries to
+            await alice.parts.restoring.restore()  # which forgets old withdrawals, or tries to
 
 
 async def test_a_renewal_that_the_disk_does_not_allow_is_tried_again(

@@ -19,10 +19,10 @@ async def test_who_asks_somebody_who_knows_nobody_yet_finds_the_others_soon(
         alice = await town.peer("alice")
         carol = await town.peer("carol", alone=True)
         bob = await town.peer("bob")
-        alice._overlay.table.add(carol._overlay.contact(), trio.current_time(), None)
-        assert carol.peer_id not in bob._overlay.table
+        alice.parts.overlay.table.add(carol.parts.overlay.contact(), trio.current_time(), None)
+        assert carol.peer_id not in bob.parts.overlay.table
         await trio.sleep(5)
-        assert carol.peer_id in bob._overlay.table
+        assert carol.peer_id in bob.parts.overlay.table
 
 
 async def test_a_lonely_pair_asks_ever_more_rarely(
@@ -31,13 +31,13 @@ async def test_a_lonely_pair_asks_ever_more_rarely(
     async with open_town() as town:
         alice, bob = await town.peer("alice"), await town.peer("bob")
         asked: list[float] = []
-        handle = alice._overlay.server.handle
+        handle = alice.parts.overlay.server.handle
 
         def counted(*args: Any) -> Any:
             asked.append(trio.current_time())
             return handle(*args)
 
-        alice._overlay.server.handle = counted
+        alice.parts.overlay.server.handle = counted
         await trio.sleep(280)
-        assert bob.peer_id in alice._overlay.table
+        assert bob.peer_id in alice.parts.overlay.table
         assert 4 <= len(asked) <= 12

@@ -25,7 +25,7 @@ QUIET = replace(TEST, beat=60.0, idle_stream=7200.0)  # so that hours of virtual
 def stores_at(holder: Any) -> list[tuple[PeerId, bytes, float]]:
     """Who stored what there from now on, and when."""
     seen: list[tuple[PeerId, bytes, float]] = []
-    handle = holder._overlay.server.handle
+    handle = holder.parts.overlay.server.handle
 
     def watched(request: Message, sender: PeerId, *rest: Any) -> Message | None:
         if request.kind is Kind.ADD_PROVIDER:
@@ -33,7 +33,7 @@ def stores_at(holder: Any) -> list[tuple[PeerId, bytes, float]]:
         reply: Message | None = handle(request, sender, *rest)
         return reply
 
-    holder._overlay.server.handle = watched
+    holder.parts.overlay.server.handle = watched
     return seen
 
 
@@ -44,7 +44,7 @@ async def test_a_peer_that_falls_silent_leaves_the_table_though_nobody_waits_for
     async with open_town() as town:
         peers = {name: await town.peer(name, tuning=tuning) for name in ("alice", *"bcdefghijk")}
         await trio.sleep(60)
-        table = peers["alice"]._overlay.table
+        table = peers["alice"].parts.overlay.table
         far = [name for name, peer in peers.items() if peer.peer_id in table][-1]
         town.freeze(far)
         await trio.sleep(LOOKS * REFRESH_SECONDS)
@@ -109,10 +109,10 @@ async def test_who_speaks_our_protocol_but_can_be_dialled_nowhere_is_in_no_table
             mallory.handle(protocol("town", "kad"), answer)
             await mallory.connect(alice.peer_id, alice.addrs)
             await trio.sleep(1)
-            assert mallory.id in alice._overlay.network.connected()
-            assert mallory.id not in alice._overlay.table
+            assert mallory.id in alice.parts.overlay.network.connected()
+            assert mallory.id not in alice.parts.overlay.table
             await trio.sleep(400)
-            assert {contact.id for contact in bob._overlay.table} == {alice.peer_id}
+            assert {contact.id for contact in bob.parts.overlay.table} == {alice.peer_id}
 
 
 async def test_halves_that_gave_each_other_up_meet_again_when_the_network_heals(
@@ -125,11 +125,11 @@ async def test_halves_that_gave_each_other_up_meet_again_when_the_network_heals(
         await trio.sleep(900)
         for name, peer in peers.items():
             own = {peers[one].peer_id for one in ("abc" if name in "abc" else "def")} - {peer.peer_id}
-            assert {contact.id for contact in peer._overlay.table} == own
+            assert {contact.id for contact in peer.parts.overlay.table} == own
         town.world.heal()
         await trio.sleep(200)
         for peer in peers.values():
-            assert len(peer._overlay.table) == len(peers) - 1
+            assert len(peer.parts.overlay.table) == len(peers) - 1
 
 
 async def test_who_comes_back_is_told_my_records_again_unless_connections_are_let_go_for_their_number(
@@ -140,7 +140,7 @@ async def test_who_comes_back_is_told_my_records_again_unless_connections_are_le
         alice, bob = await town.peer("alice", tuning=QUIET), await town.peer("bob", tuning=QUIET)
         await alice.publish("builtin:digits")
         await trio.sleep(60)
-        network, warmth = alice._network, alice._overlay.warmth
+        network, warmth = alice.parts.network, alice.parts.overlay.warmth
 
         async def come_back() -> int:
             seen = stores_at(bob)
@@ -150,7 +150,7 @@ async def test_who_comes_back_is_told_my_records_again_unless_connections_are_le
             return len({key for _, key, _ in seen})
 
         tuning = replace(QUIET, republish=600.0)
-        alice._overlay.tuning = tuning  # from now on nothing is due for long
+        alice.parts.overlay.tuning = tuning  # from now on nothing is due for long
         await trio.sleep(2 * QUIET.republish)
         warmth.kept = 1
         assert warmth.scarce

@@ -35,18 +35,18 @@ async def test_five_peers_watch_over_who_serves_and_nobody_over_others(
 ) -> None:
     async with open_town() as town:
         alice = await settled(town)
-        watchers = alice._watching.beater.watchers
+        watchers = alice.parts.watching.beater.watchers
         assert len(watchers) == 5
         for name in CROWD:
-            watching = town.peers[name]._watching
+            watching = town.peers[name].parts.watching
             phase = watching.watcher.phase(alice.peer_id)
             assert phase is (Phase.HEARD if town.peers[name].peer_id in watchers else None)
             assert watching.beater.watchers == ()
-        assert alice._watching.beater.silent(trio.current_time()) == set()
+        assert alice.parts.watching.beater.silent(trio.current_time()) == set()
         await alice.unpublish(NAME)
         await trio.sleep(3)
-        assert alice._watching.beater.watchers == ()
-        assert all(not town.peers[name]._watching.watcher.wards for name in CROWD)
+        assert alice.parts.watching.beater.watchers == ()
+        assert all(not town.peers[name].parts.watching.watcher.wards for name in CROWD)
 
 
 async def test_a_frozen_provider_is_left_out_within_seconds_and_back_when_it_thaws(
@@ -57,17 +57,17 @@ async def test_a_frozen_provider_is_left_out_within_seconds_and_back_when_it_tha
         reader = await town.peer("heidi", listen=False)
         assert [offer.state for offer in await reader.find(model=NAME)] == [State.ALIVE]
         town.freeze("alice")
-        beat = alice._tuning.beat
+        beat = alice.parts.tuning.beat
         await trio.sleep(6 * beat)
         started = trio.current_time()
         assert await reader.find(model=NAME) == []
         (gone,) = await reader.find(model=NAME, all=True)
         assert gone.state is State.DEAD
-        assert trio.current_time() - started < 2 * alice._tuning.ping_timeout
-        assert reader._watching.is_dead(alice.peer_id, 0)
+        assert trio.current_time() - started < 2 * alice.parts.tuning.ping_timeout
+        assert reader.parts.watching.is_dead(alice.peer_id, 0)
         town.world.thaw(alice.peer_id)
         await trio.sleep(5 * beat)
-        assert all(not town.peers[name]._watching.is_dead(alice.peer_id, 0) for name in CROWD)
+        assert all(not town.peers[name].parts.watching.is_dead(alice.peer_id, 0) for name in CROWD)
         assert [offer.state for offer in await reader.find(model=NAME)] == [State.ALIVE]
 
 
@@ -77,8 +77,8 @@ async def test_the_killed_are_known_dead_by_every_holder(
     async with open_town() as town:
         alice = await settled(town)
         town.kill("alice")
-        await trio.sleep(5 * alice._tuning.beat)
-        known = [name for name in CROWD if town.peers[name]._watching.is_dead(alice.peer_id, 0)]
+        await trio.sleep(5 * alice.parts.tuning.beat)
+        known = [name for name in CROWD if town.peers[name].parts.watching.is_dead(alice.peer_id, 0)]
         assert known == list(CROWD)
 
 
@@ -90,22 +90,22 @@ async def test_a_record_that_is_newer_than_the_death_is_believed(
         bob = town.peers["bob"]
         town.kill("alice")
         await trio.sleep(5)
-        assert bob._watching.is_dead(alice.peer_id, 0)
-        assert not bob._watching.is_dead(alice.peer_id, bob._overlay.wall_us())
+        assert bob.parts.watching.is_dead(alice.peer_id, 0)
+        assert not bob.parts.watching.is_dead(alice.peer_id, bob.parts.overlay.wall_us())
 
 
 async def test_an_obituary_that_one_watcher_made_up_convinces_nobody(open_town: OpenTown) -> None:
     async with open_town() as town:
         bob, carol = await town.peer("bob"), await town.peer("carol")
-        roster = Seals(town.key("alice"), "town", bob._overlay.wall_us).roster(
+        roster = Seals(town.key("alice"), "town", bob.parts.overlay.wall_us).roster(
             1, (bob.peer_id, carol.peer_id)
         )
-        verdict = Seals(town.key("carol"), "town", bob._overlay.wall_us).verdict(roster.subject, 1, True)
-        stream = await carol._network.open_stream(bob.peer_id, protocol("town", "beat"))
+        verdict = Seals(town.key("carol"), "town", bob.parts.overlay.wall_us).verdict(roster.subject, 1, True)
+        stream = await carol.parts.network.open_stream(bob.peer_id, protocol("town", "beat"))
         await stream.send([frame(Obituary(roster, (verdict, verdict)))])
         with pytest.raises(StreamReset):
             await stream.receive_into(memoryview(bytearray(8)))
-        assert not bob._watching.is_dead(roster.subject, 0)
+        assert not bob.parts.watching.is_dead(roster.subject, 0)
 
 
 async def test_whoever_was_told_of_a_death_is_told_of_its_refutation(
@@ -113,35 +113,35 @@ async def test_whoever_was_told_of_a_death_is_told_of_its_refutation(
 ) -> None:
     async with open_town() as town:
         bob, carol, dave = [await town.peer(name) for name in ("bob", "carol", "dave")]
-        wall_us = bob._overlay.wall_us
+        wall_us = bob.parts.overlay.wall_us
         alice = Seals(town.key("alice"), "town", wall_us)
         roster = alice.roster(1, (bob.peer_id, carol.peer_id))
         verdicts = tuple(
             Seals(town.key(name), "town", wall_us).verdict(roster.subject, 1, True)
             for name in ("bob", "carol")
         )
-        bob._watching._announce((b"where alice's offers lie",), Obituary(roster, verdicts))
+        bob.parts.watching._announce((b"where alice's offers lie",), Obituary(roster, verdicts))
         await trio.sleep(2)
-        assert all(peer._watching.is_dead(roster.subject, 0) for peer in (bob, carol, dave))
-        bob._watching._announce((), alice.beat(2, 1))  # whoever holds the keys by now
+        assert all(peer.parts.watching.is_dead(roster.subject, 0) for peer in (bob, carol, dave))
+        bob.parts.watching._announce((), alice.beat(2, 1))  # whoever holds the keys by now
         await trio.sleep(2)
-        assert not any(peer._watching.is_dead(roster.subject, 0) for peer in (bob, carol, dave))
+        assert not any(peer.parts.watching.is_dead(roster.subject, 0) for peer in (bob, carol, dave))
 
 
 async def test_a_question_is_answered_with_what_is_known(open_town: OpenTown) -> None:
     async with open_town() as town:
         bob, carol = await town.peer("bob"), await town.peer("carol")
-        wall_us = bob._overlay.wall_us
+        wall_us = bob.parts.overlay.wall_us
         alice = town.key("alice").id
         roster = Seals(town.key("alice"), "town", wall_us).roster(1, (bob.peer_id, carol.peer_id))
         verdicts = tuple(
             Seals(town.key(name), "town", wall_us).verdict(alice, 1, True) for name in ("bob", "carol")
         )
-        assert bob._watching.obituaries.add(Obituary(roster, verdicts), wall_us())
-        await carol._watching.learn(b"key", [bob.peer_id], [alice, bob.peer_id])
-        assert carol._watching.is_dead(alice, 0)
-        assert not carol._watching.is_dead(bob.peer_id, 0)
-        stream = await carol._network.open_stream(bob.peer_id, protocol("town", "beat"))
+        assert bob.parts.watching.obituaries.add(Obituary(roster, verdicts), wall_us())
+        await carol.parts.watching.learn(b"key", [bob.peer_id], [alice, bob.peer_id])
+        assert carol.parts.watching.is_dead(alice, 0)
+        assert not carol.parts.watching.is_dead(bob.peer_id, 0)
+        stream = await carol.parts.network.open_stream(bob.peer_id, protocol("town", "beat"))
         async with stream:
             await stream.send([frame(Ask(()))])
             assert await stream.receive_into(memoryview(bytearray(8))) == 0
