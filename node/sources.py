@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from modelnet_p2p.node.manifests import full_name, sealed_manifest
 from modelnet_p2p.node.revoking import Revoking
-from modelnet_p2p.node.serving.backends.contract import Source, checked_options
 from modelnet_p2p.node.serving.own_script import importable
+from modelnet_p2p.node.serving.source import Source, checked_options
 from modelnet_p2p.node.weights.sharing import Pulls
 
 

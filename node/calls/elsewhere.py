@@ -13,7 +13,7 @@ from collections.abc import Callable
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.names import Keys, provider_key
 from modelnet_p2p.node.overlay.driver import Overlay
-from modelnet_p2p.node.serving.backends.contract import Description
+from modelnet_p2p.node.serving.description import Description
 from modelnet_p2p.records import OfferRecord
 
 PAGE_BYTES = 1 << 16  # of records looked at: the first of a crowd are as good as all

@@ -22,7 +22,8 @@ from modelnet_p2p.identity import PeerId
 from modelnet_p2p.names import ModelUri, digest_text
 from modelnet_p2p.node.calls.budget import Budget
 from modelnet_p2p.node.calls.pipe import EventPipe
-from modelnet_p2p.node.serving.backends.contract import METHODS, Description, unknown_method
+from modelnet_p2p.node.serving.backends.contract import METHODS, unknown_method
+from modelnet_p2p.node.serving.description import Description
 from modelnet_p2p.node.serving.models import Models, Served
 from modelnet_p2p.node.transport.contract import Stream, StreamReset
 from modelnet_p2p.payload import Value

@@ -20,7 +20,7 @@ from modelnet_p2p.node.checkup.blocking import in_thread
 from modelnet_p2p.node.checkup.finding import Finding, State, Tell, failed, failed_with
 from modelnet_p2p.node.config import Settings
 from modelnet_p2p.node.disk.home import Home
-from modelnet_p2p.node.serving.backends.contract import guard
+from modelnet_p2p.node.serving.guarding import guard
 from modelnet_p2p.node.single_error import single_error
 
 CHECK_SECONDS = 10.0  # for a look at files or a socket: beyond, a disk or a mount hangs

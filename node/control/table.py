@@ -20,7 +20,7 @@ from modelnet_p2p.identity import PeerId
 from modelnet_p2p.node.control.wire import ITEM, NOTICE
 from modelnet_p2p.node.owners import forget, trust
 from modelnet_p2p.node.revoking import KeyIsOver
-from modelnet_p2p.node.serving.backends.contract import checked_options
+from modelnet_p2p.node.serving.source import checked_options
 
 if TYPE_CHECKING:
     from modelnet_p2p.node.calls.router import Outcome

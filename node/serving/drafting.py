@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.identity import KeyPair
 from modelnet_p2p.names import check_tag
-from modelnet_p2p.node.serving.backends.contract import Description
+from modelnet_p2p.node.serving.description import Description
 from modelnet_p2p.records import BadRecord, Manifest, OfferRecord, open_manifest, seal_manifest
 from modelnet_p2p.records.kinds import MAX_TAGS
 

@@ -21,19 +21,19 @@ from modelnet_p2p.node.serving.backends.builtin import BuiltinBackend
 from modelnet_p2p.node.serving.backends.contract import (
     METHODS,
     Backend,
-    Description,
     Emit,
-    Source,
     check_options,
     run_method,
     unknown_method,
 )
 from modelnet_p2p.node.serving.backends.echo import EchoBackend
+from modelnet_p2p.node.serving.description import Description
 from modelnet_p2p.node.serving.policy.admission import Admission, Queued, Refused
 from modelnet_p2p.node.serving.policy.recent import Recent
 from modelnet_p2p.node.serving.policy.safety import check_safe
 from modelnet_p2p.node.serving.policy.scarcity import no_more
 from modelnet_p2p.node.serving.remembering import Remembered
+from modelnet_p2p.node.serving.source import Source
 from modelnet_p2p.node.serving.upstream.address import is_address
 from modelnet_p2p.node.serving.upstream.runner import Trouble, check_upstream, open_upstream
 from modelnet_p2p.node.serving.worker.regions import Quota

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from modelnet_p2p import __version__
-from modelnet_p2p.node.serving.backends.contract import Description, Source
+from modelnet_p2p.node.serving.description import Description
+from modelnet_p2p.node.serving.source import Source
 from modelnet_p2p.payload import Value
 
 MAX_STAMPS = 512  # files of one model; one that is made of more is loaded before it is announced

@@ -16,8 +16,8 @@ from typing import Protocol
 import trio
 
 from modelnet_p2p.errors import Code, LocalError, ModelnetError, NotFound, RemoteError
-from modelnet_p2p.node.serving.backends.contract import Source
 from modelnet_p2p.node.serving.policy.attendance import Attendance, Rhythm
+from modelnet_p2p.node.serving.source import Source
 from modelnet_p2p.node.serving.upstream.address import Address, served_name, told_apart
 from modelnet_p2p.node.serving.upstream.connection import Gone
 from modelnet_p2p.node.serving.upstream.faults import SERVER

@@ -20,7 +20,7 @@ from modelnet_p2p.errors import Code, LocalError, ModelnetError, NotFound, Remot
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.node.calls.target import Target
 from modelnet_p2p.node.deadlines import within
-from modelnet_p2p.node.serving.backends.contract import Description
+from modelnet_p2p.node.serving.description import Description
 from modelnet_p2p.node.weights.cache import Cache
 from modelnet_p2p.node.weights.hashing import OnDisk, artifact_of
 from modelnet_p2p.node.weights.kept import (

@@ -11,7 +11,7 @@ import trio
 
 from modelnet_p2p.errors import Code, RemoteError
 from modelnet_p2p.node.peer import Peer
-from modelnet_p2p.node.serving.backends.contract import Description
+from modelnet_p2p.node.serving.description import Description
 
 OpenTown = Any  # the fixture that opens a town, see conftest.py
 DIGIT = np.zeros((1, 8, 8), np.float32)

@@ -11,7 +11,7 @@ import pytest
 from modelnet_p2p.errors import Code, LocalError, NotFound
 from modelnet_p2p.identity import KeyPair
 from modelnet_p2p.node.manifests import full_name, seal_described, sealed_manifest
-from modelnet_p2p.node.serving.backends.contract import Source
+from modelnet_p2p.node.serving.source import Source
 
 # Any: the fixture that opens a town, see conftest.py
 OpenTown = Any

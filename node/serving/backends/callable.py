@@ -21,16 +21,10 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from modelnet_p2p.errors import Code, LocalError
-from modelnet_p2p.node.serving.backends.contract import (
-    MAX_ROWS,
-    MAX_SLOTS,
-    SYNC_SLOTS,
-    Backend,
-    Description,
-    WorkerOffload,
-    guard,
-)
+from modelnet_p2p.node.serving.backends.contract import Backend, Description, WorkerOffload
 from modelnet_p2p.node.serving.backends.tensor_model import QUANTISE, SAMPLE
+from modelnet_p2p.node.serving.description import MAX_ROWS, MAX_SLOTS, SYNC_SLOTS
+from modelnet_p2p.node.serving.guarding import guard
 from modelnet_p2p.payload import Value
 from modelnet_p2p.records import Spec
 from modelnet_p2p.tensor import DTYPES

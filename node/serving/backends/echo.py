@@ -13,7 +13,8 @@ from dataclasses import replace
 from importlib.resources import files
 
 from modelnet_p2p.errors import Code, LocalError
-from modelnet_p2p.node.serving.backends.contract import MAX_SLOTS, Backend, Description
+from modelnet_p2p.node.serving.backends.contract import Backend, Description
+from modelnet_p2p.node.serving.description import MAX_SLOTS
 from modelnet_p2p.node.serving.policy.scarcity import is_scarce, no_more
 from modelnet_p2p.payload import Value
 from modelnet_p2p.records import BadRecord, open_manifest

@@ -17,7 +17,7 @@ from typing import Any
 
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.names import check_tag
-from modelnet_p2p.node.serving.backends.contract import Backend, Description, last_line
+from modelnet_p2p.node.serving.backends.contract import Backend, Description
 from modelnet_p2p.node.serving.backends.generation.chunks import Chunks
 from modelnet_p2p.node.serving.backends.generation.requests import (
     PLAIN_STOPS,
@@ -31,6 +31,7 @@ from modelnet_p2p.node.serving.backends.generation.requests import (
 from modelnet_p2p.node.serving.backends.generation.text import Detokeniser, Stops
 from modelnet_p2p.node.serving.backends.gguf_file import BadGguf, GgufFile, read_gguf
 from modelnet_p2p.node.serving.backends.pretrained.card import licence_of
+from modelnet_p2p.node.serving.guarding import last_line
 from modelnet_p2p.node.weights.hashing import artifact_of
 from modelnet_p2p.payload import Value
 from modelnet_p2p.records import Spec

@@ -11,7 +11,7 @@ from typing import Any
 
 from modelnet_p2p.digest import CHUNK_BYTES, Listing
 from modelnet_p2p.errors import Code, LocalError
-from modelnet_p2p.node.serving.backends.contract import Description, guard
+from modelnet_p2p.node.serving.backends.contract import Description
 from modelnet_p2p.node.serving.backends.keras_file import check_config
 from modelnet_p2p.node.serving.backends.ports import Port
 from modelnet_p2p.node.serving.backends.tensor_model import (
@@ -22,6 +22,7 @@ from modelnet_p2p.node.serving.backends.tensor_model import (
     named_after,
     the_file,
 )
+from modelnet_p2p.node.serving.guarding import guard
 from modelnet_p2p.payload import Value
 from modelnet_p2p.tensor import DTYPES, Array
 

@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from modelnet_p2p.artifact import Artifact, FileHashes
 from modelnet_p2p.digest import CHUNK_BYTES
 from modelnet_p2p.errors import Code, LocalError
-from modelnet_p2p.node.serving.backends.contract import guard
+from modelnet_p2p.node.serving.guarding import guard
 
 OPERATORS = ["MatMul", "Gemm", "Gather", "Attention", "LSTM"]
 MAX_BYTES = 2_000_000_000  # of the model, which is one protobuf message while it is quantised

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from modelnet_p2p.errors import Code, LocalError
-from modelnet_p2p.node.serving.backends.contract import Description, guard
+from modelnet_p2p.node.serving.backends.contract import Description
 from modelnet_p2p.node.serving.backends.onnx_file import OnnxFile, read_onnx
 from modelnet_p2p.node.serving.backends.ports import Port
 from modelnet_p2p.node.serving.backends.tensor_model import (
@@ -34,6 +34,7 @@ from modelnet_p2p.node.serving.backends.tensor_model import (
     worded,
 )
 from modelnet_p2p.node.serving.backends.warming import COLD, Warmth, warm_up
+from modelnet_p2p.node.serving.guarding import guard
 from modelnet_p2p.node.weights.hashing import artifact_of
 from modelnet_p2p.payload import Value
 from modelnet_p2p.tensor import Array

@@ -13,7 +13,8 @@ from importlib.metadata import EntryPoint, entry_points
 
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.names import is_model_name
-from modelnet_p2p.node.serving.backends.contract import MAX_FAULT_CHARS, Backend, guard
+from modelnet_p2p.node.serving.backends.contract import Backend
+from modelnet_p2p.node.serving.guarding import MAX_FAULT_CHARS, guard
 from modelnet_p2p.node.serving.policy.safety import check_safe
 
 log = logging.getLogger(__name__)

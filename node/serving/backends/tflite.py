@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from modelnet_p2p.errors import Code, LocalError
-from modelnet_p2p.node.serving.backends.contract import Description, guard
+from modelnet_p2p.node.serving.backends.contract import Description
 from modelnet_p2p.node.serving.backends.ports import Port
 from modelnet_p2p.node.serving.backends.tensor_model import TASK, Opened, TensorBackend, named_after, the_file
+from modelnet_p2p.node.serving.guarding import guard
 from modelnet_p2p.node.weights.hashing import artifact_of
 from modelnet_p2p.payload import Value
 from modelnet_p2p.tensor import DTYPES, Array

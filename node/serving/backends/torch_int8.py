@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelnet_p2p.digest import listing_of
 from modelnet_p2p.errors import Code, LocalError
-from modelnet_p2p.node.serving.backends.contract import guard
+from modelnet_p2p.node.serving.guarding import guard
 
 if TYPE_CHECKING:
     import torch

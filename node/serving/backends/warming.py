@@ -18,8 +18,8 @@ from zipfile import BadZipFile
 import numpy as np
 
 from modelnet_p2p.errors import Code, LocalError
-from modelnet_p2p.node.serving.backends.contract import guard
 from modelnet_p2p.node.serving.backends.ports import Port, gather
+from modelnet_p2p.node.serving.guarding import guard
 from modelnet_p2p.payload import Value
 from modelnet_p2p.tensor import DTYPES, Array
 

@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from itertools import count
 
 from modelnet_p2p.errors import Code, LocalError
-from modelnet_p2p.node.serving.backends.contract import Backend, guard, guarded
+from modelnet_p2p.node.serving.backends.contract import Backend
 from modelnet_p2p.node.serving.child.steps import Steps
+from modelnet_p2p.node.serving.guarding import guard, guarded
 from modelnet_p2p.node.serving.policy.batching import Batching, Run, Wait
 from modelnet_p2p.payload import Value
 

@@ -24,15 +24,7 @@ from functools import partial
 
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.logs.level import chosen_level
-from modelnet_p2p.node.serving.backends.contract import (
-    Backend,
-    Emit,
-    Source,
-    check_options,
-    guard,
-    guarded,
-    run_method,
-)
+from modelnet_p2p.node.serving.backends.contract import Backend, Emit, check_options, run_method
 from modelnet_p2p.node.serving.backends.registry import find_backend
 from modelnet_p2p.node.serving.child import thread_lines
 from modelnet_p2p.node.serving.child.batcher import Batcher
@@ -42,7 +34,9 @@ from modelnet_p2p.node.serving.child.loop_lines import LoopLines
 from modelnet_p2p.node.serving.child.model_thread import ModelThread
 from modelnet_p2p.node.serving.child.thread_batcher import ThreadBatcher
 from modelnet_p2p.node.serving.child.thread_lines import ThreadLines, Watch
+from modelnet_p2p.node.serving.guarding import guard, guarded
 from modelnet_p2p.node.serving.remembering import stamps_of
+from modelnet_p2p.node.serving.source import Source
 from modelnet_p2p.payload import Value
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from modelnet_p2p.errors import Code, LocalError
-from modelnet_p2p.node.serving.backends.contract import Backend, guard, guarded
+from modelnet_p2p.node.serving.backends.contract import Backend
+from modelnet_p2p.node.serving.guarding import guard, guarded
 from modelnet_p2p.payload import Value
 
 log = logging.getLogger(__name__)

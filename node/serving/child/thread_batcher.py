@@ -12,8 +12,9 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from modelnet_p2p.errors import Code, LocalError
-from modelnet_p2p.node.serving.backends.contract import Backend, guard
+from modelnet_p2p.node.serving.backends.contract import Backend
 from modelnet_p2p.node.serving.child.steps import Steps
+from modelnet_p2p.node.serving.guarding import guard
 from modelnet_p2p.node.serving.policy.batching import Batching, Run
 from modelnet_p2p.payload import Value
 

@@ -24,10 +24,10 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Generic, TypeVar
 
-from modelnet_p2p.node.serving.backends.contract import guarded
 from modelnet_p2p.node.serving.child.control import Grant
 from modelnet_p2p.node.serving.child.line import BROKEN, House, Line, Work
 from modelnet_p2p.node.serving.child.thread_batcher import Pending, ThreadBatcher
+from modelnet_p2p.node.serving.guarding import guarded
 
 log = logging.getLogger(__name__)
 

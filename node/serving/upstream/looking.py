@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import trio
 
 from modelnet_p2p.errors import Code, LocalError
-from modelnet_p2p.node.serving.backends.contract import MAX_SLOTS, Description
+from modelnet_p2p.node.serving.description import MAX_SLOTS, Description
 from modelnet_p2p.node.serving.upstream import json_values
 from modelnet_p2p.node.serving.upstream.address import MAX_UPSTREAM_NAME, served_name
 from modelnet_p2p.node.serving.upstream.answers import Answer, vectors_of

@@ -13,7 +13,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from modelnet_p2p.errors import Code, LocalError
-from modelnet_p2p.node.serving.backends.contract import MAX_SLOTS, Description, Emit, Source, guard
+from modelnet_p2p.node.serving.backends.contract import Emit
+from modelnet_p2p.node.serving.description import MAX_SLOTS, Description
+from modelnet_p2p.node.serving.guarding import guard
+from modelnet_p2p.node.serving.source import Source
 from modelnet_p2p.node.serving.upstream import json_values
 from modelnet_p2p.node.serving.upstream.address import Address
 from modelnet_p2p.node.serving.upstream.answers import Answer, vectors_of

@@ -18,9 +18,10 @@ import trio
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.exchange import Call, Fault, Item, RemoteProtocolError, Result
 from modelnet_p2p.node.logs.level import worker_output
-from modelnet_p2p.node.serving.backends.contract import Emit, Source
+from modelnet_p2p.node.serving.backends.contract import Emit
 from modelnet_p2p.node.serving.policy.notes import BadNote, Note, NoteKind
 from modelnet_p2p.node.serving.policy.scarcity import is_scarce, no_more
+from modelnet_p2p.node.serving.source import Source
 from modelnet_p2p.node.serving.worker.link import Control, WorkerStream, socket_pair
 from modelnet_p2p.node.serving.worker.regions import Quota
 from modelnet_p2p.node.serving.worker.sharing import Shares, Sharing

@@ -15,9 +15,11 @@ import trio
 from modelnet_p2p.errors import Code, LocalError, ModelnetError
 from modelnet_p2p.exchange import Call
 from modelnet_p2p.frames import MAX_LABEL_BYTES
-from modelnet_p2p.node.serving.backends.contract import Description, Emit, Source
+from modelnet_p2p.node.serving.backends.contract import Emit
+from modelnet_p2p.node.serving.description import Description
 from modelnet_p2p.node.serving.policy.restarting import Restarts
 from modelnet_p2p.node.serving.remembering import Remembered, Stamp, read_stamps
+from modelnet_p2p.node.serving.source import Source
 from modelnet_p2p.node.serving.worker.process import Process
 from modelnet_p2p.node.serving.worker.regions import Quota
 from modelnet_p2p.payload import Value

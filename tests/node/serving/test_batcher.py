@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 from modelnet_p2p.errors import Code, LocalError
-from modelnet_p2p.node.serving.backends.contract import Backend, Description, Source
+from modelnet_p2p.node.serving.backends.contract import Backend
 from modelnet_p2p.node.serving.child.batcher import Batcher
+from modelnet_p2p.node.serving.description import Description
+from modelnet_p2p.node.serving.source import Source
 from modelnet_p2p.payload import Value
 
 

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from modelnet_p2p.errors import Code, LocalError, ModelnetError
-from modelnet_p2p.node.serving.backends.contract import MAX_SLOTS, Description
+from modelnet_p2p.node.serving.description import MAX_SLOTS, Description
 from modelnet_p2p.node.serving.models import Models, Served, Source
 
 Call = Callable[..., Awaitable[tuple[Any, list[Any]]]]  # Any: each test knows what its model gives

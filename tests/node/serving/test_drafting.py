@@ -8,7 +8,7 @@ import pytest
 
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.identity import KeyPair
-from modelnet_p2p.node.serving.backends.contract import Description
+from modelnet_p2p.node.serving.description import Description
 from modelnet_p2p.node.serving.drafting import draft_offer
 from modelnet_p2p.records import Manifest, OfferRecord, seal_manifest
 

@@ -12,8 +12,8 @@ import trio.testing
 
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.serving.backends.builtin import BuiltinBackend
-from modelnet_p2p.node.serving.backends.contract import MAX_SLOTS
 from modelnet_p2p.node.serving.backends.registry import find_backend
+from modelnet_p2p.node.serving.description import MAX_SLOTS
 from modelnet_p2p.node.serving.models import Models, Source
 from modelnet_p2p.records import open_manifest
 

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from gguf_writer import write_gguf
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.serving.backends import gguf
-from modelnet_p2p.node.serving.backends.contract import Description, Source
 from modelnet_p2p.node.serving.backends.gguf import GgufBackend, replace_words
 from modelnet_p2p.node.serving.backends.gguf_file import BadGguf, read_gguf
 from modelnet_p2p.node.serving.backends.registry import find_backend
+from modelnet_p2p.node.serving.description import Description
+from modelnet_p2p.node.serving.source import Source
 
 FIELDS: dict[str, object] = {
     "general.architecture": "llama",

@@ -14,9 +14,9 @@ import pytest
 
 import toys
 from modelnet_p2p.errors import Code, LocalError
-from modelnet_p2p.node.serving.backends.contract import Source
 from modelnet_p2p.node.serving.backends.keras_file import check_config
 from modelnet_p2p.node.serving.backends.keras_model import KerasBackend
+from modelnet_p2p.node.serving.source import Source
 
 DENSE = {
     "module": "keras.layers",

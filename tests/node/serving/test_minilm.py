@@ -27,7 +27,6 @@ from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.identity import KeyPair
 from modelnet_p2p.node.serving.backends import minilm
 from modelnet_p2p.node.serving.backends.builtin import BuiltinBackend
-from modelnet_p2p.node.serving.backends.contract import Description, Source
 from modelnet_p2p.node.serving.backends.minilm import (
     BATCH_TOKENS,
     MAX_TEXT_CHARS,
@@ -41,8 +40,10 @@ from modelnet_p2p.node.serving.backends.minilm import (
     package_home,
 )
 from modelnet_p2p.node.serving.backends.registry import find_backend
+from modelnet_p2p.node.serving.description import Description
 from modelnet_p2p.node.serving.drafting import draft_offer
 from modelnet_p2p.node.serving.models import Models
+from modelnet_p2p.node.serving.source import Source
 from modelnet_p2p.payload import Value
 from modelnet_p2p.records import open_manifest
 

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from modelnet_p2p.errors import Code, LocalError
-from modelnet_p2p.node.serving.backends.contract import Source
 from modelnet_p2p.node.serving.backends.pretrained import backend, loading
 from modelnet_p2p.node.serving.backends.pretrained.backend import TransformersBackend
 from modelnet_p2p.node.serving.backends.pretrained.card import Card, parse_card
 from modelnet_p2p.node.serving.backends.pretrained.folder import Kind, looks_like_folder, open_folder
 from modelnet_p2p.node.serving.backends.registry import find_backend
+from modelnet_p2p.node.serving.source import Source
 from modelnet_p2p.node.weights.hashing import artifact_of
 
 LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "max_position_embeddings": 64}

@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 import toys
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.serving.backends import onnx_model
-from modelnet_p2p.node.serving.backends.contract import Source
 from modelnet_p2p.node.serving.backends.onnx_file import read_onnx
 from modelnet_p2p.node.serving.backends.onnx_model import OnnxBackend
 from modelnet_p2p.node.serving.models import Models
+from modelnet_p2p.node.serving.source import Source
 from modelnet_p2p.node.weights.hashing import artifact_of
 from modelnet_p2p.payload import Value
 from modelnet_p2p.records import Spec

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 
 import toys
 from modelnet_p2p.errors import Code, LocalError
-from modelnet_p2p.node.serving.backends.contract import Source
 from modelnet_p2p.node.serving.backends.pt2_archive import read_archive
 from modelnet_p2p.node.serving.backends.pt2_model import ExportedBackend
 from modelnet_p2p.node.serving.backends.pt2_program import Program
+from modelnet_p2p.node.serving.source import Source
 from modelnet_p2p.records import Spec
 
 torch = pytest.importorskip("torch")

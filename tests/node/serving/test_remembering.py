@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelnet_p2p.errors import Code, LocalError, ModelnetError
-from modelnet_p2p.node.serving.backends.contract import Description, Source
+from modelnet_p2p.node.serving.description import Description
 from modelnet_p2p.node.serving.models import Models, Served
 from modelnet_p2p.node.serving.remembering import (
     MAX_STAMPS,
@@ -25,6 +25,7 @@ from modelnet_p2p.node.serving.remembering import (
     read_stamps,
     stamps_of,
 )
+from modelnet_p2p.node.serving.source import Source
 from modelnet_p2p.records import Spec
 
 Call = Callable[..., Awaitable[tuple[Any, list[Any]]]]  # Any: each test knows what its model gives

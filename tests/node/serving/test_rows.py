@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.serving.backends.callable import CallableBackend
-from modelnet_p2p.node.serving.backends.contract import Source
 from modelnet_p2p.node.serving.backends.rows import joined, parted, rows_of
+from modelnet_p2p.node.serving.source import Source
 from modelnet_p2p.payload import Value
 
 

@@ -15,13 +15,15 @@ from hypothesis import strategies as st
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.serving.backends.builtin import BuiltinBackend
 from modelnet_p2p.node.serving.backends.callable import CallableBackend, _specs
-from modelnet_p2p.node.serving.backends.contract import Backend, Description, Source
+from modelnet_p2p.node.serving.backends.contract import Backend
 from modelnet_p2p.node.serving.backends.minilm import MiniLmBackend
 from modelnet_p2p.node.serving.backends.onnx_model import OnnxBackend
 from modelnet_p2p.node.serving.backends.pt2_model import ExportedBackend
 from modelnet_p2p.node.serving.backends.registry import find_backend
 from modelnet_p2p.node.serving.backends.tflite import TfliteBackend
 from modelnet_p2p.node.serving.backends.torch_module import TorchModuleBackend
+from modelnet_p2p.node.serving.description import Description
+from modelnet_p2p.node.serving.source import Source
 from modelnet_p2p.records import Spec
 
 ALICES = Source(

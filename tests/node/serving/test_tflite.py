@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 import toys
 from modelnet_p2p.errors import Code, LocalError
-from modelnet_p2p.node.serving.backends.contract import Source
 from modelnet_p2p.node.serving.backends.tflite import TfliteBackend, _told
+from modelnet_p2p.node.serving.source import Source
 from modelnet_p2p.node.weights.hashing import artifact_of
 from modelnet_p2p.records import Spec
 

@@ -14,8 +14,9 @@ from safetensors.numpy import save_file
 import toys
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.serving.backends.callable import CallableBackend
-from modelnet_p2p.node.serving.backends.contract import Backend, Source
+from modelnet_p2p.node.serving.backends.contract import Backend
 from modelnet_p2p.node.serving.backends.registry import find_backend
+from modelnet_p2p.node.serving.source import Source
 from modelnet_p2p.records import Spec
 
 pytest.importorskip("torch")

@@ -17,9 +17,9 @@ import trio
 from safetensors.numpy import load_file, save_file
 
 from modelnet_p2p.errors import Code, LocalError
-from modelnet_p2p.node.serving.backends.contract import Source
 from modelnet_p2p.node.serving.backends.pretrained.backend import TransformersBackend
 from modelnet_p2p.node.serving.models import Models
+from modelnet_p2p.node.serving.source import Source
 from modelnet_p2p.payload import Value
 
 torch = pytest.importorskip("torch")

@@ -16,7 +16,7 @@ from trio.testing import MockClock
 
 import recorded_streams as recorded
 from modelnet_p2p.errors import Code, LocalError
-from modelnet_p2p.node.serving.backends.contract import Description
+from modelnet_p2p.node.serving.description import Description
 from modelnet_p2p.node.serving.models import Models, Served, Source, open_models
 from modelnet_p2p.node.serving.upstream.connection import MAX_HEAD_BYTES
 from modelnet_p2p.tuning import TEST

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 
 from modelnet_p2p.errors import Code, LocalError
-from modelnet_p2p.node.serving.backends.contract import guard
 from modelnet_p2p.node.serving.backends.generation.requests import Sampling
 from modelnet_p2p.node.serving.backends.pretrained.cache import RowCache
 from modelnet_p2p.node.serving.backends.pretrained.sampling import Drawn, Sampler, best_of
+from modelnet_p2p.node.serving.guarding import guard
 
 log = logging.getLogger(__name__)
 

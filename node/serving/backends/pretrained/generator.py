@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from modelnet_p2p.errors import Code, LocalError
-from modelnet_p2p.node.serving.backends.contract import Offload, guarded, last_line
+from modelnet_p2p.node.serving.backends.contract import Offload
 from modelnet_p2p.node.serving.backends.generation.chunks import Chance, Chunks
 from modelnet_p2p.node.serving.backends.generation.requests import (
     PLAIN_STOPS,
@@ -26,6 +26,7 @@ from modelnet_p2p.node.serving.backends.generation.requests import (
 from modelnet_p2p.node.serving.backends.generation.text import Detokeniser, Stops
 from modelnet_p2p.node.serving.backends.pretrained.engine import Engine, Row
 from modelnet_p2p.node.serving.backends.pretrained.sampling import Drawn, Sampler
+from modelnet_p2p.node.serving.guarding import guarded, last_line
 from modelnet_p2p.payload import Value
 
 log = logging.getLogger(__name__)

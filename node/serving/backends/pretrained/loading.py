@@ -9,8 +9,8 @@ from importlib.util import find_spec
 from typing import Any
 
 from modelnet_p2p.errors import Code, LocalError
-from modelnet_p2p.node.serving.backends.contract import last_line
 from modelnet_p2p.node.serving.backends.pretrained.folder import Folder, Kind
+from modelnet_p2p.node.serving.guarding import last_line
 
 NEEDED = ("torch", "transformers")
 CLASSES = {
