@@ -21,9 +21,10 @@ from modelnet_p2p.node.overlay.publisher import Published, Publisher
 from modelnet_p2p.node.revoking import Revoking
 from modelnet_p2p.node.serving.description import Description
 from modelnet_p2p.node.serving.drafting import draft_offer
-from modelnet_p2p.node.serving.models import Models, Served
+from modelnet_p2p.node.serving.models import Models
 from modelnet_p2p.node.serving.policy.recent import Pace, merged
 from modelnet_p2p.node.serving.remembering import Remembered
+from modelnet_p2p.node.serving.served import Served
 from modelnet_p2p.node.serving.source import Source
 from modelnet_p2p.node.serving.upstream.address import is_address
 from modelnet_p2p.node.weights.hashing import OnDisk

@@ -19,8 +19,9 @@ from modelnet_p2p.errors import Code, LocalError, ModelnetError
 from modelnet_p2p.node.disk.state import State
 from modelnet_p2p.node.hosting import Hosting
 from modelnet_p2p.node.overlay.publisher import Publisher
-from modelnet_p2p.node.serving.models import Models, Served
+from modelnet_p2p.node.serving.models import Models
 from modelnet_p2p.node.serving.remembering import Remembered
+from modelnet_p2p.node.serving.served import Served
 from modelnet_p2p.node.serving.source import Source
 from modelnet_p2p.node.serving.upstream.address import is_address
 from modelnet_p2p.records import BadRecord, admit

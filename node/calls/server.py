@@ -24,7 +24,8 @@ from modelnet_p2p.node.calls.budget import Budget
 from modelnet_p2p.node.calls.pipe import EventPipe
 from modelnet_p2p.node.serving.backends.contract import METHODS, unknown_method
 from modelnet_p2p.node.serving.description import Description
-from modelnet_p2p.node.serving.models import Models, Served
+from modelnet_p2p.node.serving.models import Models
+from modelnet_p2p.node.serving.served import Served
 from modelnet_p2p.node.transport.contract import Stream, StreamReset
 from modelnet_p2p.payload import Value
 from modelnet_p2p.tuning import Tuning

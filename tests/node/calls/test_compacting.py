@@ -22,7 +22,7 @@ from modelnet_p2p.node.calls import compacting, router
 from modelnet_p2p.node.calls.budget import Budget
 from modelnet_p2p.node.calls.pipe import EventPipe
 from modelnet_p2p.node.calls.server import CallServer
-from modelnet_p2p.node.serving.models import Answer
+from modelnet_p2p.node.serving.served import Answer
 from modelnet_p2p.node.transport.memory_stream import stream_pair
 from modelnet_p2p.tensor import allocate
 

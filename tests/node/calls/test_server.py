@@ -20,7 +20,7 @@ from modelnet_p2p.frames import HEADER, MAX_HOPS, Kind
 from modelnet_p2p.identity import KeyPair
 from modelnet_p2p.node.calls.budget import Budget
 from modelnet_p2p.node.calls.server import CallServer
-from modelnet_p2p.node.serving.models import Answer
+from modelnet_p2p.node.serving.served import Answer
 from modelnet_p2p.node.transport.contract import StreamReset
 from modelnet_p2p.node.transport.memory_stream import MemoryStream, stream_pair
 

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import trio
 
-from modelnet_p2p.node.serving.models import Models, Served, Source, open_models
+from modelnet_p2p.node.serving.models import Models, open_models
+from modelnet_p2p.node.serving.served import Served
+from modelnet_p2p.node.serving.source import Source
 from modelnet_p2p.payload import Value
 from modelnet_p2p.tuning import TEST
 

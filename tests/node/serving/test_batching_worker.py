@@ -12,7 +12,9 @@ import trio
 
 from modelnet_p2p.errors import Code, LocalError, ModelnetError
 from modelnet_p2p.node.serving.description import MAX_SLOTS, Description
-from modelnet_p2p.node.serving.models import Models, Served, Source
+from modelnet_p2p.node.serving.models import Models
+from modelnet_p2p.node.serving.served import Served
+from modelnet_p2p.node.serving.source import Source
 
 Call = Callable[..., Awaitable[tuple[Any, list[Any]]]]  # Any: each test knows what its model gives
 MakeSource = Callable[..., Source]

@@ -12,7 +12,8 @@ import pytest
 from modelnet_p2p.digest import Listing, listing_of
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.serving.backends.builtin import ROWS
-from modelnet_p2p.node.serving.models import Models, Source
+from modelnet_p2p.node.serving.models import Models
+from modelnet_p2p.node.serving.source import Source
 from modelnet_p2p.payload import Value
 from modelnet_p2p.records import open_manifest
 

@@ -14,7 +14,8 @@ from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.serving.backends.builtin import BuiltinBackend
 from modelnet_p2p.node.serving.backends.registry import find_backend
 from modelnet_p2p.node.serving.description import MAX_SLOTS
-from modelnet_p2p.node.serving.models import Models, Source
+from modelnet_p2p.node.serving.models import Models
+from modelnet_p2p.node.serving.source import Source
 from modelnet_p2p.records import open_manifest
 
 Call = Callable[..., Awaitable[tuple[Any, list[Any]]]]  # Any: the echo's output is its input

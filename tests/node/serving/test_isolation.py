@@ -11,7 +11,9 @@ import pytest
 import trio
 
 from modelnet_p2p.errors import Code, LocalError
-from modelnet_p2p.node.serving.models import Models, Served, Source
+from modelnet_p2p.node.serving.models import Models
+from modelnet_p2p.node.serving.served import Served
+from modelnet_p2p.node.serving.source import Source
 from modelnet_p2p.node.serving.worker import regions, sharing
 
 Call = Callable[..., Awaitable[tuple[Any, list[Any]]]]  # Any: each test knows what its model gives

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from modelnet_p2p.errors import Code, LocalError, ModelnetError
 from modelnet_p2p.node.serving.description import Description
-from modelnet_p2p.node.serving.models import Models, Served
+from modelnet_p2p.node.serving.models import Models
 from modelnet_p2p.node.serving.remembering import (
     MAX_STAMPS,
     Remembered,
@@ -25,6 +25,7 @@ from modelnet_p2p.node.serving.remembering import (
     read_stamps,
     stamps_of,
 )
+from modelnet_p2p.node.serving.served import Served
 from modelnet_p2p.node.serving.source import Source
 from modelnet_p2p.records import Spec
 

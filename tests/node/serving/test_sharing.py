@@ -14,7 +14,9 @@ import pytest
 import trio
 
 from modelnet_p2p.errors import Code, LocalError
-from modelnet_p2p.node.serving.models import Models, Served, Source
+from modelnet_p2p.node.serving.models import Models
+from modelnet_p2p.node.serving.served import Served
+from modelnet_p2p.node.serving.source import Source
 from modelnet_p2p.node.serving.worker import regions, sharing
 from modelnet_p2p.payload import Value, decode_value, encode_value
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from modelnet_p2p.errors import Code, LocalError
-from modelnet_p2p.node.serving.models import Models, Source
+from modelnet_p2p.node.serving.models import Models
+from modelnet_p2p.node.serving.source import Source
 
 PACKAGE = """
 import asyncio, threading

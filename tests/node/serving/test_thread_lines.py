@@ -16,7 +16,8 @@ import trio
 import trio.testing
 
 from modelnet_p2p.errors import Code, LocalError
-from modelnet_p2p.node.serving.models import Models, Source
+from modelnet_p2p.node.serving.models import Models
+from modelnet_p2p.node.serving.source import Source
 from modelnet_p2p.node.serving.worker import regions, sharing
 from modelnet_p2p.node.serving.worker.regions import Quota
 from modelnet_p2p.node.serving.worker.worker import open_worker
@@ -305,7 +306,8 @@ async def test_a_worker_whose_peer_dies_does_not_wait_for_its_model(
     """One step of 60 s is on when the peer is killed."""
     parent = (
         "import sys, os, signal, trio\n"
-        "from modelnet_p2p.node.serving.models import Source, open_models\n"
+        "from modelnet_p2p.node.serving.models import open_models\n"
+        "from modelnet_p2p.node.serving.source import Source\n"
         "from modelnet_p2p.tuning import TEST\n"
         "async def emit(item): pass\n"
         "async def main():\n"

@@ -15,7 +15,8 @@ from safetensors.numpy import save_file
 
 from modelnet_p2p.digest import listing_of
 from modelnet_p2p.errors import Code, LocalError
-from modelnet_p2p.node.serving.models import Models, Source
+from modelnet_p2p.node.serving.models import Models
+from modelnet_p2p.node.serving.source import Source
 
 Call = Callable[..., Awaitable[tuple[Any, list[Any]]]]  # Any: each test knows what its model gives
 MakeSource = Callable[..., Source]

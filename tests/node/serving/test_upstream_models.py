@@ -17,7 +17,9 @@ from trio.testing import MockClock
 import recorded_streams as recorded
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.serving.description import Description
-from modelnet_p2p.node.serving.models import Models, Served, Source, open_models
+from modelnet_p2p.node.serving.models import Models, open_models
+from modelnet_p2p.node.serving.served import Served
+from modelnet_p2p.node.serving.source import Source
 from modelnet_p2p.node.serving.upstream.connection import MAX_HEAD_BYTES
 from modelnet_p2p.tuning import TEST
 from upstream_server import Say, Server, chat_events, in_memory, model_list, say_events, say_json

@@ -18,7 +18,9 @@ import trio.testing
 
 from modelnet_p2p.errors import Code, LocalError, ModelnetError
 from modelnet_p2p.node.serving.backends.contract import MAX_BODY_BYTES
-from modelnet_p2p.node.serving.models import MAX_MODELS, Models, Served, Source, open_models
+from modelnet_p2p.node.serving.models import MAX_MODELS, Models, open_models
+from modelnet_p2p.node.serving.served import Served
+from modelnet_p2p.node.serving.source import Source
 from modelnet_p2p.payload import Value
 from modelnet_p2p.tuning import TEST
 
@@ -550,7 +552,8 @@ async def test_kill_9_of_the_parent_ends_the_worker(
 ) -> None:
     parent = (
         "import sys, os, signal, trio\n"
-        "from modelnet_p2p.node.serving.models import Source, open_models\n"
+        "from modelnet_p2p.node.serving.models import open_models\n"
+        "from modelnet_p2p.node.serving.source import Source\n"
         "from modelnet_p2p.tuning import TEST\n"
         "async def main():\n"
         "    async with open_models(TEST) as models, trio.open_nursery() as nursery:\n"
