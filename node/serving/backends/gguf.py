@@ -18,6 +18,7 @@ from typing import Any
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.names import check_tag
 from modelnet_p2p.node.serving.backends.contract import Backend, Description
+from modelnet_p2p.node.serving.backends.files import lacking, the_file
 from modelnet_p2p.node.serving.backends.generation.chunks import Chunks
 from modelnet_p2p.node.serving.backends.generation.requests import (
     PLAIN_STOPS,
@@ -59,10 +60,7 @@ class GgufBackend(Backend):
         return spec.lower().endswith(SUFFIX)
 
     async def load(self) -> None:
-        path = Path(self.source.cwd or ".", self.source.spec)
-        if not path.is_file():
-            hint = "name a file below the directory you are in, or its whole path"
-            raise LocalError(Code.BAD_INPUT, f"there is no file {path}", hint=hint)
+        path = the_file(self.source)
         try:
             header = await self.offload(lambda: read_gguf(path))
         except (OSError, BadGguf) as error:
@@ -72,12 +70,8 @@ class GgufBackend(Backend):
             words = f"{path} holds a model of the kind {architecture}, which does not generate text"
             raise LocalError(Code.BAD_INPUT, words)
         if find_spec("llama_cpp") is None:
-            raise LocalError(
-                Code.BAD_STATE,
-                f"{self.source.spec} needs llama-cpp-python, which "
-                f"{self.source.interpreter or 'this Python'} does not have",
-                hint="pip install 'modelnet-p2p[gguf]' (it is compiled while it is installed)",
-            )
+            hint = " (it is compiled while it is installed)"
+            raise lacking(self.source, "llama-cpp-python", "gguf", hint=hint)
         await self.offload(lambda: self._load(path, header))
 
     def _load(self, path: Path, header: GgufFile) -> None:

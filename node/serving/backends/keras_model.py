@@ -7,48 +7,33 @@ Smaller, and faster to load, is the same model converted to TFLite or ONNX.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from modelnet_p2p.digest import CHUNK_BYTES, Listing
-from modelnet_p2p.errors import Code, LocalError
+from modelnet_p2p.errors import Code
 from modelnet_p2p.node.serving.backends.contract import Description
+from modelnet_p2p.node.serving.backends.files import hashed_alone, lacking, named_after
 from modelnet_p2p.node.serving.backends.keras_file import check_config
 from modelnet_p2p.node.serving.backends.ports import Port
-from modelnet_p2p.node.serving.backends.tensor_model import (
-    TASK,
-    Opened,
-    TensorBackend,
-    chunk_hashes,
-    named_after,
-    the_file,
-)
+from modelnet_p2p.node.serving.backends.tensor_model import TASK, Opened, TensorBackend
 from modelnet_p2p.node.serving.guarding import guard
 from modelnet_p2p.payload import Value
 from modelnet_p2p.tensor import DTYPES, Array
-
-SUFFIX = ".keras"
 
 
 class KerasBackend(TensorBackend):
     """As safe_mode loads it, without its optimiser."""
 
+    suffix = ".keras"
     _model: Any  # Any: Keras has no types
 
-    @classmethod
-    def claims(cls, spec: str) -> bool:
-        return spec.lower().endswith(SUFFIX)
-
-    def open(self) -> Opened:
-        path = the_file(self)
+    def open(self, path: Path) -> Opened:
         check_config(path)
-        here = self.source.interpreter or "this Python"
         try:
             import keras
         except ImportError as error:
-            words = (
-                f"{self.source.spec} needs keras and what it runs on, which {here} does not have ({error})"
-            )
-            raise LocalError(Code.BAD_STATE, words, hint="pip install 'modelnet-p2p[keras]'") from error
+            what, why = "keras and what it runs on", f" ({error})"
+            raise lacking(self.source, what, "keras", why=why) from error
         with guard(Code.BAD_INPUT, f"Keras cannot load {path}: "):
             self._model = keras.saving.load_model(path, compile=False, safe_mode=True)
             inputs = tuple(_port(tensor, tensor.name) for tensor in self._model.inputs)
@@ -56,14 +41,14 @@ class KerasBackend(TensorBackend):
             numbered = ["output"] if len(given) == 1 else [f"output.{at}" for at in range(len(given))]
             names = getattr(self._model, "output_names", numbered)  # a Sequential has none
             outputs = tuple(_port(tensor, name) for tensor, name in zip(given, names, strict=True))
-        size, chunks = chunk_hashes(path)
+        digest, size = hashed_alone(path)
         description = Description(
             name=named_after(path),
             task=TASK,
             framework="keras",
             precision=str(self._model.variable_dtype),
             parameters=int(self._model.count_params()),
-            digest=Listing(size, CHUNK_BYTES, chunks, ()).root,
+            digest=digest,
             size_bytes=size,
         )
         return Opened(description, inputs, outputs)

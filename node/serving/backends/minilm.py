@@ -23,6 +23,7 @@ import numpy as np
 from modelnet_p2p.digest import BadArtifact, listing_of
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.serving.backends.contract import Backend, Description
+from modelnet_p2p.node.serving.backends.files import lacking
 from modelnet_p2p.node.serving.policy.scarcity import is_scarce, no_more
 from modelnet_p2p.payload import Value
 from modelnet_p2p.records import BadRecord, Spec, open_manifest
@@ -63,12 +64,7 @@ class MiniLmBackend(Backend):
     async def load(self) -> None:
         missing = [name for module, name in NEEDED.items() if find_spec(module) is None]
         if missing:
-            here = self.source.interpreter or "this Python"
-            raise LocalError(
-                Code.BAD_STATE,
-                f"{MINILM} needs {', '.join(missing)}, which {here} does not have",
-                hint="pip install 'modelnet-p2p[minilm]'",
-            )
+            raise lacking(self.source, ", ".join(missing), "minilm")
         await self.offload(self._load)
 
     def _load(self) -> None:

@@ -12,12 +12,14 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.serving.backends.contract import Description
+from modelnet_p2p.node.serving.backends.files import named_after, needing
 from modelnet_p2p.node.serving.backends.onnx_file import OnnxFile, read_onnx
 from modelnet_p2p.node.serving.backends.ports import Port
 from modelnet_p2p.node.serving.backends.tensor_model import (
@@ -28,9 +30,7 @@ from modelnet_p2p.node.serving.backends.tensor_model import (
     Opened,
     TensorBackend,
     error_metric,
-    named_after,
     quantised,
-    the_file,
     worded,
 )
 from modelnet_p2p.node.serving.backends.warming import COLD, Warmth, warm_up
@@ -42,7 +42,6 @@ from modelnet_p2p.tensor import Array
 if TYPE_CHECKING:
     import onnxruntime
 
-SUFFIX = ".onnx"
 THREADS = 4  # of one model: a peer serves several, and others use the machine, too
 FIRST_RUN_SECONDS = 20.0  # of a generated input; then the run is ended, and the offer tells no latency
 
@@ -60,22 +59,14 @@ _REGRESSORS = frozenset({"TreeEnsembleRegressor", "LinearRegressor", "SVMRegress
 class OnnxBackend(TensorBackend):
     """On the first GPU if the installed onnxruntime knows one, else on the CPU."""
 
+    suffix = ".onnx"
     options: ClassVar[frozenset[str]] = frozenset({SAMPLE, QUANTISE})
     _session: onnxruntime.InferenceSession
     _original: onnxruntime.InferenceSession | None = None  # beside its variant, until that is measured
 
-    @classmethod
-    def claims(cls, spec: str) -> bool:
-        return spec.lower().endswith(SUFFIX)
-
-    def open(self) -> Opened:
-        path = the_file(self)
-        try:
+    def open(self, path: Path) -> Opened:
+        with needing(self.source, "onnxruntime", "onnx"):
             import onnxruntime
-        except ImportError as error:
-            here = self.source.interpreter or "this Python"
-            words = f"{self.source.spec} needs onnxruntime, which {here} does not have"
-            raise LocalError(Code.BAD_STATE, words, hint="pip install 'modelnet-p2p[onnx]'") from error
         onnxruntime.set_default_logger_severity(4)  # what it raises is told; its lines would be told twice
         told = read_onnx(path)
         hashed = artifact_of(path)

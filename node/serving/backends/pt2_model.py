@@ -8,44 +8,30 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from modelnet_p2p.digest import CHUNK_BYTES, Listing
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.serving.backends.contract import Description
+from modelnet_p2p.node.serving.backends.files import hashed_alone, named_after, needing
 from modelnet_p2p.node.serving.backends.pt2_archive import read_archive
 from modelnet_p2p.node.serving.backends.pt2_program import Program
-from modelnet_p2p.node.serving.backends.tensor_model import (
-    TASK,
-    Opened,
-    TensorBackend,
-    chunk_hashes,
-    named_after,
-    the_file,
-)
-from modelnet_p2p.node.serving.backends.torch_serving import from_torch, no_torch, to_torch
+from modelnet_p2p.node.serving.backends.tensor_model import TASK, Opened, TensorBackend
+from modelnet_p2p.node.serving.backends.torch_serving import from_torch, to_torch
 from modelnet_p2p.payload import Value
 from modelnet_p2p.tensor import Array
-
-SUFFIX = ".pt2"
 
 
 class ExportedBackend(TensorBackend):
     """On the first GPU if torch sees one, else on the CPU."""
 
+    suffix = ".pt2"
     _program: Program
     _device: str
 
-    @classmethod
-    def claims(cls, spec: str) -> bool:
-        return spec.lower().endswith(SUFFIX)
-
-    def open(self) -> Opened:
-        path = the_file(self)
-        try:
+    def open(self, path: Path) -> Opened:
+        with needing(self.source, "torch", "torch"):
             import torch
-        except ImportError as error:
-            raise no_torch(self.source.spec, self.source.interpreter) from error
         archive = read_archive(path)
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
@@ -54,15 +40,14 @@ class ExportedBackend(TensorBackend):
             hint = "export the module in eval mode, or publish its safetensors with --module MODULE:CLASS"
             words = f"cannot serve {path}: {error or type(error).__name__}"
             raise LocalError(Code.BAD_INPUT, words[:500], hint=hint) from error
-        size, chunks = chunk_hashes(path)
+        digest, size = hashed_alone(path)  # no listing: it may hold a pickle, which others would load
         description = Description(
             name=named_after(path),
             task=TASK,
             framework="torch.export",
             precision=self._program.precision,
             parameters=self._program.parameters,
-            # of the file as it is; no listing is handed out, for it may hold a pickle that others would load
-            digest=Listing(size, CHUNK_BYTES, chunks, ()).root,
+            digest=digest,
             size_bytes=size,
         )
         return Opened(

@@ -1,22 +1,21 @@
 """What the backends of tensor models share: tensors in, tensors out, and a runtime that knows both by name.
 
-A subclass opens its file and says what is in it; finding the file, checking inputs, warming up and the
-parts of the description that follow from it are here.
+A subclass opens its file and says what is in it; checking inputs, warming up and the parts of the
+description that follow from it are here.
 """
 
 from __future__ import annotations
 
-import hashlib
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
-from modelnet_p2p.digest import CHUNK_BYTES
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.names import check_task
 from modelnet_p2p.node.serving.backends.contract import Backend, Description
+from modelnet_p2p.node.serving.backends.files import the_file
 from modelnet_p2p.node.serving.backends.ports import Port, answer, gather, specs
 from modelnet_p2p.node.serving.backends.warming import COLD, Warmth, difference, sample_arrays, warm_up
 from modelnet_p2p.payload import Value
@@ -45,14 +44,19 @@ class TensorBackend(Backend):
 
     blocks = True
     options: ClassVar[frozenset[str]] = frozenset({SAMPLE})
+    suffix: ClassVar[str]  # of its files, in lower case
     _opened: Opened
     _description: Description
+
+    @classmethod
+    def claims(cls, spec: str) -> bool:
+        return spec.lower().endswith(cls.suffix)
 
     async def load(self) -> None:
         await self.offload(self._load)
 
     def _load(self) -> None:
-        self._opened = self.open()
+        self._opened = self.open(the_file(self.source))
         opened = self._opened
         given = sample_arrays(sample_path(self), opened.inputs, self.source.spec)
         warmth = warm_up(self.source.spec, self.warm, opened.inputs, opened.outputs, given)
@@ -67,7 +71,7 @@ class TensorBackend(Backend):
         self.warmed(warmth)
 
     @abstractmethod
-    def open(self) -> Opened:
+    def open(self, path: Path) -> Opened:
         """Load the model; raises LocalError that names the file in trouble, and what of it is refused."""
 
     @abstractmethod
@@ -100,24 +104,6 @@ class TensorBackend(Backend):
         return answer(self._opened.outputs, self.run(arrays))
 
 
-def the_file(backend: Backend) -> Path:
-    """The file that a source names; raises LocalError (bad-input) where there is none."""
-    path = Path(backend.source.cwd or ".", backend.source.spec)
-    if not path.is_file():
-        hint = "name a file below the directory you are in, or its whole path"
-        raise LocalError(Code.BAD_INPUT, f"there is no file {path}", hint=hint)
-    return path
-
-
-def chunk_hashes(path: Path) -> tuple[int, tuple[bytes, ...]]:
-    """A file's size, and the hash of each chunk of it."""
-    hashes: list[bytes] = []
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            hashes.append(hashlib.sha256(chunk).digest())
-        return file.tell(), tuple(hashes)
-
-
 def sample_path(backend: Backend) -> Path | None:
     """The publisher's own input, if there is one."""
     named = backend.source.options.get(SAMPLE)
@@ -130,12 +116,6 @@ def quantised(backend: Backend) -> bool:
     if wanted not in (None, INT8):
         raise LocalError(Code.BAD_INPUT, f"no variant {wanted[:40]!r} of a model", hint="--quantise int8")
     return wanted is not None
-
-
-def named_after(path: Path) -> str:
-    """A model's name from its file's, or from its directory's where that says more."""
-    stem = path.stem.lower().strip("._-")
-    return (path.resolve().parent.name.lower().strip("._-") if stem == "model" else stem) or "model"
 
 
 def worded(description: Description, words: Mapping[str, str]) -> Description:

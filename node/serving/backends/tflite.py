@@ -19,8 +19,9 @@ import numpy as np
 
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.serving.backends.contract import Description
+from modelnet_p2p.node.serving.backends.files import named_after, needing
 from modelnet_p2p.node.serving.backends.ports import Port
-from modelnet_p2p.node.serving.backends.tensor_model import TASK, Opened, TensorBackend, named_after, the_file
+from modelnet_p2p.node.serving.backends.tensor_model import TASK, Opened, TensorBackend
 from modelnet_p2p.node.serving.guarding import guard
 from modelnet_p2p.node.weights.hashing import artifact_of
 from modelnet_p2p.payload import Value
@@ -29,7 +30,6 @@ from modelnet_p2p.tensor import DTYPES, Array
 if TYPE_CHECKING:
     from ai_edge_litert.interpreter import Interpreter
 
-SUFFIX = ".tflite"
 THREADS = 4  # of one model: a peer serves several, and others use the machine, too
 _PREFIX, _FIRST = "serving_default_", ":0"  # what the converter puts around the names that people gave
 
@@ -37,23 +37,15 @@ _PREFIX, _FIRST = "serving_default_", ":0"  # what the converter puts around the
 class TfliteBackend(TensorBackend):
     """On the CPU."""
 
+    suffix = ".tflite"
     _interpreter: Interpreter
     _in: list[int]  # the interpreter's numbers of inputs and outputs
     _out: list[int]
     _shapes: list[tuple[int, ...]]  # of the inputs, as it stands
 
-    @classmethod
-    def claims(cls, spec: str) -> bool:
-        return spec.lower().endswith(SUFFIX)
-
-    def open(self) -> Opened:
-        path = the_file(self)
-        try:
+    def open(self, path: Path) -> Opened:
+        with needing(self.source, "ai-edge-litert", "tflite"):
             from ai_edge_litert.interpreter import Interpreter
-        except ImportError as error:
-            here = self.source.interpreter or "this Python"
-            words = f"{self.source.spec} needs ai-edge-litert, which {here} does not have"
-            raise LocalError(Code.BAD_STATE, words, hint="pip install 'modelnet-p2p[tflite]'") from error
         hashed = artifact_of(path)
         told = _told(path)
         with guard(Code.BAD_INPUT, f"LiteRT cannot load {path}: "):

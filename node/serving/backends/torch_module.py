@@ -18,7 +18,8 @@ from modelnet_p2p.digest import listing_of, metadata_of
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.serving.backends.callable import construct, resolve
 from modelnet_p2p.node.serving.backends.contract import Backend, Description
-from modelnet_p2p.node.serving.backends.tensor_model import QUANTISE, SAMPLE, the_file, worded
+from modelnet_p2p.node.serving.backends.files import the_file
+from modelnet_p2p.node.serving.backends.tensor_model import QUANTISE, SAMPLE, worded
 from modelnet_p2p.node.serving.backends.torch_serving import TorchServing, no_torch
 from modelnet_p2p.payload import Value
 
@@ -45,7 +46,7 @@ class TorchModuleBackend(Backend):
         await self.offload(self._load)
 
     def _load(self) -> None:
-        path = the_file(self)
+        path = the_file(self.source)
         try:
             import torch
         except ImportError as error:
