@@ -1,24 +1,23 @@
 """One HTTP request as the endpoints see it: its body on the way in, its answer on the way out.
 
-Straight on ASGI's messages, without Starlette's request and response: a token is one `send`, and nothing
-is held between the model and the socket. What is read is bounded, and so is what all requests hold together.
+Straight on ASGI's messages: a token is one `send`, and nothing is held between the model and the socket. What
+is read is bounded, and so is what all requests hold together.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NoReturn
 from urllib.parse import parse_qsl
 
 import trio
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from modelnet_p2p.errors import Code, LocalError, ModelnetError
+from modelnet_p2p.node.gateway.asgi import App, Message, OnGone, Receive, Scope, Send
 from modelnet_p2p.node.gateway.errors import RETRY_AFTER, BadRequest, error_object, kind_of, to_bytes
-from modelnet_p2p.node.single_error import single_error
 
 MAX_JSON_BYTES = 16 << 20  # of one request: prompts with pictures in them; parsed it may take 20 times that
 MAX_BODIES_BYTES = 1 << 30  # that the bodies of all requests may take together
@@ -57,6 +56,7 @@ class Http:
     def __init__(self, scope: Scope, receive: Receive, send: Send, room: Room) -> None:
         self.scope = scope
         self.started = trio.current_time()
+        self.model = ""  # that the path names
         self.answering = False  # the status is out; an error can only be told inside of the answer
         self._read = scope["method"] in ("GET", "HEAD")  # all of the request has been
         self._receive = receive
@@ -83,10 +83,6 @@ class Http:
             )
         except ValueError as error:
             raise BadRequest(f"the query of the URL cannot be read: {error}") from error
-
-    def param(self, name: str) -> str:
-        """A part of the path."""
-        return str(self.scope["path_params"][name])
 
     async def body(self, limit: int) -> bytes:
         """All of the body; raises LocalError (too-large, busy, deadline) and Gone."""
@@ -121,21 +117,17 @@ class Http:
         self._room.give_back(self._held)
         self._held = 0
 
-    async def gone(self) -> None:
-        """Returns when the client has hung up; to be awaited once the body has been read."""
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-
     # --- out ---
 
     async def start(self, status: int, kind: bytes, headers: Headers = ()) -> None:
-        """The head of an answer whose body is written bit by bit."""
+        """The head of an answer whose body is written bit by bit, and which leaves with the first of them."""
         self.answering = True
         await self._send(
             {
                 "type": "http.response.start",
                 "status": status,
                 "headers": [(b"content-type", kind), (b"cache-control", b"no-store"), *headers],
+                "held": True,
             }
         )
 
@@ -173,7 +165,7 @@ class Http:
             headers.append((b"x-modelnet-peer", error.peer.encode()))
         await self.say(error_object(error), kind_of(error).status, headers)
 
-    async def pass_to(self, app: ASGIApp) -> None:
+    async def pass_to(self, app: App) -> None:
         """Let another application answer it; what that reads of the body is counted as here, and must
         arrive in time."""
         until = trio.current_time() + BODY_SECONDS
@@ -195,23 +187,17 @@ class Http:
 
         await app(self.scope, receive, send)
 
-    @asynccontextmanager
-    async def while_there(self) -> AsyncIterator[None]:
+    @contextmanager
+    def while_there(self) -> Iterator[None]:
         """The block is cancelled when the client hangs up, with what it called; then Gone is raised."""
-        left = False
-
-        async def watch() -> None:
-            nonlocal left
-            await self.gone()
-            left = True
-            nursery.cancel_scope.cancel()
-
-        with single_error():
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(watch)
+        on_gone: OnGone = self.scope["state"]["on_gone"]
+        with trio.CancelScope() as scope:
+            on_gone(scope.cancel)
+            try:
                 yield
-                nursery.cancel_scope.cancel()
-        if left:
+            finally:
+                on_gone(None)
+        if scope.cancelled_caught:
             raise Gone
 
 
