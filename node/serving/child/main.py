@@ -29,11 +29,12 @@ from modelnet_p2p.node.serving.backends.registry import find_backend
 from modelnet_p2p.node.serving.child import thread_lines
 from modelnet_p2p.node.serving.child.batcher import Batcher
 from modelnet_p2p.node.serving.child.control import Control
+from modelnet_p2p.node.serving.child.farewells import Watch
 from modelnet_p2p.node.serving.child.line import House, Line
 from modelnet_p2p.node.serving.child.loop_lines import LoopLines
 from modelnet_p2p.node.serving.child.model_thread import ModelThread
 from modelnet_p2p.node.serving.child.thread_batcher import ThreadBatcher
-from modelnet_p2p.node.serving.child.thread_lines import ThreadLines, Watch
+from modelnet_p2p.node.serving.child.thread_lines import ThreadLines
 from modelnet_p2p.node.serving.guarding import guard, guarded
 from modelnet_p2p.node.serving.remembering import stamps_of
 from modelnet_p2p.node.serving.source import Source
