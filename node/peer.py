@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ from modelnet_p2p.identity import KeyPair, PeerId
 from modelnet_p2p.names import PUBLIC_NETWORK, ModelUri
 from modelnet_p2p.node import reports
 from modelnet_p2p.node.assembly import MAX_CANDIDATES, Parts, assembled, joined
-from modelnet_p2p.node.calls.router import Fit, Outcome, Running
+from modelnet_p2p.node.calls.router import Fit, OnBegin, OnItem, Outcome
 from modelnet_p2p.node.calls.target import Target
 from modelnet_p2p.node.deadlines import check_timeout, within
 from modelnet_p2p.node.disk.state import State
@@ -286,30 +286,37 @@ class Peer:
             lambda: self.parts.router.open(aim, input, params or {}, timeout, "stream", wire),
         )
 
-    def open_call(
+    async def call_fitting(
         self,
         target: str,
-        input: Value = None,
+        fit: Fit,
+        on_begin: OnBegin,
+        on_item: OnItem,
         *,
-        params: Mapping[str, Value] | None = None,
         timeout: float = 30.0,
-        method: str = "stream",
         wire: str = "",
-        fit: Fit | None = None,
         avoid: Collection[str] = (),
         repeatable: bool = False,
-    ) -> AbstractAsyncContextManager[Running]:
-        """The call once a provider has begun to answer: `async with peer.open_call(…) as running`.
+    ) -> Outcome:
+        """A call whose input depends on who is asked: `fit` gives it, with the parameters, for each offer.
 
-        Iterate over it for the items, then read its `outcome`; leaving the block early cancels the work on
-        the far side. `fit` says what each provider is asked, where that depends on its offer; providers in
-        `avoid` are not asked; `repeatable`: to ask again after a loss does no harm. Raises as `call` does.
+        `on_begin` is told once a provider has begun to answer; providers in `avoid` are not asked;
+        `repeatable`: to ask again after a loss does no harm. The rest is as in `call`.
         """
         aim = self._target(target, None)
         check_wire(wire)
         check_timeout(timeout)
-        return self.parts.router.open(
-            aim, input, params or {}, timeout, method, wire, fit=fit, avoid=avoid, repeatable=repeatable
+        return await self.parts.router.call(
+            aim,
+            None,
+            {},
+            timeout,
+            on_item,
+            wire,
+            on_begin=on_begin,
+            fit=fit,
+            avoid=avoid,
+            repeatable=repeatable,
         )
 
     def _target(self, target: str, provider: str | None) -> Target:

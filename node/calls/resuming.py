@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable, Collection
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Awaitable, Collection
 from typing import Protocol
 
 import trio
 
 from modelnet_p2p.errors import Code, NotFound, RemoteError
 from modelnet_p2p.names import ModelUri
-from modelnet_p2p.node.calls.router import OnItem, Outcome, Running
+from modelnet_p2p.node.calls.router import Begun, OnBegin, OnItem, Outcome
 from modelnet_p2p.offers import Offer
 from modelnet_p2p.payload import Value, encode_value
 
@@ -27,51 +26,45 @@ MAX_RESUMED = 3  # providers that may die under one answer
 LOST = frozenset({Code.UNREACHABLE})  # the provider, or the connection to it, is gone
 
 
-class Open(Protocol):
-    """Begins the call of a target, at none of the providers in `avoid`, within that many seconds."""
+class CallOnce(Protocol):
+    """One call of a target, of none of the providers in `avoid`, within that many seconds."""
 
     def __call__(
-        self, target: str, timeout: float, avoid: Collection[str]
-    ) -> AbstractAsyncContextManager[Running]: ...
+        self, target: str, timeout: float, avoid: Collection[str], on_begin: OnBegin, on_item: OnItem
+    ) -> Awaitable[Outcome]: ...
 
 
-OnBegin = Callable[[Running], Awaitable[None]]
-
-
-async def relay(open_call: Open, target: str, timeout: float, on_begin: OnBegin, on_item: OnItem) -> Outcome:
-    """Call `target`; each item goes to `on_item`, which may be slow: the model then waits.
+async def relay(call: CallOnce, target: str, timeout: float, on_begin: OnBegin, on_item: OnItem) -> Outcome:
+    """Call `target`; each item goes to `on_item`, which may be slow: the model then waits. The one answer of
+    a model that does not stream is an item, too.
 
     `on_begin` is told once, when the first provider has begun to answer. Raises what the call raises, and
     after the first item RemoteError where nobody could go on.
     """
     until = trio.current_time() + timeout
-    told, dead = _Delivered(), list[str]()
+    answer, dead = _Answer(on_begin, on_item), list[str]()
     lost: RemoteError | None = None
     while True:
-        offer: Offer | None = None
+        answer.offer = None
         left = until - trio.current_time()
         if lost is not None and left <= 0:  # nobody could begin in no time
             raise lost
         try:
-            async with open_call(target, left, dead) as running:
-                offer = running.offer
-                if lost is None:
-                    await on_begin(running)
-                    told.keeps = resumable(offer)
-                await _pass_on(running, told, on_item)
-            assert running.outcome is not None
-            return running.outcome
+            outcome = await call(target, left, dead, answer.begin, answer.add)
+            await answer.end(outcome)
+            return outcome
         except (RemoteError, NotFound) as error:
+            offer = answer.offer
             if offer is None or isinstance(error, NotFound):  # nobody else began
                 raise lost or error from error
-            if not (told.keeps and error.code in LOST and len(dead) < MAX_RESUMED):
+            if not (answer.keeps and error.code in LOST and len(dead) < MAX_RESUMED):
                 raise
             lost = error
             dead.append(offer.provider)
             target = str(
                 ModelUri(offer.record.name, offer.record.version, offer.record.owner, offer.record.digest)
             )
-            log.info("%s was lost after %d items; another one is asked", offer.provider[-8:], told.items)
+            log.info("%s was lost after %d items; another one is asked", offer.provider[-8:], answer.items)
 
 
 def resumable(offer: Offer) -> bool:
@@ -79,47 +72,59 @@ def resumable(offer: Offer) -> bool:
     return offer.record.digest is not None and "deterministic" in offer.record.gives
 
 
-class _Delivered:
+class _Answer:
     """What a caller has had of an answer: how many items, and one hash of them all."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_begin: OnBegin, on_item: OnItem) -> None:
         self.items = 0
         self.keeps = False  # whether the hash is
-        self.hash = hashlib.sha256()
+        self.offer: Offer | None = None  # of whoever has begun to answer now
+        self._on_begin = on_begin
+        self._on_item = on_item
+        self._began = False  # who was asked first
+        self._hash = hashlib.sha256()
+        self._left = 0  # items to come that were delivered before ...
+        self._again = self._hash  # ... and the hash of those that have
 
-    def add(self, item: Value) -> None:
+    async def begin(self, begun: Begun) -> None:
+        self.offer = begun.offer
+        if not self._began:
+            await self._on_begin(begun)
+            self._began, self.keeps = True, resumable(begun.offer)
+        else:
+            self._left, self._again = self.items, hashlib.sha256()
+
+    async def add(self, item: Value) -> None:
+        """Pass it on, unless it was before; raises RemoteError where those are others now."""
+        if self._left:
+            self._left -= 1
+            _feed(self._again, item)
+            if not self._left and self._again.digest() != self._hash.digest():
+                raise self._differs()
+            return
         self.items += 1
         if self.keeps:
-            _feed(self.hash, item)
+            _feed(self._hash, item)
+        await self._on_item(item)
 
+    async def end(self, outcome: Outcome) -> None:
+        """It has ended well; raises RemoteError where less came than before."""
+        if self._left:
+            raise self._differs()
+        if not self.items and self.offer is not None and "items" not in self.offer.record.gives:
+            await self._on_item(outcome.output)
 
-async def _pass_on(running: Running, told: _Delivered, on_item: OnItem) -> None:
-    """The items that follow those that were delivered; raises RemoteError where those are others now."""
-    again, before = hashlib.sha256(), told.items
-    left = before
-    async for item in running:
-        if left:
-            left -= 1
-            _feed(again, item)
-            if not left and again.digest() != told.hash.digest():
-                raise _differs(running.offer, before)
-            continue
-        told.add(item)
-        await on_item(item)
-    if left:
-        raise _differs(running.offer, before)
+    def _differs(self) -> RemoteError:
+        provider = self.offer.provider if self.offer is not None else ""
+        return RemoteError(
+            Code.MODEL_ERROR,
+            f"the provider was lost after {self.items} items, and {provider} answers the same call otherwise",
+            peer=provider,
+            hint="ask again from the start",
+        )
 
 
 def _feed(into: hashlib._Hash, item: Value) -> None:
     for buffer in encode_value(item).buffers:
         into.update(buffer)
     into.update(b"|")
-
-
-def _differs(offer: Offer, items: int) -> RemoteError:
-    return RemoteError(
-        Code.MODEL_ERROR,
-        f"the provider was lost after {items} items, and {offer.provider} answers the same call otherwise",
-        peer=offer.provider,
-        hint="ask again from the start",
-    )

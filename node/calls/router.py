@@ -50,18 +50,13 @@ class Outcome:
     trace: tuple[dict[str, object], ...]  # a map per hop: provider, digest, bytes_in, bytes_out, ms, wire
 
 
-class Running:
-    """A call that a provider has begun to answer; iterate for its items, then read `outcome`."""
+class Begun:
+    """A call that a provider has begun to answer."""
 
-    def __init__(
-        self, offer: Offer, attempts: int, ongoing: Ongoing, first: Item | Result, started: float
-    ) -> None:
+    def __init__(self, offer: Offer, attempts: int, ongoing: Ongoing) -> None:
         self.offer = offer
         self.attempts = attempts
-        self.outcome: Outcome | None = None
         self._ongoing = ongoing
-        self._first: Item | Result | None = first
-        self._started = started
 
     @property
     def bytes_in(self) -> int:
@@ -72,6 +67,18 @@ class Running:
     def bytes_held(self) -> int:
         """What the answer so far takes here."""
         return self._ongoing.bytes_held
+
+
+class Running(Begun):
+    """The same, to be iterated for its items; then read `outcome`."""
+
+    def __init__(
+        self, offer: Offer, attempts: int, ongoing: Ongoing, first: Item | Result, started: float
+    ) -> None:
+        super().__init__(offer, attempts, ongoing)
+        self.outcome: Outcome | None = None
+        self._first: Item | Result | None = first
+        self._started = started
 
     def __aiter__(self) -> Running:
         return self
@@ -122,6 +129,7 @@ def outcome_of(
 
 Search = Callable[[Query], Awaitable[Sequence[Offer]]]
 Why = Callable[[Query, str], Awaitable[NotFound | None]]  # nobody offers it
+OnBegin = Callable[[Begun], Awaitable[None]]
 OnItem = Callable[[Value], Awaitable[None]]
 # What is asked of the model that an offer describes: its input and parameters. May raise LocalError.
 Fit = Callable[[Offer], tuple[Value, Mapping[str, Value]]]
@@ -159,31 +167,21 @@ class Router:
         timeout: float,
         method: str = "invoke",
         wire: str = "",
-        *,
-        fit: Fit | None = None,
-        avoid: Collection[str] = (),
-        repeatable: bool = False,
     ) -> AsyncIterator[Running]:
         """Yield the call once a provider has begun to answer; leaving early cancels it there.
 
-        With a `wire` (see payload.WIRES) large float tensors travel in that form, both ways. `fit` says what
-        each provider is asked, in place of `value` and `params`, where that depends on its offer. Providers
-        in `avoid` are not asked; `repeatable` says that to ask twice does no harm, whatever the offer says.
+        With a `wire` (see payload.WIRES) large float tensors travel in that form, both ways.
 
         All of it, the search too, ends within `timeout` seconds. Raises NotFound, RemoteError (the last
         provider's, or deadline), LocalError (bad-input).
         """
         started = trio.current_time()
         until = started + timeout
-        if wire and fit is None:
+        if wire:
             value, _ = await compacted(value, wire, strict=True)
         key = self._rng.randbytes(16).hex()
-        tries = Tries(self, target, until, avoid, repeatable=repeatable)
+        tries = Tries(self, target, until)
         while (offer := await tries.next()) is not None:
-            if fit is not None:
-                value, params = fit(offer)
-                if wire:
-                    value, _ = await compacted(value, wire, strict=True)
             call = Call(target=offer.uri, value=value, method=method, params=params, key=key, wire=wire)
             running = None
             try:
@@ -210,19 +208,32 @@ class Router:
         timeout: float,
         on_item: OnItem | None = None,
         wire: str = "",
+        *,
+        on_begin: OnBegin | None = None,
+        fit: Fit | None = None,
+        avoid: Collection[str] = (),
+        repeatable: bool = False,
     ) -> Outcome:
         """The call as a whole. Items go to `on_item`; without it a streamed answer is their list.
+
+        `on_begin` is told once a provider has begun to answer. `fit` says what each provider is asked, in
+        place of `value` and `params`, where that depends on its offer. Providers in `avoid` are not asked;
+        `repeatable` says that to ask twice does no harm, whatever the offer says.
 
         Raises as `open` does, and RemoteError (deadline) when `on_item` takes longer than there is time.
         """
         started = trio.current_time()
         until = started + timeout
-        tries = Tries(self, target, until)
+        tries = Tries(self, target, until, avoid, repeatable=repeatable)
         with trio.CancelScope(deadline=until + DEADLINE_GRACE) as scope:
-            if wire:
+            if wire and fit is None:
                 value, _ = await compacted(value, wire, strict=True)
             key = self._rng.randbytes(16).hex()
             while (offer := await tries.next()) is not None:
+                if fit is not None:
+                    value, params = fit(offer)
+                    if wire:
+                        value, _ = await compacted(value, wire, strict=True)
                 call = Call(
                     target=offer.uri,
                     value=value,
@@ -231,19 +242,22 @@ class Router:
                     key=key,
                     wire=wire,
                 )
-                ongoing = None
+                ongoing = first = None
                 try:
                     with self._memory.calling(offer):
                         ongoing = await self._client.begin(
                             offer.record.provider, offer.addrs, call, until, tries.progress
                         )
-                        output, result = await _collected(offer, ongoing, on_item)
+                        first = await ongoing.receive()
+                        if on_begin is not None:
+                            await on_begin(Begun(offer, tries.number, ongoing))
+                        output, result = await _collected(offer, ongoing, first, on_item)
                     outcome = outcome_of(offer, tries.number, result, output, ongoing.bytes_in, started)
                     self._memory.succeeded(offer, outcome.total_ms)
                     self._owners.used(target.query, offer.record.owner, time.time())
                     return outcome
                 except RemoteError as error:
-                    if not tries.go_on(offer, error, begun=tries.progress.items > 0):
+                    if not tries.go_on(offer, error, begun=first is not None):
                         raise
                 finally:
                     if ongoing is not None:
@@ -333,16 +347,19 @@ def _is_same(one: Offer, other: Offer) -> bool:
     )
 
 
-async def _collected(offer: Offer, ongoing: Ongoing, on_item: OnItem | None) -> tuple[Value, Result]:
-    """The output of a call, and its result, once that has come."""
+async def _collected(
+    offer: Offer, ongoing: Ongoing, event: Item | Result, on_item: OnItem | None
+) -> tuple[Value, Result]:
+    """The output of a call whose first event has come, and its result, once that has."""
     items: list[Value] = []
-    while isinstance(event := await ongoing.receive(), Item):
+    while isinstance(event, Item):
         if on_item is not None:
             await on_item(event.value)
-            continue
-        items.append(event.value)
-        if len(items) > MAX_COLLECTED_ITEMS or ongoing.bytes_held > MAX_COLLECTED_BYTES:
-            raise _too_long(offer)
+        else:
+            items.append(event.value)
+            if len(items) > MAX_COLLECTED_ITEMS or ongoing.bytes_held > MAX_COLLECTED_BYTES:
+                raise _too_long(offer)
+        event = await ongoing.receive()
     empty = on_item is None and event.value is None and "items" in offer.record.gives
     return items if items or empty else event.value, event
 

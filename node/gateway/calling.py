@@ -7,15 +7,14 @@ reader that is slow slows the model down, and one that hangs up cancels it.
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Collection
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Awaitable, Collection
 from typing import TYPE_CHECKING
 
 import trio
 
 from modelnet_p2p.errors import Code, LocalError, ModelnetError
 from modelnet_p2p.node.calls.resuming import relay
-from modelnet_p2p.node.calls.router import Fit, Outcome, Running
+from modelnet_p2p.node.calls.router import Begun, Fit, OnBegin, OnItem, Outcome
 from modelnet_p2p.node.gateway.errors import BadRequest
 from modelnet_p2p.node.gateway.gauges import Gauges
 from modelnet_p2p.node.gateway.http import Http, Room
@@ -31,9 +30,6 @@ MAX_TARGET_CHARS = 1024
 MAX_WHOLE_BYTES = 64 << 20  # of an answer that is put together here before it is sent
 TIMEOUT_HEADER = b"x-modelnet-timeout"
 _SHOWN = re.compile(r"[\x21-\x7e]*")
-
-OnBegin = Callable[[Running], Awaitable[None]]
-OnItem = Callable[[Value], Awaitable[None]]
 
 
 class Gateway:
@@ -76,12 +72,12 @@ class Calling:
         self.first: float | None = None  # when the first item came, in trio's time
         self.items = 0
         self._begun = 0
-        self._held: Callable[[], int] = lambda: 0
+        self._answer: Begun | None = None
 
     @property
     def held(self) -> int:
         """Bytes that the answer takes so far, as it came from the provider."""
-        return self._held()
+        return self._answer.bytes_held if self._answer is not None else 0
 
     async def run(self, fit: Fit, on_begin: OnBegin, on_item: OnItem, *, repeatable: bool = True) -> Outcome:
         """Ask whoever offers it, in the form that `fit` gives for each offer.
@@ -91,18 +87,25 @@ class Calling:
         """
         gateway = self.gateway
 
-        def open_call(
-            target: str, timeout: float, avoid: Collection[str]
-        ) -> AbstractAsyncContextManager[Running]:
+        def call(
+            target: str, timeout: float, avoid: Collection[str], on_begin: OnBegin, on_item: OnItem
+        ) -> Awaitable[Outcome]:
             self._begun += 1
-            return gateway.peer.open_call(
-                target, timeout=timeout, wire=self.wire, fit=fit, avoid=avoid, repeatable=repeatable
+            return gateway.peer.call_fitting(
+                target,
+                fit,
+                on_begin,
+                on_item,
+                timeout=timeout,
+                wire=self.wire,
+                avoid=avoid,
+                repeatable=repeatable,
             )
 
-        async def begin(running: Running) -> None:
+        async def begin(begun: Begun) -> None:
             self.first = trio.current_time()
-            self._held = lambda: running.bytes_held
-            await on_begin(running)
+            self._answer = begun
+            await on_begin(begun)
 
         async def pass_on(item: Value) -> None:
             self.items += 1
@@ -110,7 +113,7 @@ class Calling:
 
         try:
             with self.http.while_there():
-                outcome = await relay(open_call, self.target, self.timeout, begin, pass_on)
+                outcome = await relay(call, self.target, self.timeout, begin, pass_on)
         except ModelnetError as error:
             gateway.gauges.failure(error)
             raise
@@ -133,15 +136,15 @@ def _timeout(http: Http, usual: float) -> float:
     return seconds
 
 
-def first_headers(running: Running) -> list[tuple[bytes, bytes]]:
+def first_headers(begun: Begun) -> list[tuple[bytes, bytes]]:
     """What is known when a provider begins to answer."""
-    offer = running.offer
+    offer = begun.offer
     return _headers(
         [
             ("peer", offer.provider),
             ("digest", offer.digest),
             ("model", offer.model),
-            ("attempts", running.attempts),
+            ("attempts", begun.attempts),
         ]
     )
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from modelnet_p2p.errors import Code, ModelnetError, RemoteError
-from modelnet_p2p.node.calls.router import Fit, Running
+from modelnet_p2p.node.calls.router import Begun, Fit
 from modelnet_p2p.node.gateway.calling import MAX_WHOLE_BYTES, Calling, Gateway, all_headers, first_headers
 from modelnet_p2p.node.gateway.errors import BadRequest, to_bytes
 from modelnet_p2p.node.gateway.forms import chat_fit, check_messages, completion_fit, flag
@@ -178,12 +178,12 @@ class _Events:
         self.offer: Offer | None = None
         self.usage: Json | None = None
 
-    async def begin(self, running: Running) -> None:
-        self.offer = running.offer
-        self._head = self._style.head(self._style.chunk, running.offer)
+    async def begin(self, begun: Begun) -> None:
+        self.offer = begun.offer
+        self._head = self._style.head(self._style.chunk, begun.offer)
         self._front = b"data: " + to_bytes(self._head)[:-1] + b',"choices":['
         self._back = b'],"usage":null}\n\n' if self._with_usage else b"]}\n\n"
-        await self._http.start(200, EVENTS, first_headers(running))
+        await self._http.start(200, EVENTS, first_headers(begun))
 
     async def add(self, item: Value) -> None:
         assert self.offer is not None
@@ -232,9 +232,9 @@ async def _whole(calling: Calling, style: Style, fit: Fit) -> None:
     whole: Collector | None = None
     usage: Mapping[str, Any] | None = None
 
-    async def begin(running: Running) -> None:
+    async def begin(begun: Begun) -> None:
         nonlocal offer, whole
-        offer = running.offer
+        offer = begun.offer
         whole = style.collector(offer)
 
     async def add(item: Value) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import trio
 
 from modelnet_p2p.errors import Code, RemoteError
-from modelnet_p2p.node.calls.router import Fit, Running
+from modelnet_p2p.node.calls.router import Begun, Fit
 from modelnet_p2p.node.gateway.calling import Calling, Gateway, all_headers
 from modelnet_p2p.node.gateway.errors import BadRequest, to_bytes
 from modelnet_p2p.node.gateway.forms import Form, cannot, form_of
@@ -35,9 +35,9 @@ async def embeddings(gateway: Gateway, http: Http) -> None:
     offer: Offer | None = None
     answer: Value = None
 
-    async def begin(running: Running) -> None:
+    async def begin(begun: Begun) -> None:
         nonlocal offer
-        offer = running.offer
+        offer = begun.offer
 
     async def keep(item: Value) -> None:
         nonlocal answer

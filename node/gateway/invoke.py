@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from modelnet_p2p.errors import Code, ModelnetError, RemoteError
 from modelnet_p2p.jsonvalue import from_json, to_json
-from modelnet_p2p.node.calls.router import Fit, Outcome, Running
+from modelnet_p2p.node.calls.router import Begun, Fit, Outcome
 from modelnet_p2p.node.control.table import outcome_to_map
 from modelnet_p2p.node.gateway.calling import (
     MAX_WHOLE_BYTES,
@@ -109,9 +109,9 @@ async def _whole(calling: Calling, fit: Fit) -> None:
     streams = False
     http = calling.http
 
-    async def begin(running: Running) -> None:
+    async def begin(begun: Begun) -> None:
         nonlocal streams
-        streams = "items" in running.offer.record.gives
+        streams = "items" in begun.offer.record.gives
 
     async def add(item: Value) -> None:
         items.append(item)
@@ -137,8 +137,8 @@ async def _stream(calling: Calling, fit: Fit) -> None:
     async def write(value: object) -> None:
         await http.write(event(value) if as_events else to_bytes(value) + b"\n")
 
-    async def begin(running: Running) -> None:
-        await http.start(200, EVENTS if as_events else NDJSON, first_headers(running))
+    async def begin(begun: Begun) -> None:
+        await http.start(200, EVENTS if as_events else NDJSON, first_headers(begun))
 
     async def add(item: Value) -> None:
         await write({"item": to_json(item)})

@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from modelnet_p2p.errors import Code, ModelnetError, RemoteError
-from modelnet_p2p.node.calls.router import Running
+from modelnet_p2p.node.calls.router import Begun
 from modelnet_p2p.node.gateway.asking import chat_body
 from modelnet_p2p.node.gateway.calling import MAX_WHOLE_BYTES, Calling, Gateway, all_headers, first_headers
 from modelnet_p2p.node.gateway.errors import error_object
@@ -67,10 +67,10 @@ class _Answer:
         self._offer: Offer | None = None
         self.counted: Json = {}
 
-    async def begin(self, running: Running) -> None:
-        self._offer = running.offer
+    async def begin(self, begun: Begun) -> None:
+        self._offer = begun.offer
         if self._streams:
-            await self._http.start(200, EVENTS, first_headers(running))
+            await self._http.start(200, EVENTS, first_headers(begun))
         for name in ("response.created", "response.in_progress"):
             await self._emit(name, {"response": self.response("in_progress")})
 

@@ -210,25 +210,15 @@ async def test_a_loss_at_the_end_of_the_time_is_told_as_that(autojump_clock: obj
     offer = type("Offer", (), {"record": record, "provider": "p"})
     begun: list[float] = []
 
-    class Dying:
-        def __init__(self) -> None:
-            self.offer = offer
-
-        def __aiter__(self) -> Any:
-            return self
-
-        async def __anext__(self) -> Any:
-            await trio.sleep(10)
-            raise RemoteError(Code.UNREACHABLE, "lost")
-
-    @asynccontextmanager
-    async def open_call(target: str, timeout: float, avoid: Any) -> AsyncIterator[Any]:
+    async def call(target: str, timeout: float, avoid: Any, on_begin: Any, on_item: Any) -> Any:
         begun.append(timeout)
-        yield Dying()
+        await on_begin(type("Begun", (), {"offer": offer}))
+        await trio.sleep(10)
+        raise RemoteError(Code.UNREACHABLE, "lost")
 
     async def ignore(_: object) -> None:
         pass
 
     with pytest.raises(RemoteError, match="lost"):
-        await relay(open_call, "m", 5.0, ignore, ignore)
+        await relay(call, "m", 5.0, ignore, ignore)
     assert begun == [5.0]
