@@ -115,6 +115,12 @@ def _ready(session: Session, ready: dict[str, Any]) -> None:
     help="An input (.npy, or .npz by name) to try a model on, where none can be made up.",
 )
 @click.option(
+    "--slots",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Calls at once, of an async function, a directory that generates, or a server's models.",
+)
+@click.option(
     "--share-weights/--no-share-weights",
     default=None,
     help="Let others fetch its files; default: only those that `pull` fetched.",
@@ -130,12 +136,14 @@ def publish_command(
     manifest: str | None,
     quantise: str | None,
     sample: str | None,
+    slots: int | None,
     share_weights: bool | None,
     dry_run: bool,
 ) -> None:
     """Serve a model from the running peer: builtin:digits, MODULE:NAME, FILE.onnx, FILE.safetensors, …"""
     check_safe(source)
     settings, output = session.settings, session.output
+    options = {"quantise": quantise, "sample": sample, "slots": str(slots) if slots else None}
     params = {
         "source": source,
         "model": model,
@@ -144,7 +152,7 @@ def publish_command(
         "module": module,
         "share_weights": share_weights,
         "dry_run": dry_run,
-        "options": {name: text for name, text in (("quantise", quantise), ("sample", sample)) if text},
+        "options": {name: text for name, text in options.items() if text},
         **publisher(),
     }
     if manifest is not None:

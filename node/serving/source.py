@@ -10,6 +10,7 @@ from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.payload import Value
 
 MAX_OPTIONS = 16  # of one source: how its publisher wants it, not data
+SLOTS = "slots"  # the option of those kinds of models that leave it to their publisher: calls at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,3 +98,19 @@ def checked_options(wire: object) -> dict[str, str]:
         return _options(wire)
     except ValueError as error:
         raise LocalError(Code.BAD_INPUT, f"cannot publish that: {error}") from error
+
+
+def slots_of(source: Source, default: int, most: int) -> int:
+    """How many calls at once the publisher wants, `default` if they do not say; LocalError (bad-input)."""
+    wanted = source.options.get(SLOTS)
+    if wanted is None:
+        return default
+    if not (wanted.isascii() and wanted.isdecimal() and 1 <= int(wanted[:9]) <= most):
+        raise LocalError(Code.BAD_INPUT, f"slots={wanted[:20]}: calls at once, 1 to {most}")
+    return int(wanted)
+
+
+def check_no_slots(source: Source, why: str) -> None:
+    """Raises LocalError (bad-input) where calls at once are given for a model that leaves no choice."""
+    if SLOTS in source.options:
+        raise LocalError(Code.BAD_INPUT, f"{source.spec[:200]} takes no --{SLOTS}: {why}")

@@ -4,7 +4,7 @@ The caller's input is its one positional argument, the parameters are its keywor
 from the publisher alone; nothing that a caller sends is ever resolved to code. An attribute
 `idempotent = True`, of the function, the class or its method, says that a lost call may be made again;
 `batches = 32` that it takes rows, and up to 32 of them at once, whoever they are of: see `rows`; `slots = 64`
-that an async one answers so many calls at once, in place of 8.
+that an async one answers so many calls at once, in place of 8 (its publisher may choose otherwise).
 A torch module, or a class of one, is served as those with weights in a file are.
 """
 
@@ -25,6 +25,7 @@ from modelnet_p2p.node.serving.backends.contract import Backend, Description, Wo
 from modelnet_p2p.node.serving.backends.tensor_model import QUANTISE, SAMPLE
 from modelnet_p2p.node.serving.description import MAX_ROWS, MAX_SLOTS, SYNC_SLOTS
 from modelnet_p2p.node.serving.guarding import guard
+from modelnet_p2p.node.serving.source import SLOTS, check_no_slots, slots_of
 from modelnet_p2p.payload import Value
 from modelnet_p2p.records import Spec
 from modelnet_p2p.tensor import DTYPES
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 TASK = "x-modelnet/function"
 ASYNC_SLOTS = 8  # an async model waits for something else most of the time
+ONE_BY_ONE = "it answers one call at a time, for only async functions, generators and classes wait meanwhile"
 
 _DOTTED = r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*"
 _SPEC = re.compile(rf"({_DOTTED}):({_DOTTED})", re.ASCII)
@@ -60,7 +62,7 @@ class Kind(Enum):
 class CallableBackend(Backend):
     """Runs in a worker process. Import and constructor run in the thread that the calls run in."""
 
-    options: ClassVar[frozenset[str]] = frozenset({SAMPLE, QUANTISE})  # of a torch module
+    options: ClassVar[frozenset[str]] = frozenset({SAMPLE, QUANTISE, SLOTS})
     offload: WorkerOffload
     _serving: TorchServing | None = None  # where it is a torch module
     _target: Callable[..., Any]  # Any: a stranger's code; what it gives is checked when it is encoded
@@ -81,8 +83,8 @@ class CallableBackend(Backend):
         if is_module(found) and not hasattr(found, "invoke"):
             await self.offload(lambda: self._load_module(found))
             return
-        if self.source.options:
-            words = f"{self.source.spec} is no torch module: it takes no --{min(self.source.options)}"
+        if others := self.source.options.keys() - {SLOTS}:
+            words = f"{self.source.spec} is no torch module: it takes no --{min(others)}"
             raise LocalError(Code.BAD_INPUT, words)
         if inspect.isclass(found):
             self._owner = await self.offload(lambda: construct(found, self.source.spec))
@@ -103,6 +105,7 @@ class CallableBackend(Backend):
     def _load_module(self, found: Any) -> None:  # Any: torch is not imported for its types
         from modelnet_p2p.node.serving.backends.torch_loading import serve
 
+        check_no_slots(self.source, ONE_BY_ONE)
         module: Any = construct(found, self.source.spec) if inspect.isclass(found) else found
         self._serving, told = serve(module, self, self.source.spec)
         self._description = replace(told, name=self._name, digest=None)  # its code is part of what it is
@@ -118,12 +121,13 @@ class CallableBackend(Backend):
 
     def _told_slots(self, found: object) -> int:
         if self._kind not in (Kind.COROUTINE, Kind.ASYNC_GENERATOR):  # one thread runs it, one call at a time
+            check_no_slots(self.source, ONE_BY_ONE)
             return SYNC_SLOTS
         slots = self._told(found, "slots", ASYNC_SLOTS)
         if not 1 <= slots <= MAX_SLOTS:
             words = f"{self.source.spec} says slots = {slots}: a model answers 1 to {MAX_SLOTS} calls at once"
             raise LocalError(Code.BAD_INPUT, words)
-        return slots
+        return slots_of(self.source, slots, MAX_SLOTS)
 
     def _told_batches(self, found: object) -> int:
         rows = self._told(found, "batches", 1)

@@ -16,7 +16,7 @@ from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.serving.backends.contract import Emit
 from modelnet_p2p.node.serving.description import MAX_SLOTS, Description
 from modelnet_p2p.node.serving.guarding import guard
-from modelnet_p2p.node.serving.source import Source
+from modelnet_p2p.node.serving.source import SLOTS, Source, slots_of
 from modelnet_p2p.node.serving.upstream import json_values
 from modelnet_p2p.node.serving.upstream.address import Address
 from modelnet_p2p.node.serving.upstream.answers import Answer, vectors_of
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 MAX_ANSWER_BYTES = 64 << 20  # of one streamed answer, as the server writes it: some 300,000 tokens
 TEXTS_A_REQUEST = 64  # of a call for embeddings: a request's answer stays below 4 MiB
-OPTIONS = frozenset({"slots"})  # calls at once, where the server does not tell or the publisher knows better
+OPTIONS = frozenset({SLOTS})  # where the server does not tell, or the publisher knows better
 BLAMELESS = frozenset({Code.BAD_INPUT, Code.TOO_LARGE})  # of the faults: they say nothing about the server
 
 Trouble = Callable[[str, LocalError], None]  # (the source's spec, what its server did)
@@ -79,8 +79,7 @@ class UpstreamModel:
                 raise LocalError(Code.NOT_FOUND, f"{self._address.base} has no model {self._address.model!r}")
             looked = await look_at(self._http, model, source.task)
         self._kind = looked.kind
-        slots = int(source.options.get("slots", looked.description.slots))
-        return replace(looked.description, slots=slots)
+        return replace(looked.description, slots=slots_of(source, looked.description.slots, MAX_SLOTS))
 
     async def call(
         self, method: str, value: Value, params: Mapping[str, Value], emit: Emit, caller: str = ""
@@ -213,6 +212,4 @@ def check_upstream(source: Source) -> None:
     if unknown:
         words = f"a model of a server takes no option {unknown[0][:40]!r}"
         raise LocalError(Code.BAD_INPUT, words, hint=f"it takes {', '.join(sorted(OPTIONS))}")
-    slots = source.options.get("slots", "1")
-    if not (slots.isascii() and slots.isdecimal() and 1 <= int(slots[:9]) <= MAX_SLOTS):
-        raise LocalError(Code.BAD_INPUT, f"slots={slots[:20]}: calls at once, 1 to {MAX_SLOTS}")
+    slots_of(source, 1, MAX_SLOTS)  # whatever it is: that it is one

@@ -219,6 +219,9 @@ def test_publish_and_unpublish(cli: Cli, bob: Any) -> None:
     cli("publish", "m.onnx", "--quantise", "int8", "--sample", "x.npy")
     assert bob.asked[-1][1][1]["options"] == {"quantise": "int8", "sample": "x.npy"}
     assert cli("publish", "m.onnx", "--quantise", "int2").status == 2
+    cli("publish", "http://127.0.0.1:11434/v1", "--slots", "32")
+    assert bob.asked[-1][1][1]["options"] == {"slots": "32"}
+    assert cli("publish", "m:f", "--slots", "0").status == 2
     assert lines(cli("unpublish", "acme/echo", "--json").out)[0]["withdrawn"] is True
     assert cli("unpublish", "not-mine").status == 3
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -190,3 +191,16 @@ async def test_an_async_function_says_how_many_calls_it_answers_at_once(
     assert await call(served, "x") == ("x", [])
     with pytest.raises(LocalError, match="slots = 0"):
         await models.add(rows_source("rows:too_wide"))
+
+
+async def test_its_publisher_may_choose_how_many(models: Models, rows_source: MakeSource) -> None:
+    served = await models.add(replace(rows_source("rows:wide"), options={"slots": "3"}))
+    assert served.description.slots == 3
+    for spec, slots, why in (
+        ("rows:wide", "65", "slots=65: calls at once, 1 to 64"),
+        ("rows:doubled", "3", "rows:doubled takes no --slots: it answers one call at a time"),
+        ("builtin:digits", "3", "builtin:digits is no model that takes --slots"),
+    ):
+        with pytest.raises(LocalError, match=why) as caught:
+            await models.add(replace(rows_source(spec), options={"slots": slots}))
+        assert caught.value.code is Code.BAD_INPUT

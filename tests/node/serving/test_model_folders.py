@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from modelnet_p2p.errors import Code, LocalError
-from modelnet_p2p.node.serving.backends.pretrained import backend, loading
+from modelnet_p2p.node.serving.backends.pretrained import loading
 from modelnet_p2p.node.serving.backends.pretrained.backend import TransformersBackend
 from modelnet_p2p.node.serving.backends.pretrained.card import Card, parse_card
 from modelnet_p2p.node.serving.backends.pretrained.folder import Kind, looks_like_folder, open_folder
@@ -163,14 +163,6 @@ async def test_what_is_not_installed_is_named(folder: Path, monkeypatch: pytest.
         Code.BAD_STATE,
         "pip install 'modelnet-p2p[transformers]'",
     )
-
-
-def test_slots_are_bounded(folder: Path) -> None:
-    for wanted in ("0", "99", "many"):
-        source = Source(str(folder), options={"slots": wanted})
-        with pytest.raises(LocalError, match="slots"):
-            backend.slots_of(source)
-    assert backend.slots_of(Source(str(folder), options={"slots": "3"})) == 3
 
 
 # --- cards ---

@@ -23,7 +23,7 @@ from modelnet_p2p.node.serving.backends.registry import find_backend
 from modelnet_p2p.node.serving.backends.tflite import TfliteBackend
 from modelnet_p2p.node.serving.backends.torch_module import TorchModuleBackend
 from modelnet_p2p.node.serving.description import Description
-from modelnet_p2p.node.serving.source import Source
+from modelnet_p2p.node.serving.source import Source, slots_of
 from modelnet_p2p.records import Spec
 
 ALICES = Source(
@@ -207,3 +207,11 @@ def test_broken_maps_raise_their_own_error(
         kind.from_map(wire)
     except ValueError:
         pass
+
+
+def test_calls_at_once_are_a_number_within_bounds() -> None:
+    assert slots_of(Source("m:f"), 8, 32) == 8
+    assert slots_of(Source("m:f", options={"slots": "3"}), 8, 32) == 3
+    for wanted in ("0", "33", "many", "-1", "1.5", "", "\u0663", "9" * 400):
+        with pytest.raises(LocalError, match="calls at once, 1 to 32"):
+            slots_of(Source("m:f", options={"slots": wanted}), 8, 32)

@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 
 from modelnet_p2p.errors import Code, LocalError
-from modelnet_p2p.node.serving.backends.contract import Backend, Description, Source
+from modelnet_p2p.node.serving.backends.contract import Backend, Description
 from modelnet_p2p.node.serving.backends.generation.requests import Sampling, read_request
 from modelnet_p2p.node.serving.backends.minilm import TOKENIZED, batches
 from modelnet_p2p.node.serving.backends.pretrained.folder import (
@@ -35,6 +35,7 @@ from modelnet_p2p.node.serving.backends.pretrained.loading import (
     load_tokenizer,
 )
 from modelnet_p2p.node.serving.backends.rows import Rows
+from modelnet_p2p.node.serving.source import SLOTS, check_no_slots, slots_of
 from modelnet_p2p.payload import Value
 from modelnet_p2p.records import Spec
 
@@ -42,8 +43,7 @@ if TYPE_CHECKING:
     from modelnet_p2p.node.serving.backends.pretrained.encoder import Classifier, Encoder, Text
     from modelnet_p2p.node.serving.backends.pretrained.generator import Generator
 
-SLOTS_OPTION = "slots"
-SLOTS = 8  # calls that generate at once: on two cores a step of 8 rows takes about as long as two of one
+DEFAULT_SLOTS = 8  # that generate at once: on two cores a step of 8 rows takes about as long as two of one
 MAX_SLOTS = 32
 CACHE_SHARE = 4  # keys and values may take a quarter of the memory that is free when the model is loaded
 MAX_TEXTS = 4096  # in one call
@@ -56,7 +56,7 @@ UNBOUNDED = 1 << 17  # tokens, where a model names no bound of its own
 class TransformersBackend(Backend):
     """Runs in a worker process, on the first GPU if torch sees one, else on the CPU."""
 
-    options: ClassVar[frozenset[str]] = frozenset({SLOTS_OPTION})
+    options: ClassVar[frozenset[str]] = frozenset({SLOTS})
     _folder: Folder
     _generator: Generator
     _encoder: Encoder
@@ -72,6 +72,8 @@ class TransformersBackend(Backend):
         path = Path(self.source.cwd or ".", Path(self.source.spec).expanduser())
         self._folder = await self.offload(lambda: open_folder(path))
         kind = self._folder.kind
+        if kind is not Kind.GENERATES:
+            check_no_slots(self.source, "texts of several callers share its steps")
         check_installed(self.source.spec, self.source.interpreter)
         match kind:
             case Kind.GENERATES:
@@ -100,7 +102,7 @@ class TransformersBackend(Backend):
             maker_sampling,
         )
 
-        folder, slots = self._folder, slots_of(self.source)
+        folder, slots = self._folder, slots_of(self.source, DEFAULT_SLOTS, MAX_SLOTS)
         model, tokenizer, config = load_model(folder), load_tokenizer(folder), load_generation_config(folder)
         engine = Engine(model, slots, psutil.virtual_memory().available // CACHE_SHARE)
         context = min(folder.context_length or UNBOUNDED, engine.most_tokens)
@@ -255,14 +257,6 @@ class TransformersBackend(Backend):
             for row, answer in zip(rows, found, strict=True):
                 labels[row] = answer[:top] if isinstance(top, int) else answer
         return labels
-
-
-def slots_of(source: Source) -> int:
-    """How many calls its publisher lets generate at once; raises LocalError (bad-input)."""
-    wanted = source.options.get(SLOTS_OPTION, str(SLOTS))
-    if not wanted.isdecimal() or not 1 <= int(wanted) <= MAX_SLOTS:
-        raise LocalError(Code.BAD_INPUT, f"slots={wanted[:20]} is not a number from 1 to {MAX_SLOTS}")
-    return int(wanted)
 
 
 def _parts(texts: Sequence[Text]) -> list[Sequence[Text]]:
