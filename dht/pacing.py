@@ -81,3 +81,7 @@ class Pacing:
         """Whether it has asked to slow down since then."""
         pace = self._paces.get(peer)
         return pace is not None and pace.slowed_at >= since
+
+    def complaining(self, since: float) -> list[PeerId]:
+        """Those that have asked to slow down since then, who did so last at the end."""
+        return [peer for peer, pace in self._paces.items() if pace.slowed_at >= since]

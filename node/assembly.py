@@ -125,7 +125,10 @@ class Parts:
             overlay, self.revoking, self.finder, self.publisher, self.hosting, self.owners, nursery
         )
         why, condemns = self.ending.why, self.revoking.condemns
-        self.router = Router(self.call_client, self._candidates, memory, self.owners, rng, why, condemns)
+        too_much = self.finder.asked_too_much
+        self.router = Router(
+            self.call_client, self._candidates, memory, self.owners, rng, why, condemns, too_much
+        )
         self.pulls = Pulls(
             key.id,
             self.network,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import trio
@@ -17,11 +17,24 @@ def check_timeout(timeout: float) -> None:
 
 
 @contextmanager
-def within(timeout: float, what: str, grace: float = 0.0) -> Iterator[None]:
-    """The block ends in `timeout` seconds, by RemoteError (deadline) if not by itself within `grace` more."""
+def within(
+    timeout: float, what: str, grace: float = 0.0, asked_too_much: Callable[[float], str] = lambda since: ""
+) -> Iterator[None]:
+    """The block ends in `timeout` seconds, by RemoteError (deadline) if not by itself within `grace` more.
+
+    RemoteError (busy) where that is because of those of whom `asked_too_much` tells.
+    """
     check_timeout(timeout)
+    began = trio.current_time()
     with trio.move_on_after(timeout + grace) as scope:
         yield
     if scope.cancelled_caught:
         hint = f"give it longer: --timeout {2 * timeout:g}"
-        raise RemoteError(Code.DEADLINE, f"{what} took longer than {timeout:g} s", hint=hint)
+        raise too_late(f"{what} took longer than {timeout:g} s", hint, asked_too_much(began))
+
+
+def too_late(what: str, hint: str, because: str) -> RemoteError:
+    """That the time was over, and `because` others had asked us to slow down, if they had."""
+    if because:
+        return RemoteError(Code.BUSY, f"{what}: {because}", hint=f"fewer at once, or {hint}")
+    return RemoteError(Code.DEADLINE, what, hint=hint)

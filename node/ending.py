@@ -78,7 +78,9 @@ class Ending:
         """Why nobody offers `what`, if it is because of a revoked key; the owner's key is asked about."""
         owner = query.owner or self._owners.meant(query)
         if owner is not None and self._revoking.of(owner) is None:
-            await self._finder.read([provider_key(Keys(self._overlay.name).owner(owner))], 1)
+            tuning = self._overlay.tuning
+            with trio.move_on_after(tuning.dial_timeout + tuning.request_timeout):
+                await self._finder.read([provider_key(Keys(self._overlay.name).owner(owner))], 1)
         return self._revoking.error(query, what)
 
     def keep_under(self, directory: Path) -> None:

@@ -135,10 +135,10 @@ class Peer:
 
         `model` is a name, `name@version` or a URI; `where` is a search such as `task:text-generation and
         (language:de or language:fr) and parameters<=7B and not licence:gpl*`. `all` includes the offers of
-        dead providers. Raises LocalError (bad-input), RemoteError (deadline).
+        dead providers. Raises LocalError (bad-input), RemoteError (deadline, busy).
         """
         query = Query.asked(task, model, tag, where, network=self.network_name)
-        with within(timeout, "the search"):
+        with self.parts.finder.within(timeout):
             return await self.parts.finder.find(query, max(1, limit), with_dead=all)
 
     def search(
@@ -155,7 +155,7 @@ class Peer:
         """The offers that `find` returns, as they are found: `async for offer in peer.search(…)`.
 
         Each part of what was read comes best first; `timeout` is for the wait for the next. Leaving the loop
-        ends the search. Raises LocalError (bad-input), RemoteError (deadline).
+        ends the search. Raises LocalError (bad-input), RemoteError (deadline, busy).
         """
         query = Query.asked(task, model, tag, where, network=self.network_name)
         return Found(self.parts.finder.search(query, max(1, limit), with_dead=all), timeout)
@@ -193,7 +193,7 @@ class Peer:
     ) -> Explained:
         """What `find` returns, with the reasons for each, and what was read and ruled out by what."""
         query, tally = Query.asked(task, model, tag, where, network=self.network_name), Tally()
-        with within(timeout, "the search"):
+        with self.parts.finder.within(timeout):
             offers = await self.parts.finder.find(query, max(1, limit), with_dead=all, tally=tally)
         return Explained(query, tuple(offers), tally)
 
@@ -210,9 +210,9 @@ class Peer:
         return await self.parts.ending.why(query, model or where or task or tag or "")
 
     async def show(self, model: str, *, timeout: float = 30.0) -> list[dict[str, object]]:
-        """The signed records of a model, whoever is alive; raises NotFound, RemoteError (deadline)."""
+        """The signed records of a model, whoever is alive; raises NotFound, RemoteError (deadline, busy)."""
         query = Query.of_uri(ModelUri.parse(model), self.network_name)
-        with within(timeout, "the search"):
+        with self.parts.finder.within(timeout):
             offers = await self.parts.finder.offers(query, MAX_CANDIDATES)
             if not offers and (error := await self.parts.ending.why(query, model)) is not None:
                 raise error

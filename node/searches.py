@@ -12,7 +12,7 @@ import trio
 
 from modelnet_p2p.changes import Change, Changes
 from modelnet_p2p.errors import RemoteError
-from modelnet_p2p.node.deadlines import check_timeout, within
+from modelnet_p2p.node.deadlines import check_timeout
 from modelnet_p2p.node.overlay.batches import Tally
 from modelnet_p2p.node.overlay.finder import Finder, Search
 from modelnet_p2p.node.transport.contract import Network
@@ -45,9 +45,9 @@ class Found:
         return self
 
     async def __anext__(self) -> Offer:
-        """The best of what was read last; raises RemoteError (deadline)."""
+        """The best of what was read last; raises RemoteError (deadline, busy)."""
         if not self._batch:
-            with within(self._timeout, "the search"):
+            with self._search.finder.within(self._timeout):
                 self._batch.extend(await anext(self._search))
         return self._batch.popleft()
 
@@ -88,7 +88,7 @@ def looking(finder: Finder, network: Network, query: Query, interval: float, *, 
     """Looks for a `Watch` of `query`, each bounded by the interval and LOOK_SECONDS."""
 
     async def look(tally: Tally) -> Sequence[Offer] | None:
-        with within(interval + LOOK_SECONDS, "the search"):
+        with finder.within(interval + LOOK_SECONDS):
             offers = await finder.find(query, MAX_WATCHED, with_dead=with_dead, thorough=True, tally=tally)
         return offers if offers or network.connected() else None
 

@@ -42,3 +42,9 @@ class Check:
 
     def on_failure(self, peer: PeerId, now: float) -> None:
         self._open.discard(peer)
+
+    def on_held(self, peer: PeerId) -> None:
+        pass
+
+    def on_busy(self, peer: PeerId, now: float) -> None:
+        self._open.discard(peer)

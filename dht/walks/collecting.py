@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
 from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import islice
 
 from modelnet_p2p.dht.holding.cache import MAX_RECORDS as MAX_COPIES
@@ -25,6 +27,15 @@ MAX_MERGED = 8192  # records, and providers, of one read: 32 MiB at the very wor
 MAX_OF_HOLDER = 4096  # of those, of one holder: as many as one of ours keeps under a key
 COPIES_BYTES = 32 * 1024  # of records handed over: with two addresses each they fit one message
 HOLDERS = 2  # true ones that a read with copies needs: one may lack a record, or hide it
+
+
+@dataclass(slots=True)
+class _Page:
+    """A further page of one holder's answer that was asked for."""
+
+    contact: Contact
+    cursor: bytes
+    until: float  # the walk waits for it
 
 
 class Collect(Walk):
@@ -69,7 +80,7 @@ class Collect(Walk):
         self._bad: set[bytes] = set()
         self._checked: Counter[PeerId] = Counter()  # records of each holder
         self._next: deque[tuple[Contact, bytes]] = deque()  # pages to ask for
-        self._open: dict[PeerId, float] = {}  # pages asked for, and when
+        self._open: dict[PeerId, _Page] = {}  # pages asked for
         self._pages: Counter[PeerId] = Counter()
         self._told_by: set[PeerId] = set()  # holders that told records of this key
         self._split_by: set[PeerId] = set()  # ... and that it has shards
@@ -123,14 +134,14 @@ class Collect(Walk):
         step = super().poll(now)
         if not isinstance(step, Done):
             return step
-        self._open = {peer: asked for peer, asked in self._open.items() if asked + self.patience > now}
+        self._open = {peer: page for peer, page in self._open.items() if page.until > now}
         if self._enough():
             return DONE
         if self._next and len(self._open) < self.tuning.alpha_read:
             contact, cursor = self._next.popleft()
-            self._open[contact.id] = now
+            self._open[contact.id] = _Page(contact, cursor, now + self.patience)
             return self._send(contact, Message(Kind.GET_PROVIDERS, self.target, cursor=cursor))
-        return Wait(min(self._open.values()) + self.patience) if self._open else DONE
+        return Wait(min(page.until for page in self._open.values())) if self._open else DONE
 
     def on_reply(self, peer: PeerId, reply: Message, now: float) -> None:
         if self._open.pop(peer, None) is None:
@@ -141,6 +152,20 @@ class Collect(Walk):
     def on_failure(self, peer: PeerId, now: float) -> None:
         if self._open.pop(peer, None) is None:
             super().on_failure(peer, now)
+
+    def on_held(self, peer: PeerId) -> None:
+        page = self._open.get(peer)
+        if page is None:
+            super().on_held(peer)
+        else:
+            page.until = math.inf  # it still is answered, fails, or is asked for again
+
+    def on_busy(self, peer: PeerId, now: float) -> None:
+        page = self._open.pop(peer, None)
+        if page is None:
+            super().on_busy(peer, now)
+        else:
+            self._next.append((page.contact, page.cursor))
 
     def handover(self) -> Send | None:
         """What a read that has ended leaves on its way: copies, for the closest peer that had none."""

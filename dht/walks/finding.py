@@ -2,8 +2,8 @@
 
 Each is a `Lookup` and what goes with it; `collecting` reads records, `storing` stores them. The driver does
 nothing but carry messages: `poll(now)` says `Send`, `Wait` or `Done`; every Send that expects a reply is
-ended with `on_reply` or `on_failure`, at the latest at the driver's own timeout. One peer has at most one
-request of a walk open at a time.
+ended with `on_reply`, `on_failure` or `on_busy`, at the latest at the driver's own timeout. One peer has at
+most one request of a walk open at a time.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ class Walk:
         self.tuning = tuning
         self.patience = tuning.patience if patience is None else patience
         self.messages = 0
+        self._reading = reading
         self.lookup = Lookup(
             position(target),
             seeds,
@@ -83,6 +84,17 @@ class Walk:
     def on_failure(self, peer: PeerId, now: float) -> None:
         """`peer` could not be reached, broke off, or did not answer in time."""
         self.lookup.on_failure(peer, now)
+
+    def on_held(self, peer: PeerId) -> None:
+        """The Send to `peer` waits, for it is asked too much; how it ends is told later."""
+        self.lookup.on_held(peer)
+
+    def on_busy(self, peer: PeerId, now: float) -> None:
+        """`peer` had others of my requests to answer first. Who reads must not take that for an answer."""
+        if self._reading:
+            self.lookup.on_busy(peer, now)
+        else:
+            self.on_failure(peer, now)
 
     @property
     def hops(self) -> int:

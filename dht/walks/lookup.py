@@ -10,7 +10,9 @@ beside it, so that the dead cost their time together and not one after the other
 no longer holds up the end either, but its answer still counts when it comes. A reader without any answer
 waits until each of its silent requests has failed: to end would be to say that nobody has what is sought; one
 with its beta useful answers waits for nobody who is late. Who asks must report each `Ask` with `on_answer`
-or, at the latest at its own timeout, `on_failure`.
+or, at the latest at its own timeout, `on_failure`, or `on_busy` where the peer serves others of my requests
+first. A request that is held back at my own end (`on_held`) says nothing by its silence: a reader that has
+found nothing waits for it, and asks a busy peer again, as long as whoever reads has time.
 
 Against identities that crowd around the target, or lead away from it, two things help where the size of
 the network is known. Within the target's `Region` the nearest few of each slot are asked, not the nearest of
@@ -78,6 +80,7 @@ class State(Enum):
     SLOW = 3  # patience is over, its answer is still welcome
     ANSWERED = 4
     FAILED = 5  # back to HEARD once, if somebody names an address that was not tried
+    # from WAITING, LATE and SLOW back to HEARD, too, where the peer has others of my requests to answer first
 
 
 ASKED = (State.WAITING, State.LATE, State.SLOW)
@@ -92,6 +95,7 @@ class Candidate:
     state: State = State.HEARD
     asked: float = 0.0
     revived: bool = False
+    held: bool = False  # a request of mine has waited here, for its peer is asked too much
     useful: bool = True  # its answer held what the walk is for
 
     def __lt__(self, other: Candidate) -> bool:
@@ -156,7 +160,7 @@ class Lookup:
             return DONE
         self._lose_patience(now)
         viable = answers = 0  # nearer than the one at hand, answered or about to; with and without use
-        complete, late = True, False
+        complete, late, held = True, False, False
         line, want, radius = self._line()
         enough = max(want, self.k)
         for candidate in line:
@@ -178,10 +182,12 @@ class Lookup:
                     return self._ask(self._in_turn(candidate, line), now)
                 case State.HEARD:  # at capacity: an answer or the oldest request's patience makes room
                     return Wait(self._soonest())
-                case State.SLOW | State.FAILED:
+                case State.SLOW:
+                    held = held or candidate.held
+                case State.FAILED:
                     pass
         if complete and (not late or (self._reading and viable >= want)):
-            return self._end(now)
+            return self._end(now, held=held)
         return Wait(self._soonest())
 
     def on_answer(self, peer: PeerId, closer: Iterable[Contact], now: float, *, useful: bool = True) -> bool:
@@ -223,6 +229,15 @@ class Lookup:
         """`peer` could not be reached, or gave up; False if it was not asked."""
         return self._answered(peer, State.FAILED) is not None
 
+    def on_held(self, peer: PeerId) -> None:
+        """The request to `peer` has not gone out, or was sent back: it is I who ask too much."""
+        if self.expects(peer):
+            self._known[peer].held = True
+
+    def on_busy(self, peer: PeerId, now: float) -> bool:
+        """`peer` serves others of my requests first, and is asked once more in its turn."""
+        return self._answered(peer, State.HEARD) is not None
+
     def closest(self, n: int | None = None) -> tuple[Contact, ...]:
         """The (by default k) nearest that answered, nearest first."""
         found = [c.contact for c in self._order if c.state is State.ANSWERED]
@@ -250,11 +265,12 @@ class Lookup:
         found = [c.depth + 1 for c in self._order if c.state is State.ANSWERED]
         return max(found[: self.want], default=0)
 
-    def _end(self, now: float) -> Wait | Done:
+    def _end(self, now: float, *, held: bool) -> Wait | Done:
         answers = sum(c.state is State.ANSWERED for c in self._order)
-        if not answers and self._reading and any(c.state is State.SLOW for c in self._order):
-            return Wait(math.inf)  # each of them still answers or fails
         useful = any(c.useful for c in self._order if c.state is State.ANSWERED)
+        unheard = held if answers else any(c.state is State.SLOW for c in self._order)
+        if self._reading and not useful and unheard:
+            return Wait(math.inf)  # each of them still answers or fails
         # a reader that found nothing: it may be the holders that are slow, where the whole machine is
         if answers < min(FEW_ANSWERS, self.want) or (self._reading and not useful):
             slow = [c.asked + FEW_PATIENCES * self.patience for c in self._order if c.state is State.SLOW]

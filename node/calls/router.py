@@ -147,6 +147,7 @@ class Router:
         rng: random.Random,
         why: Why | None = None,
         condemned: Callable[[OfferRecord], bool] = lambda record: False,
+        asked_too_much: Callable[[float], str] = lambda since: "",
     ) -> None:
         self._client = client
         self._search = search
@@ -155,6 +156,7 @@ class Router:
         self._rng = rng
         self._why = why
         self._condemned = condemned  # whether a key that sealed it was revoked
+        self._asked_too_much = asked_too_much  # by a search, in the words of those who say so
         self._found: dict[Query, tuple[float, Sequence[Offer]]] = {}
         self._seeking: Together[Sequence[Offer]] = Together()
 
@@ -283,9 +285,10 @@ class Router:
 
         The remembered owner's are asked for as such: no crowd of others of the same name can hide them.
         """
+        began = trio.current_time()
         with trio.move_on_at(until):
             return self._memory.draw(await self._seeking.ask(target, partial(self._seek, target)))
-        raise search_too_long(target)
+        raise search_too_long(target, self._asked_too_much(began))
 
     async def _seek(self, target: Target) -> Sequence[Offer]:
         owner = self._owners.meant(target.query)

@@ -19,6 +19,7 @@ import trio
 from modelnet_p2p.errors import Code, ModelnetError, NotFound, RemoteError
 from modelnet_p2p.node.calls.client import Progress, no_answer
 from modelnet_p2p.node.calls.target import Target
+from modelnet_p2p.node.deadlines import too_late
 from modelnet_p2p.offers import Offer
 from modelnet_p2p.query import Query
 
@@ -141,7 +142,7 @@ class Tries:
     def too_late(self, timeout: float) -> RemoteError:
         """The call's time was over, whatever it was at."""
         if self._asking is None:
-            return search_too_long(self._target)
+            return search_too_long(self._target, "")
         error = no_answer(self._asking.record.provider, timeout)
         self._finds.note(self._target, self._asking, error)
         return error
@@ -164,6 +165,6 @@ def may_move(error: RemoteError, progress: Progress, offer: Offer, repeatable: b
     return error.code is Code.UNREACHABLE and progress.items == 0 and harmless
 
 
-def search_too_long(target: Target) -> RemoteError:
+def search_too_long(target: Target, because: str) -> RemoteError:
     words = f"the search for {target.text!r} took longer than the call's time"
-    return RemoteError(Code.DEADLINE, words, hint="a longer timeout")
+    return too_late(words, "a longer timeout", because)

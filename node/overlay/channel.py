@@ -69,19 +69,24 @@ class KadChannel:
         self._sending = trio.Lock()  # keeps the order of slots that of the frames
         self._overdue = trio.CancelScope()  # ends the reader when the oldest request is
 
-    async def request(self, message: Message, timeout: float) -> Message:
+    async def request(
+        self, message: Message, timeout: float, held: Callable[[], None] = lambda: None
+    ) -> Message:
         """Send and await the reply, as often as the peer says that it is asked too fast.
 
-        Raises RemoteError within `timeout` seconds: busy where the peer serves others of our requests and has
-        not come to this one, else deadline or unreachable.
+        `held` is called when it cannot go out now, or was sent back; quick, and must not raise. Raises
+        RemoteError within `timeout` seconds: busy where the peer serves others of our requests and has not
+        come to this one, else deadline or unreachable.
         """
         began = trio.current_time()
         message = _marked(message)
         waited = True
+        if self._window.available_tokens < 1:
+            held()
         with trio.move_on_after(timeout):
             async with self._window:
                 waited = False
-                return await self._paced(message)
+                return await self._paced(message, held)
         serves = self._served_at >= began
         code, what = Code.DEADLINE, f"no DHT answer within {timeout:g} s"
         if self._pacing.complained(self._peer, began):
@@ -144,14 +149,16 @@ class KadChannel:
             return
         raise RemoteError(Code.DEADLINE, "the message could not be sent in time", peer=self._peer.text)
 
-    async def _paced(self, message: Message) -> Message:
+    async def _paced(self, message: Message, held: Callable[[], None]) -> Message:
         while True:
             while (delay := self._pacing.turn(self._peer, trio.current_time())) > 0:
+                held()
                 await trio.sleep(delay)
             sent = trio.current_time()
             reply = self._heard(await self._attempt(message), sent)
             if reply is not None:
                 return reply
+            held()
 
     def _heard(self, reply: Message, sent: float) -> Message | None:
         """The reply to what was sent then; None where it is that we ask too fast."""

@@ -13,7 +13,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Container, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from functools import partial
 
 import trio
 
@@ -32,6 +32,7 @@ from modelnet_p2p.kad import BadMessage, Contact, Message
 from modelnet_p2p.names import protocol
 from modelnet_p2p.node.overlay.answering import Answering
 from modelnet_p2p.node.overlay.channel import KadChannel
+from modelnet_p2p.node.overlay.messages import Answer, Answers, Machine, Silence, hear, tell
 from modelnet_p2p.node.transport.addresses import split_p2p, to_binary, to_text
 from modelnet_p2p.node.transport.contract import ConnectionLost, Network, StreamReset
 from modelnet_p2p.tuning import Tuning
@@ -45,18 +46,6 @@ FIRST_SURVEY_SECONDS = 5.0  # from joining to looking through all buckets: who c
 SETTLE_SECONDS = 1.0  # from a newcomer to looking around again: others come right behind it
 TRIM_SECONDS = 2.0  # between two looks for connections that are of no use any more
 REFRESH_SECONDS = 30.0  # between two looks at the table, and for records that are over
-
-
-Answer = tuple[PeerId, Message | None]  # None: it could not be asked, or did not answer
-Answers = trio.MemorySendChannel[Answer]
-
-
-class Machine(Protocol):
-    """What `run` drives: any walk of `dht/walks/finding.py`, or a check of `dht/table/checking.py`."""
-
-    def poll(self, now: float) -> Send | Wait | Done: ...
-    def on_reply(self, peer: PeerId, reply: Message, now: float) -> None: ...
-    def on_failure(self, peer: PeerId, now: float) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,13 +118,13 @@ class Overlay:
                         if not (expects_reply and self._post(contact, message, answers)):
                             self._nursery.start_soon(self._ask, contact, message, expects_reply, answers)
                     case Wait(until):
-                        await _hear(walk, incoming, until)
+                        await hear(walk, incoming, until)
                     case Done():
                         return
 
     def tell(self, send: Send) -> None:
         """One message in the background; what is answered does not matter."""
-        answers, incoming = trio.open_memory_channel[tuple[PeerId, Message | None]](0)
+        answers, incoming = trio.open_memory_channel[Answer](0)
         incoming.close()
         self._nursery.start_soon(self._ask, send.contact, send.message, True, answers)
 
@@ -168,12 +157,11 @@ class Overlay:
             match outcome:
                 case Message():
                     self._on_answer(contact.id, started)
-                    _tell(answers, contact.id, outcome)
+                    tell(answers, contact.id, outcome)
                 case StreamReset() | ConnectionLost():  # an old stream may die of its own: once more
                     self._nursery.start_soon(self._ask, contact, message, True, answers)
                 case error:
-                    self._on_no_answer(contact.id, error)
-                    _tell(answers, contact.id, None)
+                    tell(answers, contact.id, self._on_no_answer(contact.id, error))
 
         return channel.post(message, self.tuning.request_timeout, settled)
 
@@ -190,13 +178,24 @@ class Overlay:
         if not self.table.answered(peer, now):  # it was given up, and is there after all
             self._arrive(peer)
 
-    def _on_no_answer(self, peer: PeerId, error: RemoteError) -> None:
+    def _on_no_answer(self, peer: PeerId, error: RemoteError) -> Silence:
         log.debug("%s did not answer a DHT request: %s", peer.short, error.message)
-        if error.code is not Code.BUSY:  # it is we who have too much open, or ask too much of it
-            self.table.failed(peer, trio.current_time())
+        if error.code is Code.BUSY:  # it is we who have too much open, or ask too much of it
+            return Silence.BUSY
+        self.table.failed(peer, trio.current_time())
+        return Silence.FAILED
+
+    def asked_too_much(self, since: float) -> str:
+        """Who has asked us to slow down since then, in words; empty if nobody has."""
+        peers = self._pacing.complaining(since)
+        if not peers:
+            return ""
+        who = f"{peers[-1].short} asks" if len(peers) == 1 else f"{len(peers)} peers ask"
+        return f"{who} us to slow down"
 
     async def _ask(self, contact: Contact, message: Message, expects_reply: bool, answers: Answers) -> None:
-        reply: Message | None = None
+        reply: Message | Silence = Silence.FAILED
+        started = trio.current_time()
         try:
             channel = self._channels.get(contact.id)
             if channel is None:
@@ -205,18 +204,21 @@ class Overlay:
             started = trio.current_time()
             self.warmth.on_used(contact.id, started)
             if expects_reply:
-                reply = await channel.request(message, self.tuning.request_timeout)
+                held = partial(tell, answers, contact.id, Silence.HELD)
+                reply = await channel.request(message, self.tuning.request_timeout, held)
                 self._on_answer(contact.id, started)
             else:
                 await channel.notify(message, self.tuning.request_timeout)
         except RemoteError as error:
-            self._on_no_answer(contact.id, error)
+            reply = self._on_no_answer(contact.id, error)
+            if reply is Silence.BUSY:  # it may have been so at once: who is told so asks again
+                await trio.sleep_until(started + self.tuning.patience)
         except BadMessage as error:  # our fault, and not the peer's
             log.error("a message for %s cannot be sent: %s", contact.id.short, error)
         except LocalError as error:  # an address that this machine cannot dial
             log.debug("cannot dial %s: %s", contact.id.short, error.message)
         if expects_reply:
-            _tell(answers, contact.id, reply)
+            tell(answers, contact.id, reply)
 
     def _channel(self, peer: PeerId) -> KadChannel:
         channel = self._channels.get(peer)
@@ -360,36 +362,6 @@ class Overlay:
             for look in self._survey.looks(trio.current_time, interval, lambda: os.urandom(32)):
                 await self._look_up(look)
             pause = REFRESH_SECONDS
-
-
-async def _hear(walk: Machine, incoming: trio.MemoryReceiveChannel[Answer], until: float) -> None:
-    """Hand the walk all answers that are there; where none is, the first that comes until then."""
-    try:
-        answer = incoming.receive_nowait()
-    except trio.WouldBlock:
-        with trio.move_on_at(until) as scope:
-            answer = await incoming.receive()
-        if scope.cancelled_caught:
-            return
-    while True:
-        peer, reply = answer
-        if reply is None:
-            walk.on_failure(peer, trio.current_time())
-        else:
-            walk.on_reply(peer, reply, trio.current_time())
-        try:
-            answer = incoming.receive_nowait()
-        except trio.WouldBlock:
-            return
-
-
-def _tell(answers: Answers, peer: PeerId, reply: Message | None) -> None:
-    try:
-        answers.send_nowait((peer, reply))
-    except trio.ClosedResourceError:
-        pass  # the walk was over before this answer came
-    except trio.BrokenResourceError:
-        pass
 
 
 def texts(addrs: Sequence[bytes]) -> tuple[str, ...]:

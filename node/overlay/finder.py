@@ -1,7 +1,8 @@
 """Who offers what, and who of them is alive: one walk for the records, one ping for the life.
 
 Offers come in batches (`batches`), read as long as they are wanted. The best few are then pinged at the
-same time: one round trip tells who is there, how far away, and how loaded.
+same time: one round trip tells who is there, how far away, and how loaded. Searches that need the same at the
+same time share its walks and pings; no record is older than the question, a sign of life by two seconds.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 
 import trio
@@ -19,6 +22,8 @@ from modelnet_p2p.events import Call
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.node.calls.client import CallClient
 from modelnet_p2p.node.calls.server import PING
+from modelnet_p2p.node.calls.together import Together
+from modelnet_p2p.node.deadlines import within
 from modelnet_p2p.node.overlay.batches import FIRST_MODELS, MAX_MODELS_READ, READ_AHEAD, Batch, Batches, Tally
 from modelnet_p2p.node.overlay.driver import Overlay, texts
 from modelnet_p2p.node.overlay.publisher import Publisher
@@ -69,6 +74,9 @@ class Finder:
         self._rank = rank
         self._shuffle = shuffle
         self._vitals: dict[PeerId, Vital] = {}
+        self._walks: Together[Reading] = Together(age=0)
+        self._seeks: Together[tuple[str, ...]] = Together(age=0)  # for peers' addresses
+        self._pings: Together[Vital] = Together(age=VITAL_SECONDS)
         self.watching: Watching | None = None  # who tells of deaths that others found
         self.revoking: Revoking | None = None  # who is told of keys that others found revoked
         self.refused: dict[str, int] = {}  # bad records met while reading, by reason
@@ -137,7 +145,10 @@ class Finder:
         ]
 
     async def _collect(self, key: bytes, limit: int | None) -> Reading:
-        """What lies under this key, and under its shards where it is split."""
+        """What lies under this key, and under its shards where it is split; others may be given the same."""
+        return await self._walks.ask((key, limit), partial(self._collect_all, key, limit))
+
+    async def _collect_all(self, key: bytes, limit: int | None) -> Reading:
         (found,) = await self._collect_at([key], limit)
         await read_on(found, limit, self._shuffle, self._collect_at)
         for reason, count in found.refused.items():
@@ -179,7 +190,7 @@ class Finder:
             found[provider] = tuple(told)[:MAX_ADDRS] or overlay.known_addrs(provider)
 
         async def look_up(provider: PeerId) -> None:
-            found[provider] = await overlay.find_peer(provider)
+            found[provider] = await self._seeks.ask(provider, partial(overlay.find_peer, provider))
 
         lost = [provider for provider, addrs in found.items() if not addrs and provider != overlay.me]
         with trio.move_on_after(overlay.tuning.request_timeout):
@@ -187,6 +198,14 @@ class Finder:
                 for provider in lost[:MAX_SOUGHT]:
                     nursery.start_soon(look_up, provider)
         return found
+
+    def asked_too_much(self, since: float) -> str:
+        """Who has asked this peer to slow down since then, in words; empty if nobody has."""
+        return self._overlay.asked_too_much(since)
+
+    def within(self, timeout: float) -> AbstractContextManager[None]:
+        """A search of that many seconds; raises LocalError (bad-input), RemoteError (busy, deadline)."""
+        return within(timeout, "the search", asked_too_much=self.asked_too_much)
 
     # --- signs of life ---
 
@@ -213,9 +232,10 @@ class Finder:
         return replace(offer, state=vital.state, rtt_ms=vital.rtt_ms, load=load)
 
     async def _examine(self, peer: PeerId, addrs: Sequence[str]) -> None:
+        vital = await self._pings.ask((peer, tuple(addrs)), partial(self.ping, peer, addrs))
         if len(self._vitals) >= MAX_VITALS:
             self._vitals.clear()  # two seconds' worth of pings; keeping the newest would be no better
-        self._vitals[peer] = await self.ping(peer, addrs)
+        self._vitals[peer] = vital
 
     def vital(self, peer: PeerId) -> Vital | None:
         """The last sign of life of this peer, however old."""
@@ -248,7 +268,7 @@ class Search:
     """What a search finds, batch by batch, for `async for`: no task runs between two of them."""
 
     def __init__(self, finder: Finder, batches: Batches, limit: int, with_dead: bool) -> None:
-        self._finder = finder
+        self.finder = finder
         self._batches = batches
         self._wanted = limit
         self._with_dead = with_dead
@@ -259,7 +279,7 @@ class Search:
     async def __anext__(self) -> Sequence[Offer]:
         """At least one offer, best first."""
         while self._wanted and (batch := await self._batches.more()) is not None:
-            offers = (await self._finder.living(batch, self._with_dead))[: self._wanted]
+            offers = (await self.finder.living(batch, self._with_dead))[: self._wanted]
             self._wanted -= len(offers)
             if offers:
                 return offers

@@ -168,7 +168,7 @@ class Swarm:
         """Offers that match all that is given, best first: a list, which a notebook shows as a table.
 
         `model` is a name, `name@version` or a URI; `where` is a search, see `Peer.find`. `all` includes the
-        offers of dead providers. Raises LocalError (bad-input), RemoteError (deadline).
+        offers of dead providers. Raises LocalError (bad-input), RemoteError (deadline, busy).
         """
         found = partial(self._peer.find, task, model, tag, where=where, limit=limit, all=all, timeout=timeout)
         return Offers(self._thread.run(found))
@@ -224,7 +224,7 @@ class Swarm:
         return self._thread.run(asked)
 
     def show(self, model: str, *, timeout: float = 30.0) -> list[dict[str, object]]:
-        """The signed records of a model, whoever is alive; raises NotFound, RemoteError (deadline)."""
+        """The signed records of a model, whoever is alive; raises NotFound, RemoteError (deadline, busy)."""
         return self._thread.run(partial(self._peer.show, model, timeout=timeout))
 
     # --- calling ---

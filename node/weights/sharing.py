@@ -19,7 +19,6 @@ import trio
 from modelnet_p2p.errors import Code, LocalError, ModelnetError, NotFound, RemoteError
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.node.calls.target import Target
-from modelnet_p2p.node.deadlines import within
 from modelnet_p2p.node.serving.description import Description
 from modelnet_p2p.node.weights.cache import Cache
 from modelnet_p2p.node.weights.hashing import OnDisk, artifact_of
@@ -196,26 +195,26 @@ class Pulls:
         if root is not None:
             offers: Sequence[Offer] = ()
             # the digest is enough; its owner's seal is asked for beside it
-            with suppress(ModelnetError), within(timeout, "the search"):
+            with suppress(ModelnetError), self._finder.within(timeout):
                 offers = await self._finder.offers(self._query(root), MAX_HOLDERS_READ)
             return Wanted(root, _one_each(offers), model)
         target = Target.parse(model, self._name)
         try:
             offers = await self._router.find(target, trio.current_time() + timeout)
-        except RemoteError:
-            offers = ()
+            failed = None
+        except RemoteError as error:
+            offers, failed = (), error
         if not offers:
             kept = await trio.to_thread.run_sync(named, cache, model)
             if kept is None:
-                raise NotFound(
-                    f"nobody alive offers {model!r}", hint=f"modelnet-peer find --model {model} --all"
-                )
+                hint = f"modelnet-peer find --model {model} --all"
+                raise failed or NotFound(f"nobody alive offers {model!r}", hint=hint)
             return Wanted(kept.root, (), model)
         return Wanted(_one_digest(model, offers), _one_each(offers), model, target.query)
 
     async def _holders(self, wanted: Wanted, timeout: float) -> list[Holder]:
         """Who shares that digest, whoever's model it is: the bytes are the same. Best first."""
-        with within(timeout, "the search"):
+        with self._finder.within(timeout):
             offers = await self._finder.find(self._query(wanted.root), MAX_HOLDERS_READ)
         offers = [*offers, *wanted.offers]
         sharing = [

@@ -119,6 +119,45 @@ def test_a_reader_to_whom_nobody_gave_anything_waits_a_while_for_the_slow() -> N
     assert walk.poll(2.0) == Done()
 
 
+def test_a_reader_that_found_nothing_waits_for_a_request_that_it_holds_back_itself() -> None:
+    """Its holder serves twenty a second, and two hundred of mine wait for it: that is not "nobody has it"."""
+    near = world(6)
+    walk = lookup(near, k=20, alpha=10, beta=3)
+    while isinstance(step := walk.poll(0.0), Ask):
+        if step.contact != near[0]:
+            walk.on_answer(step.contact.id, [], 0.0, useful=False)
+    walk.on_held(near[0].id)
+    assert walk.poll(30.0) == Wait(math.inf)
+    assert walk.on_busy(near[0].id, 30.0)
+    assert walk.poll(30.0) == Ask(near[0])
+    assert walk.poll(60.0) == Wait(math.inf)
+    walk.on_answer(near[0].id, [], 61.0)
+    assert walk.poll(61.0) == Done()
+
+
+def test_a_reader_to_whom_somebody_gave_something_waits_for_no_held_request() -> None:
+    near = world(6)
+    walk = lookup(near, k=20, alpha=10, beta=3)
+    while isinstance(step := walk.poll(0.0), Ask):
+        if step.contact != near[0]:
+            walk.on_answer(step.contact.id, [], 0.0, useful=step.contact == near[1])
+    walk.on_held(near[0].id)
+    assert walk.poll(0.9) == Wait(1.0)
+    assert walk.poll(1.0) == Done()
+
+
+def test_a_held_request_beyond_the_closest_holds_up_nobody() -> None:
+    near = world(30)
+    walk = lookup([near[29]], k=3, alpha=1, beta=3)
+    assert walk.poll(0.0) == Ask(near[29])
+    walk.on_held(near[29].id)
+    walk._hear(near[0], 0, 0)
+    for peer in near[:3]:
+        assert walk.poll(2.0) == Ask(peer)
+        walk.on_answer(peer.id, near[:3], 2.0, useful=False)
+    assert walk.poll(5.0) == Done()
+
+
 def test_a_reader_ends_after_beta_answers() -> None:
     near = world(30)
     walk = lookup(near, k=20, alpha=3, beta=3)
@@ -168,18 +207,23 @@ def test_a_liar_cannot_lead_it_on_for_ever() -> None:
 def test_it_terminates_bounded_and_sorted_whatever_happens(seed: int, size: int, beta: int | None) -> None:
     rng, peers = Random(seed), world(size)
     walk = lookup(rng.sample(peers, min(size, 5)), k=5, alpha=4, beta=beta)
-    now, open_requests, asked = 0.0, [], []
-    for _ in range(20 * size + 20):
+    now, open_requests, asked, busy = 0.0, [], [], 0
+    for _ in range(40 * size + 40):
         match walk.poll(now):
             case Ask(contact):
                 open_requests.append(contact.id)
                 asked.append(contact.id)
+                if rng.random() < 0.2:
+                    walk.on_held(contact.id)
             case Wait(until):
                 assert until > now
                 if open_requests and (until == math.inf or rng.random() < 0.8):
                     peer = open_requests.pop(rng.randrange(len(open_requests)))
                     if rng.random() < 0.3:
                         walk.on_failure(peer, now)
+                    elif rng.random() < 0.2:
+                        assert walk.on_busy(peer, now)
+                        busy += 1
                     else:
                         named = rng.sample(peers, min(size, 8))
                         walk.on_answer(peer, named + named, now)
@@ -189,7 +233,8 @@ def test_it_terminates_bounded_and_sorted_whatever_happens(seed: int, size: int,
                 break
     else:
         pytest.fail("the walk did not end")
-    assert len(asked) == len(set(asked)) == walk.asked
+    assert len(asked) == walk.asked
+    assert len(asked) <= len(set(asked)) + busy
     distances = [position(peer.id) ^ walk.target for peer in walk.closest()]
     assert distances == sorted(set(distances))
     assert len(distances) <= 5

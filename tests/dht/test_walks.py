@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from random import Random
@@ -112,6 +113,36 @@ def test_a_holder_that_keeps_a_page_back_is_left_behind(
     assert walk.poll(0.1) == Wait(TEST.patience)
     assert walk.poll(TEST.patience) == Done()
     assert len(walk.records) == 1
+
+
+def test_a_page_that_waits_for_its_turn_is_waited_for_and_asked_for_again(
+    alice: Person, carol: Person, model_key: bytes, now_us: int
+) -> None:
+    walk = collect(model_key, carol.id, now_us)
+    for send in sends(walk):
+        more = b"more" if send.contact == PEERS[0] else b""
+        walk.on_reply(send.contact.id, page(cursor=more), 0.0)
+    assert [send.message.cursor for send in sends(walk)] == [b"more"]
+    walk.on_held(PEERS[0].id)
+    assert walk.poll(100.0) == Wait(math.inf)
+    walk.on_busy(PEERS[0].id, 100.0)
+    [again] = sends(walk, 100.0)
+    assert (again.contact, again.message.cursor) == (PEERS[0], b"more")
+    walk.on_reply(PEERS[0].id, page(alice.offer()), 100.1)
+    assert walk.poll(100.1) == Done()
+    assert len(walk.records) == 1
+
+
+def test_a_busy_holder_of_a_key_that_is_stored_has_not_acknowledged_it(
+    alice: Person, model_key: bytes
+) -> None:
+    walk = Store(model_key, [alice.offer()], alice.contact, PEERS, tuning=TEST)
+    for send in walked(walk, ours=2):
+        if send.expects_reply:
+            walk.on_held(send.contact.id)
+            walk.on_busy(send.contact.id, 0.0)
+    assert walk.poll(0.0) == Done()
+    assert (walk.report.asked, walk.report.stored, walk.report.promised) == (2, 0, False)
 
 
 def test_my_own_store_is_one_holder_among_the_others(

@@ -93,3 +93,42 @@ async def test_all_are_told_why_it_failed(autojump_clock: trio.abc.Clock) -> Non
         for _ in range(5):
             nursery.start_soon(partial(call, failures))
     assert (len(tried), failures) == (1, ["nobody"] * 5)
+
+
+async def test_who_wants_none_that_began_before_takes_part_in_the_next(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    """Two are under way at most, and each caller has one that began after it had asked."""
+    together, begun, found = Together[float](age=0), list[float](), list[tuple[float, float]]()
+
+    async def search() -> float:
+        begun.append(trio.current_time() - began)
+        await trio.sleep(10)
+        return trio.current_time() - 10 - began
+
+    async def call(asked: float) -> None:
+        await trio.sleep_until(began + asked)
+        found.append((asked, await together.ask("key", search)))
+
+    began = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        for asked in (0, 0, 0, 1, 2, 3, 3, 9, 12):
+            nursery.start_soon(call, asked)
+    assert begun == [0, 1, 10, 12]
+    assert sorted(found) == [(0, 0)] * 3 + [(1, 1), (2, 10), (3, 10), (3, 10), (9, 10), (12, 12)]
+    assert trio.current_time() - began == 22
+
+
+async def test_a_search_is_shared_as_long_as_it_is_young_enough(autojump_clock: trio.abc.Clock) -> None:
+    together, search, found = Together[int](age=2.0), Searches(), list[int]()
+
+    async def call(after: float) -> None:
+        await trio.sleep(after)
+        found.append(await together.ask("key", search))
+
+    async with trio.open_nursery() as nursery:
+        for after in (0.0, 1.9, 2.1):
+            nursery.start_soon(call, after)
+        await trio.sleep(3)
+        search.may_end.set()
+    assert sorted(found) == [1, 1, 2]
