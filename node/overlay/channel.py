@@ -23,7 +23,7 @@ from modelnet_p2p.kad import SLOW_DOWN, BadMessage, Framer, Message, frame
 from modelnet_p2p.node.transport.contract import ConnectionLost, Network, Stream, StreamReset
 
 MAX_IN_FLIGHT = 8  # what a peer will read ahead for us; js allows 32 streams, go one request at a time
-READ_BYTES = 65536
+READ_BYTES = 4096  # at once: an answer with its thirty contacts; each channel holds so much
 LINGER = 5.0  # seconds that a stock peer has to take a message and end its side
 
 

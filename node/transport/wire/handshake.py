@@ -19,10 +19,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from cryptography.exceptions import InvalidTag
 from google.protobuf.message import DecodeError
 from noise.backends.default import noise_backend
+from noise.backends.default.keypairs import KeyPair25519
 from noise.exceptions import NoiseValueError
 from noise.noise_protocol import NoiseProtocol
 
@@ -32,6 +34,7 @@ from modelnet_p2p.pb.noise_pb2 import NoiseExtensions, NoisePayload
 NOISE_NAME = b"Noise_XX_25519_ChaChaPoly_SHA256"
 SIGNED_PREFIX = b"noise-libp2p-static-key:"  # in front of the static key in what the identity signs
 KEY_BYTES = 32  # of an X25519 key, private or public, and of a key of the transport phase
+STATICS = 512  # static keys of this process that are kept ready: one for each of its peers
 LENGTH_BYTES = 2  # in front of each message, big-endian
 MAX_MESSAGE = 4096  # bytes taken: ours have 32 to 250; one with a 4096-bit RSA key and a dozen muxers 1,500
 
@@ -57,8 +60,7 @@ class NoiseXX:
     def __init__(self, *, initiator: bool, static: bytes, ephemeral: bytes, prologue: bytes = b"") -> None:
         protocol = NoiseProtocol(NOISE_NAME, noise_backend)
         protocol.initiator, protocol.prologue = initiator, prologue
-        private = protocol.dh_fn.klass.from_private_bytes
-        protocol.keypairs.update(s=private(static), e=private(ephemeral))
+        protocol.keypairs.update(s=_lasting(static), e=KeyPair25519.from_private_bytes(ephemeral))
         protocol.initialise_handshake_state()  # without its `validate`, which warns of given ephemeral keys
         self._protocol = protocol
         self._state = protocol.handshake_state  # the protocol drops it at the end
@@ -104,6 +106,24 @@ def _strangers_bytes() -> Iterator[None]:
         raise HandshakeError("its payload is no protobuf") from error
     except (NoiseValueError, ValueError) as error:  # cut inside a key; a key that gives no secret
         raise HandshakeError(f"a message without a sound key: {error}") from error
+
+
+@lru_cache(maxsize=STATICS)
+def _lasting(static: bytes) -> KeyPair25519:
+    """One key serves all handshakes of a peer: a fifteenth of their time went into its public half."""
+    return KeyPair25519.from_private_bytes(static)
+
+
+@lru_cache(maxsize=STATICS)
+def _introduction(identity: KeyPair, static: bytes, muxers: tuple[str, ...]) -> bytes:
+    """Who I am, in all handshakes with this static key: whoever holds its private half is signed for."""
+    payload = NoisePayload(
+        identity_key=PUBLIC_KEY_HEADER + bytes(identity.id[-32:]),
+        identity_sig=identity.sign(SIGNED_PREFIX + static),
+    )
+    if muxers:
+        payload.extensions.CopyFrom(NoiseExtensions(stream_muxers=muxers))
+    return payload.SerializeToString()
 
 
 class Handshake:
@@ -185,13 +205,7 @@ class Handshake:
         return len(message).to_bytes(LENGTH_BYTES, "big") + message
 
     def _payload(self) -> bytes:
-        payload = NoisePayload(
-            identity_key=PUBLIC_KEY_HEADER + bytes(self._identity.id[-32:]),
-            identity_sig=self._identity.sign(SIGNED_PREFIX + self._noise.static),
-        )
-        if self._muxers:
-            payload.extensions.CopyFrom(NoiseExtensions(stream_muxers=self._muxers))
-        return payload.SerializeToString()
+        return _introduction(self._identity, self._noise.static, self._muxers)
 
     def _check(self, body: bytes) -> tuple[PeerId, str]:
         """Who the far side has proved to be, and the muxer agreed with it."""
