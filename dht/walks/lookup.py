@@ -95,6 +95,7 @@ class Candidate:
     state: State = State.HEARD
     asked: float = 0.0
     revived: bool = False
+    silent: bool = False  # its request was late, and it has not answered since
     held: bool = False  # a request of mine has waited here, for its peer is asked too much
     useful: bool = True  # its answer held what the walk is for
 
@@ -260,6 +261,11 @@ class Lookup:
         return None if candidate is None else candidate.contact
 
     @property
+    def silent(self) -> int:
+        """How many of those asked have neither answered nor failed in time: they may be there."""
+        return sum(c.silent and c.state is not State.ANSWERED for c in self._order)
+
+    @property
     def hops(self) -> int:
         """The longest chain of answers that led to one of the closest."""
         found = [c.depth + 1 for c in self._order if c.state is State.ANSWERED]
@@ -360,7 +366,7 @@ class Lookup:
             peer, candidate = next(iter(self._waiting.items()))
             if candidate.asked + self._late_after > now:
                 break
-            candidate.state = State.LATE
+            candidate.state, candidate.silent = State.LATE, True
             self._late[peer] = self._waiting.pop(peer)
         while self._late:
             peer, candidate = next(iter(self._late.items()))

@@ -41,6 +41,7 @@ class Stored:
     promised: bool  # a majority of min(k, known) acknowledged, or nobody of ours is there
     refused: Counter[str]  # reasons of those that refused
     split: int = 0  # holders of those asked that say the key is full
+    silent: int = 0  # peers on the way that may be there and did not answer
 
     @property
     def alone(self) -> bool:
@@ -174,7 +175,8 @@ class Store(Walk):
         nobody = not self._counted and (self.lookup.asked == 0 or bool(self.lookup.closest(1)))
         promised = self._holders is not None and (nobody or 2 * stored > len(self._counted))
         split = len(self._split_by.intersection(self._counted))
-        return Stored(self.target, len(self._counted), stored, promised, Counter(self._refused), split)
+        refused, silent = Counter(self._refused), self.lookup.silent
+        return Stored(self.target, len(self._counted), stored, promised, refused, split, silent)
 
     def _choose(self) -> dict[PeerId, Contact]:
         first, rest = ([c for c in part if c.id in self.ours] for part in self.lookup.spread())

@@ -166,14 +166,22 @@ class Publisher:
     async def _tell(self, sealed: Sealed, records: Mapping[bytes, Sealed], expires: int | None) -> Published:
         self._records[sealed.identity] = records
         reports: dict[bytes, Stored] = {}
+        unheard: set[bytes] = set()  # keys of which nobody was told, for those who are known were silent
         promised = False
+
+        def kept(key: bytes) -> bool:
+            """Whom I have given up for being silent just now, I was not alone with."""
+            report = reports.get(key)
+            return report is not None and report.promised and not (report.alone and key in unheard)
+
         try:
             for _ in range(STORE_ATTEMPTS):
-                missing = [key for key in records if key not in reports or not reports[key].promised]
+                missing = [key for key in records if not kept(key)]
                 async with trio.open_nursery() as nursery:
                     for key in missing:
                         nursery.start_soon(self._store_into, reports, key, records[key])
-                promised = all(report.promised for report in reports.values())
+                unheard.update(key for key, report in reports.items() if report.silent and not report.asked)
+                promised = all(map(kept, records))
                 if promised:
                     break
         finally:  # also when whoever waited for it has given up
@@ -182,18 +190,9 @@ class Publisher:
         for key, report in reports.items():
             if report.alone:
                 self._calendar.alone(key)
-        weakest = min(reports.values(), key=lambda report: (report.promised, report.stored))
+        weakest = min(reports.values(), key=lambda report: (kept(report.key), report.stored))
         if not promised:
-            reasons = ", ".join(sorted(weakest.refused)) or "no answer"
-            what = "it stays published" if expires is None else "it is withdrawn here"
-            about = sealed.identity.name
-            if isinstance(sealed.record, Revocation):
-                about, what = f"the end of {sealed.record.revoked}", "it is kept"
-            raise RemoteError(
-                Code.UNREACHABLE,
-                f"only {weakest.stored} of {weakest.asked} holders keep the record of {about} ({reasons})",
-                hint=f"{what}, and the holders are told again in the background",
-            )
+            raise _untold(sealed, weakest, withdrawn=expires is not None)
         return Published(sealed, weakest.asked, weakest.stored)
 
     def _schedule(
@@ -284,3 +283,18 @@ def records_of(sealed: Sealed, key: KeyPair) -> dict[bytes, Sealed]:
     for card in cards_of(sealed, key):
         records.update(dict.fromkeys(card.keys, card))
     return records
+
+
+def _untold(sealed: Sealed, weakest: Stored, *, withdrawn: bool) -> RemoteError:
+    """No majority of those holders heard of it."""
+    about, what = sealed.identity.name, "it is withdrawn here" if withdrawn else "it stays published"
+    if isinstance(sealed.record, Revocation):
+        about, what = f"the end of {sealed.record.revoked}", "it is kept"
+    elif withdrawn:
+        about = f"the withdrawal of {about}"
+    reasons = ", ".join(sorted(weakest.refused)) or "no answer"
+    words = f"only {weakest.stored} of {weakest.asked} holders keep the record of {about} ({reasons})"
+    if not weakest.asked:
+        words = f"nobody else was told of {about} yet: no peer that is known here answered"
+    hint = f"{what}, and the holders are told again in the background"
+    return RemoteError(Code.UNREACHABLE, words, hint=hint)

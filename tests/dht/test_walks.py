@@ -262,6 +262,17 @@ def test_a_failed_majority_is_no_promise(alice: Person, model_key: bytes) -> Non
     assert (walk.report.asked, walk.report.stored, walk.report.promised) == (2, 0, False)
 
 
+def test_who_is_silent_may_be_there_and_who_refuses_a_dial_is_not(alice: Person, model_key: bytes) -> None:
+    walk = Store(model_key, [alice.offer()], alice.contact, PEERS[:2], tuning=TEST)
+    gone, silent = sends(walk)
+    walk.on_failure(gone.contact.id, 0.0)
+    for now in (TEST.patience / 2, TEST.patience):
+        assert isinstance(walk.poll(now), Wait)
+    walk.on_failure(silent.contact.id, 2.0)
+    assert walk.poll(2.0) == Done()
+    assert (walk.report.asked, walk.report.silent, walk.report.promised) == (0, 1, False)
+
+
 def test_alone_in_the_world_a_publish_succeeds_on_nobody(alice: Person, model_key: bytes) -> None:
     walk = Store(model_key, [alice.offer()], alice.contact, [], tuning=TEST)
     assert walk.poll(0.0) == Done()

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from modelnet_p2p.tuning import LAN
+
 pytestmark = pytest.mark.live
 Shell = Any  # of conftest.py, which tests cannot import
 
@@ -95,11 +97,21 @@ def test_kill_9_a_provider_and_the_next_one_answers(shell: Shell) -> None:
 
 def test_a_neighbour_that_freezes_ends_nobody_and_is_told_when_it_wakes(shell: Shell) -> None:
     with shell.join("alice") as (one, _), shell.join("bob") as (other, _):
+        until = time.monotonic() + 30
+        while not shell.run("alice", "status")[1][0]["table"]:
+            assert time.monotonic() < until  # alice has not heard yet what bob speaks
         other.send_signal(signal.SIGSTOP)
         try:
-            status, lines, err = shell.run("alice", "publish", "builtin:digits")
-            # given up before it was asked, or not: then there is no majority, and it is told later
-            assert (status == 0 and lines[0]["holders"] == {"asked": 0, "stored": 0}) or status == 4, err
+            began = time.monotonic()
+            status, lines, stderr = shell.run("alice", "publish", "builtin:digits")
+            if (
+                status == 0
+            ):  # alice knew nobody any more when she was ready to tell: three requests were in vain
+                assert time.monotonic() - began > LAN.request_timeout
+                assert lines[0]["holders"] == {"asked": 0, "stored": 0}
+            else:
+                assert (status, error_of(stderr)["code"]) == (4, "unreachable")
+                assert "no peer that is known here answered" in error_of(stderr)["message"]
             assert shell.run("alice", "status")[0] == 0
             assert one.poll() is None
         finally:

@@ -16,7 +16,8 @@ import trio.testing
 from modelnet_p2p.errors import Code, LocalError, NotFound, RemoteError
 from modelnet_p2p.node.disk.state import State
 from modelnet_p2p.node.peer import Peer
-from modelnet_p2p.tuning import TEST
+from modelnet_p2p.records import Manifest, OfferRecord, seal_manifest
+from modelnet_p2p.tuning import LAN, TEST, WAN, Tuning
 
 # Any: the fixture that opens a town, see conftest.py
 OpenTown = Any
@@ -136,7 +137,7 @@ async def test_an_offer_that_is_due_for_renewal_while_it_is_withdrawn(
             await alice.publish("builtin:digits")
             await trio.sleep(499.9)
             town.freeze("bob")  # the withdrawal takes its time, and half of the offer's life is over
-            with pytest.raises(RemoteError, match="only 0 of"):
+            with pytest.raises(RemoteError, match="nobody else was told"):
                 await alice.unpublish(NAME)
             await trio.sleep(10)
             town.world.thaw(town.peers["bob"].peer_id)
@@ -174,10 +175,79 @@ async def test_another_version_takes_the_place_of_the_first_also_when_nobody_hea
 
             await publish("1")
             town.freeze("bob")
-            with pytest.raises(RemoteError, match="only 0 of"):
+            with pytest.raises(RemoteError, match="nobody else was told"):
                 await publish("2")
             town.world.thaw(bob.peer_id)
             with trio.fail_after(20):
                 while [offer.model for offer in await bob.find(model="shout", all=True)] != ["shout@2"]:
                     await trio.sleep(0.1)
             assert (await alice.unpublish("shout"))["withdrawn"]
+
+
+def draft_of(town: Any, name: str) -> OfferRecord:
+    """An offer to publish without a model behind it: nothing of its telling depends on how fast one loads."""
+    key = town.key(name)
+    manifest = Manifest(owner=key.id, name="acme/one", task="x-acme/one", licence="", issued_unix=1)
+    return OfferRecord(
+        provider=key.id,
+        network="town",
+        manifest=manifest,
+        manifest_envelope=seal_manifest(manifest, key),
+        seq=1,
+        issued_us=0,
+        expires_us=0,
+    )
+
+
+@pytest.mark.parametrize("tuning", [LAN, WAN], ids=lambda tuning: tuning.name)
+@pytest.mark.parametrize("acquainted", [0.0, 2.0, 30.0])
+async def test_beside_a_frozen_neighbour_alone_a_publish_says_that_nobody_was_told(
+    acquainted: float, tuning: Tuning, open_town: OpenTown, autojump_clock: trio.testing.MockClock
+) -> None:
+    """However long it takes to give up: who was dropped for his silence only now was there to be told."""
+    async with open_town() as town:
+        alice, bob = await town.peer("alice", tuning=tuning), await town.peer("bob", tuning=tuning)
+        await trio.sleep(acquainted)  # how fast bob answers is known, or it is not
+        assert bob.peer_id in alice.parts.overlay.table
+        town.freeze("bob")
+        began = trio.current_time()
+        with pytest.raises(RemoteError, match="no peer that is known here answered") as caught:
+            await alice.parts.publisher.publish(draft_of(town, "alice"))
+        assert caught.value.code is Code.UNREACHABLE
+        assert "told again" in caught.value.hint
+        assert trio.current_time() - began < 10 * tuning.patience
+        town.world.thaw(bob.peer_id)
+        await bob.bootstrap(alice.addrs)  # as `join` does where it knows nobody
+        with trio.fail_after(30):
+            while not await bob.find(model="acme/one", all=True):
+                await trio.sleep(1)
+
+
+@pytest.mark.parametrize("fate", ["frozen for long", "killed"])
+async def test_who_has_no_neighbour_any_more_is_alone(
+    fate: str, open_town: OpenTown, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with open_town() as town:
+        alice, _ = await town.peer("alice", tuning=LAN), await town.peer("bob", tuning=LAN)
+        await trio.sleep(2)
+        if fate == "killed":
+            town.kill("bob")
+        else:
+            town.freeze("bob")
+            await trio.sleep(120)
+            assert not len(alice.parts.overlay.table)
+        published = await alice.parts.publisher.publish(draft_of(town, "alice"))
+        assert (published.asked, published.stored) == (0, 0)
+
+
+async def test_a_frozen_neighbour_holds_up_no_publish_where_another_answers(
+    open_town: OpenTown, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with open_town() as town:
+        alice = await town.peer("alice", tuning=LAN)
+        for name in ("bob", "carol"):
+            await town.peer(name, tuning=LAN)
+        await trio.sleep(2)
+        town.freeze("bob")
+        published = await alice.parts.publisher.publish(draft_of(town, "alice"))
+        assert (published.asked, published.stored) == (1, 1)
