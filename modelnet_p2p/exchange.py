@@ -30,8 +30,8 @@ from modelnet_p2p.frames import (
     event_of,
     kind_of,
 )
-from modelnet_p2p.payload import Payload, encode_value
-from modelnet_p2p.tree import BadPayload, Buffer
+from modelnet_p2p.payload import Payload, decode_value, encode_value
+from modelnet_p2p.tree import BadPayload, Buffer, is_text, pack_text, unpack_text
 
 MAX_BODY_BYTES = 1 << 30  # unless told otherwise; memory is taken for an announced body, page by page
 SCRATCH_BYTES = 1 << 14  # kept per stream, so a few thousand idle ones fit tens of MiB
@@ -143,6 +143,9 @@ class Exchange:
 
         Raises LocalProtocolError, having changed nothing.
         """
+        if isinstance(event, Item) and (frame := self._text_item(event)) is not None:
+            self.bytes_out += len(frame)
+            return [frame]
         kind = kind_of(event)
         after = TRANSITIONS[self.role].get(self.state, _NONE).get(kind)
         if after is None:
@@ -171,6 +174,20 @@ class Exchange:
         if payload.size <= JOINED_BYTES:
             return [b"".join((start, *payload.buffers))]
         return [start, *(memoryview(buffer) for buffer in payload.buffers)]
+
+    def _text_item(self, item: Item) -> bytes | None:
+        """The frame of an answer's item that is short text, as each token is; None for any other, for which
+        `send` does the same in several times the time."""
+        text = item.value
+        if not (isinstance(text, str) and len(text) <= SCRATCH_BYTES) or item.extra or item.wire:
+            return None
+        if self.state is not State.ANSWERING:
+            return None
+        try:
+            body = pack_text(text)
+        except BadPayload:
+            return None
+        return None if len(body) > self._max_body else HEADER.pack(Kind.ITEM, 0, 0, len(body)) + body
 
     # --- receiving ---
 
@@ -227,6 +244,8 @@ class Exchange:
         """
         if self._failure is not None:
             raise RemoteProtocolError(*self._failure)
+        if self.their_state is State.ANSWERING and (item := self._next_plain_item()) is not None:
+            return item
         try:
             while (frame := self._next_frame()) is not None:
                 event = self._on_frame(*frame)
@@ -237,6 +256,27 @@ class Exchange:
         if self._ended:
             self._on_end()
         return None
+
+    def _next_plain_item(self) -> Item | None:
+        """An answer's next frame if it is an item without a head, and there whole: as each token is.
+
+        What follows in `next_event` does the same for any frame, and says what is wrong with it.
+        """
+        start = self._start + HEADER_BYTES
+        if self._kind is not None or self._body is not None or self._end <= start:
+            return None
+        word, zero, head, length = HEADER.unpack_from(self._scratch, self._start)
+        end = start + length
+        if word != Kind.ITEM or zero or head or not start < end <= self._end or length > self._max_body:
+            return None
+        body = bytes(memoryview(self._scratch)[start:end])
+        try:
+            value = unpack_text(body) if is_text(body) else decode_value(body)
+        except BadPayload:
+            return None
+        self._start = end
+        self.bytes_in += HEADER_BYTES + length
+        return Item(value)
 
     def refuse(self, code: Code, message: str) -> RemoteProtocolError:
         """This side takes no more of what arrives; to be raised, as `next_event` does from now on.

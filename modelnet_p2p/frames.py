@@ -249,6 +249,8 @@ def encode_head(kind: Kind, event: Event, tree: int | None) -> bytes:
         case Fault():
             head = _fault_head(event)
         case Item():
+            if tree is None and not event.wire and not event.extra:
+                return b""
             head = {"wire": event.wire} if event.wire else {}
         case End():
             head = {}

@@ -159,6 +159,28 @@ def pack_tree(value: object, other: Callable[[object], object] | None = None) ->
     return tree
 
 
+def is_text(tree: bytes) -> bool:
+    """Whether a tree begins as text alone does: nothing in it but its length is to be looked over."""
+    return tree[0] in _STR_TOKENS
+
+
+def unpack_text(tree: bytes) -> object:
+    """The value of a tree that is text alone; raises BadPayload."""
+    try:
+        return msgpack.unpackb(tree)
+    except ValueError as error:
+        raise BadPayload(f"the tree is not msgpack: {str(error)[:100]}") from None
+
+
+def pack_text(text: str) -> bytes:
+    """`pack_tree` of short text; raises BadPayload."""
+    try:
+        return bytes(_TEXTS.pack(text))
+    except ValueError as error:  # a lone surrogate, or more than there can be
+        raise BadPayload(f"a value cannot be written: {str(error)[:200]}") from None
+
+
+_TEXTS = msgpack.Packer(buf_size=1024)  # for text alone: it keeps as much memory as the longest took
 _PLAIN = frozenset({type(None), bool, int, float, str, bytes})  # one value: nothing in it to be refused
 
 

@@ -73,7 +73,7 @@ class EventPipe:
                 self.exchange.role is Role.CALLER
             ):  # it has room between two calls, and a deadline of its own
                 await self.stream.send(buffers)
-            else:
+            elif not self.stream.send_now(b"".join(buffers)):
                 with trio.CancelScope(deadline=trio.current_time() + self._stall_timeout) as scope:
                     await self.stream.send(buffers)
                 if scope.cancelled_caught:

@@ -731,6 +731,41 @@ def test_a_small_head_is_judged_as_a_large_one(kind: Kind, data: bytes) -> None:
     assert judged(1024) == judged(-1)
 
 
+@settings(max_examples=600)
+@given(
+    trees.map(msgpack.packb) | st.binary(max_size=60) | st.text(max_size=40).map(msgpack.packb), st.booleans()
+)
+def test_an_item_that_comes_whole_is_judged_as_one_that_comes_in_pieces(body: bytes, more: bool) -> None:
+    """The former is read in one step; so are the bytes behind it left where they are."""
+    frame = HEADER.pack(Kind.ITEM, 0, 0, len(body)) + body
+    heard: list[object] = []
+    for rng in (None, random.Random(1)):
+        alice = Exchange(Role.CALLER)
+        alice.send(Call("m"))
+        try:
+            events = deliver(frame * (1 + more), alice, rng)
+        except RemoteProtocolError as error:
+            heard.append((error.code, error.message, alice.their_state))
+        else:
+            heard.append((repr(events), alice.bytes_in, alice.their_state, alice.in_frame))
+    assert heard[0] == heard[1]
+
+
+@settings(max_examples=300)
+@given(st.text(max_size=300) | trees | st.just(object()) | st.just(TENSOR) | st.just("\ud800"))
+def test_an_item_is_written_as_with_a_head_that_is_empty(value: object) -> None:
+    def written(event: Event) -> object:
+        bob = Exchange(Role.ANSWERER, max_body=1 << 20)
+        deliver(b"".join(Exchange(Role.CALLER).send(Call("m"))), bob)
+        try:
+            data = b"".join(bob.send(event))
+        except LocalProtocolError as error:
+            return error.code, error.message.removeprefix("ITEM: ").removeprefix("RESULT: ")
+        return data[2:], bob.bytes_out
+
+    assert written(Item(value)) == written(Result(value))
+
+
 @pytest.mark.parametrize(
     "opening", [b"\xdc\x00\x40", b"\xdd\x00\x00\x04\x00", b"\x9f", b"\x91", b"\x8f", b"\xde\xff\xff"]
 )
