@@ -7,7 +7,6 @@ lies is not asked again, one that dies or dawdles is overtaken; the pull fails o
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,15 +16,14 @@ from typing import TypeVar
 import trio
 
 from modelnet_p2p.artifact import Artifact
-from modelnet_p2p.digest import MAX_LISTING_BYTES, BadArtifact
 from modelnet_p2p.errors import Code, LocalError, RemoteError
-from modelnet_p2p.identity import PeerId
-from modelnet_p2p.names import digest_text
 from modelnet_p2p.node.serving.policy.fetching import Fate, Fetching, Share
 from modelnet_p2p.node.single_error import single_error
 from modelnet_p2p.node.transport.contract import Network, Stream
 from modelnet_p2p.node.weights.cache import Cache, Part, Told
-from modelnet_p2p.pieces import CODES, Answer, Answers, Ask, BadPieces, Kind, Status
+from modelnet_p2p.node.weights.holders import Holder, Lied, nobody, receive, right, slow
+from modelnet_p2p.node.weights.listing import fetch_listing
+from modelnet_p2p.pieces import Answer, Answers, Ask, Kind
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -33,19 +31,8 @@ T = TypeVar("T")
 MAX_HOLDERS = 8  # asked at the same time: more share one line all the same
 STALL_SECONDS = 5.0  # without a piece from anybody: then one holder more is asked
 PIECE_SECONDS = 120.0  # for the next piece of a holder to be whole: 1 MiB at 9 KB/s
-LISTING_SECONDS = 60.0  # for a listing, of which 64 MiB are the largest
-LISTING_HEAD_START = 1.0  # seconds before the next holder is asked for the listing, too
-MAX_LISTINGS = 2  # on their way at the same time: a liar's may take 64 MiB each
 RETRIES = 2  # new streams in a row to a holder that was busy or lost, and gave nothing on the one before
 RETRY_SECONDS = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class Holder:
-    """Who has it, and where he is."""
-
-    peer: PeerId
-    addrs: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +63,6 @@ async def hashed(step: Callable[[Told], T]) -> T:
     return await trio.to_thread.run_sync(step, lambda count: trio.from_thread.check_cancelled())
 
 
-class Lied(RemoteError):
-    """A holder sent what its digest rules out."""
-
-    def __init__(self, peer: PeerId, what: str) -> None:
-        super().__init__(Code.BAD_INPUT, f"peer {peer} sent {what}", peer=peer.text)
-
-
 class Puller:
     """Fetches into one cache."""
 
@@ -100,7 +80,7 @@ class Puller:
         liars: set[str] = set()
         artifact = await trio.to_thread.run_sync(self._cache.listing, root)
         if artifact is None:
-            artifact = await self._listing(root, holders, liars)
+            artifact = await fetch_listing(root, holders, liars, self.open)
         with self._cache.part(artifact) as part:
             have = await hashed(part.look)
             run = _Run(self, part, have, tell, liars)
@@ -109,57 +89,6 @@ class Puller:
                 await trio.to_thread.run_sync(part.finish)
         shares = {name: share for name, share in run.plan.shares().items() if share.pieces}
         return Pulled(artifact, run.fetched, trio.current_time() - run.started, shares, tuple(sorted(liars)))
-
-    # --- the listing ---
-
-    async def _listing(self, root: bytes, holders: Sequence[Holder], liars: set[str]) -> Artifact:
-        """The first right one: each holder is asked a while after the one before, or when that failed."""
-        found: list[Artifact] = []
-        errors: list[RemoteError] = []
-        limit = trio.CapacityLimiter(MAX_LISTINGS)
-        async with trio.open_nursery() as nursery:
-
-            async def try_one(holder: Holder, ended: trio.Event) -> None:
-                try:
-                    async with limit:
-                        found.append(await self._listing_of(root, holder))
-                    nursery.cancel_scope.cancel()
-                except Lied as error:
-                    liars.add(holder.peer.text)
-                    errors.append(error)
-                except RemoteError as error:
-                    errors.append(error)
-                ended.set()
-
-            for holder in holders:
-                ended = trio.Event()
-                nursery.start_soon(try_one, holder, ended)
-                with trio.move_on_after(LISTING_HEAD_START):
-                    await ended.wait()
-        if not found:
-            raise errors[-1] if errors else _nobody(root)
-        return found[0]
-
-    async def _listing_of(self, root: bytes, holder: Holder) -> Artifact:
-        answers = Answers()
-        try:
-            with trio.fail_after(LISTING_SECONDS):
-                async with await self.open(holder) as stream:
-                    await stream.send([answers.ask(Ask(Kind.LISTING, root), MAX_LISTING_BYTES, exact=False)])
-                    body = _right(await _receive(stream, answers), holder).body
-        except trio.TooSlowError:
-            raise _slow(holder) from None
-
-        def checked() -> Artifact:
-            if hashlib.sha256(body).digest() != root:
-                raise Lied(holder.peer, f"another listing than that of {digest_text(root)}")
-            return Artifact.decode(bytes(body))
-
-        try:
-            return await trio.to_thread.run_sync(checked)
-        except BadArtifact as error:  # then the owner has sealed no listing
-            words = f"{digest_text(root)} is no digest of files: {error}"
-            raise RemoteError(Code.BAD_RECORD, words, peer=holder.peer.text) from error
 
     async def open(self, holder: Holder) -> Stream:
         """A new stream to it; raises RemoteError."""
@@ -208,7 +137,7 @@ class _Run:
 
     def _nobody_left(self) -> RemoteError:
         if not self._errors:
-            return _nobody(self._artifact.root)
+            return nobody(self._artifact.root)
         last = list(self._errors.values())[-1]
         here, size = self._artifact.size - self.plan.left, self._artifact.size
         return RemoteError(
@@ -273,12 +202,12 @@ class _Run:
                         await stream.send([b"".join(asks)])
                     scope.deadline = trio.current_time() + PIECE_SECONDS
                     if answers.in_flight:
-                        await self._take(_right(await _receive(stream, answers), holder), holder)
+                        await self._take(right(await receive(stream, answers), holder), holder)
                     else:
                         scope.deadline = float("inf")
                         await self._wait(name)
         if scope.cancelled_caught:
-            raise _slow(holder)
+            raise slow(holder)
 
     async def _wait(self, name: str) -> None:
         """Until there may be something to ask of this holder."""
@@ -295,34 +224,3 @@ class _Run:
             self.fetched += len(answer.body)
             self._progress()
         self._change()
-
-
-async def _receive(stream: Stream, answers: Answers) -> Answer:
-    """The next answer; raises RemoteError, Lied for bytes that are none."""
-    try:
-        while True:
-            answer = answers.received(await stream.receive_into(answers.buffer()))
-            if answer is not None:
-                return answer
-    except BadPieces as error:
-        raise Lied(stream.peer, f"no weights: {error}") from error
-
-
-def _right(answer: Answer, holder: Holder) -> Answer:
-    """The answer, if it brings what was asked for; raises RemoteError with the holder's words otherwise."""
-    if answer.status is not Status.HERE:
-        code = CODES[answer.status]
-        raise RemoteError(code, f"peer {holder.peer} says: {answer.words}", peer=holder.peer.text)
-    return answer
-
-
-def _slow(holder: Holder) -> RemoteError:
-    return RemoteError(Code.DEADLINE, f"peer {holder.peer} is too slow", peer=holder.peer.text)
-
-
-def _nobody(root: bytes) -> RemoteError:
-    return RemoteError(
-        Code.UNREACHABLE,
-        f"nobody alive shares the weights {digest_text(root)}",
-        hint="its publisher shares them by: modelnet-peer publish SOURCE --share-weights",
-    )

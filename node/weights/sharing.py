@@ -22,6 +22,7 @@ from modelnet_p2p.node.calls.target import Target
 from modelnet_p2p.node.serving.description import Description
 from modelnet_p2p.node.weights.cache import Cache
 from modelnet_p2p.node.weights.hashing import OnDisk, artifact_of
+from modelnet_p2p.node.weights.holders import Holder
 from modelnet_p2p.node.weights.kept import (
     digest_asked,
     found_line,
@@ -31,7 +32,7 @@ from modelnet_p2p.node.weights.kept import (
     named,
     pulled_source,
 )
-from modelnet_p2p.node.weights.puller import Holder, Progress, Pulled, Puller, hashed
+from modelnet_p2p.node.weights.puller import Progress, Pulled, Puller, hashed
 from modelnet_p2p.node.weights.server import WeightServer
 from modelnet_p2p.offers import Offer, State
 from modelnet_p2p.query import Query

@@ -17,7 +17,8 @@ from modelnet_p2p.node.transport.contract import Handler
 from modelnet_p2p.node.transport.memory import MemoryNetwork, MemoryWorld
 from modelnet_p2p.node.weights.cache import Cache
 from modelnet_p2p.node.weights.hashing import OnDisk, artifact_of
-from modelnet_p2p.node.weights.puller import Holder, Progress, Puller
+from modelnet_p2p.node.weights.holders import Holder
+from modelnet_p2p.node.weights.puller import Progress, Puller
 from modelnet_p2p.node.weights.server import WeightServer
 from modelnet_p2p.tuning import TEST
 
