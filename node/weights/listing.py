@@ -13,6 +13,7 @@ from modelnet_p2p.errors import Code, RemoteError
 from modelnet_p2p.names import digest_text
 from modelnet_p2p.node.transport.contract import Stream
 from modelnet_p2p.node.weights.holders import Holder, Lied, nobody, receive, right, slow
+from modelnet_p2p.node.weights.patience import Patience
 from modelnet_p2p.pieces import Answers, Ask, Kind
 
 LISTING_SECONDS = 60.0  # for a listing, of which 64 MiB are the largest
@@ -22,10 +23,29 @@ MAX_LISTINGS = 2  # on their way at the same time: a liar's may take 64 MiB each
 Open = Callable[[Holder], Awaitable[Stream]]
 
 
-async def fetch_listing(root: bytes, holders: Sequence[Holder], liars: set[str], open: Open) -> Artifact:
-    """The first right one: each holder is asked a while after the one before, or when that failed."""
+async def fetch_listing(
+    root: bytes, holders: Sequence[Holder], liars: set[str], open: Open, patience: Patience
+) -> Artifact:
+    """The first right one; raises RemoteError when nobody is left, or who is left stays busy for too long."""
+    while True:
+        found, errors = await _ask_all(root, holders, open)
+        liars.update(holder.peer.text for holder, error in errors.items() if isinstance(error, Lied))
+        if found is not None:
+            return found
+        holders = [holder for holder, error in errors.items() if error.code is Code.BUSY]
+        if not holders or not await patience.wait(len(holders), 0):
+            raise list(errors.values())[-1] if errors else nobody(root)
+
+
+async def _ask_all(
+    root: bytes, holders: Sequence[Holder], open: Open
+) -> tuple[Artifact | None, dict[Holder, RemoteError]]:
+    """The first right one, and why others gave none.
+
+    Each holder is asked a while after the one before, or when that failed.
+    """
     found: list[Artifact] = []
-    errors: list[RemoteError] = []
+    errors: dict[Holder, RemoteError] = {}
     limit = trio.CapacityLimiter(MAX_LISTINGS)
     async with trio.open_nursery() as nursery:
 
@@ -34,11 +54,8 @@ async def fetch_listing(root: bytes, holders: Sequence[Holder], liars: set[str],
                 async with limit:
                     found.append(await _listing_of(root, holder, open))
                 nursery.cancel_scope.cancel()
-            except Lied as error:
-                liars.add(holder.peer.text)
-                errors.append(error)
             except RemoteError as error:
-                errors.append(error)
+                errors[holder] = error
             ended.set()
 
         for holder in holders:
@@ -46,9 +63,7 @@ async def fetch_listing(root: bytes, holders: Sequence[Holder], liars: set[str],
             nursery.start_soon(try_one, holder, ended)
             with trio.move_on_after(LISTING_HEAD_START):
                 await ended.wait()
-    if not found:
-        raise errors[-1] if errors else nobody(root)
-    return found[0]
+    return found[0] if found else None, errors
 
 
 async def _listing_of(root: bytes, holder: Holder, open: Open) -> Artifact:

@@ -23,6 +23,7 @@ from modelnet_p2p.node.transport.contract import Network, Stream
 from modelnet_p2p.node.weights.cache import Cache, Part, Told
 from modelnet_p2p.node.weights.holders import Holder, Lied, nobody, receive, right, slow
 from modelnet_p2p.node.weights.listing import fetch_listing
+from modelnet_p2p.node.weights.patience import Patience
 from modelnet_p2p.pieces import Answer, Answers, Ask, Kind
 
 log = logging.getLogger(__name__)
@@ -71,19 +72,27 @@ class Puller:
         self._protocol = protocol
         self._cache = cache
 
-    async def pull(self, root: bytes, holders: Sequence[Holder], tell: Tell) -> Pulled:
+    async def pull(
+        self,
+        root: bytes,
+        holders: Sequence[Holder],
+        tell: Tell,
+        notice: Callable[[str], None] = lambda line: None,
+    ) -> Pulled:
         """Fetch what is missing of that digest; it is whole in the cache when this returns.
 
-        Cancelled or failed, it keeps what has come. Raises LocalError (in-use, bad-state: a full disk),
-        RemoteError (the last holder's, when none is left).
+        Holders that are busy are waited for where nobody else is left, which `notice` is told. Cancelled or
+        failed, it keeps what has come. Raises LocalError (in-use, bad-state: a full disk), RemoteError (the
+        last holder's, when none is left).
         """
         liars: set[str] = set()
+        patience = Patience(notice)
         artifact = await trio.to_thread.run_sync(self._cache.listing, root)
         if artifact is None:
-            artifact = await fetch_listing(root, holders, liars, self.open)
+            artifact = await fetch_listing(root, holders, liars, self.open, patience)
         with self._cache.part(artifact) as part:
             have = await hashed(part.look)
-            run = _Run(self, part, have, tell, liars)
+            run = _Run(self, part, have, tell, liars, patience)
             await run.fetch(holders)
             with trio.CancelScope(shield=True):  # a moment: what is whole gets its name
                 await trio.to_thread.run_sync(part.finish)
@@ -102,11 +111,20 @@ class Puller:
 class _Run:
     """One pull's pieces, from all holders."""
 
-    def __init__(self, puller: Puller, part: Part, have: set[int], tell: Tell, liars: set[str]) -> None:
+    def __init__(
+        self,
+        puller: Puller,
+        part: Part,
+        have: set[int],
+        tell: Tell,
+        liars: set[str],
+        patience: Patience,
+    ) -> None:
         self._puller = puller
         self._part = part
         self._tell = tell
         self._liars = liars
+        self._patience = patience
         self._artifact = part.artifact
         self.plan = Fetching([piece.size for piece in part.artifact.pieces], have)
         self.started = trio.current_time()
@@ -129,11 +147,19 @@ class _Run:
                         self._active += 1
                         nursery.start_soon(self._ask_holder, holder)
                     if not self._active:
-                        raise self._nobody_left()
+                        waiting = self._busy(holders)
+                        if not waiting or not await self._patience.wait(len(waiting), self.fetched):
+                            raise self._nobody_left()
+                        continue
                     with trio.move_on_after(STALL_SECONDS) as scope:
                         await self._changed.wait()
                     places += scope.cancelled_caught  # all who are asked dawdle: one more
                 nursery.cancel_scope.cancel()
+
+    def _busy(self, holders: Sequence[Holder]) -> list[Holder]:
+        """Those of them who said so last."""
+        busy = {name for name, error in self._errors.items() if error.code is Code.BUSY}
+        return [holder for holder in holders if holder.peer.text in busy - self._liars]
 
     def _nobody_left(self) -> RemoteError:
         if not self._errors:

@@ -145,7 +145,7 @@ class Pulls:
             count = f"{len(holders)} peer{'' if len(holders) == 1 else 's'}"
             notice(f"fetching from {count}" if holders else "nobody shares it now")
             puller = Puller(self._network, self._protocol, cache)
-            pulled = await puller.pull(wanted.root, holders, tell)
+            pulled = await puller.pull(wanted.root, holders, tell, notice)
             self._remember(pulled.liars)
             found = await hashed(partial(cache.whole, wanted.root))
             assert found is not None  # it was made whole just now

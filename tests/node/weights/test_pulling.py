@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import pytest
@@ -11,8 +12,10 @@ import trio
 
 from modelnet_p2p.errors import Code, LocalError, RemoteError
 from modelnet_p2p.node.transport.contract import Stream
+from modelnet_p2p.node.weights import patience
 from modelnet_p2p.node.weights import puller as puller_module
 from modelnet_p2p.node.weights.hashing import artifact_of
+from modelnet_p2p.node.weights.puller import Progress
 from modelnet_p2p.pieces import Ask, Asks, Kind, Status, answer_head
 
 # Any: the fixture that opens a square, see conftest.py
@@ -212,6 +215,64 @@ async def test_a_holder_that_is_busy_is_asked_again(open_square: OpenSquare) -> 
             await puller.pull(square.found.root, [alice], square.tell)
         assert square.is_here()
         assert refusals == 4
+
+
+async def test_the_only_holder_is_waited_for_while_it_is_busy(
+    open_square: OpenSquare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its listing, with its first piece, and halfway through."""
+    monkeypatch.setattr(puller_module, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(patience, "FIRST_SECONDS", 0.01)
+    monkeypatch.setattr(patience, "LONGEST_SECONDS", 0.02)
+    async with open_square() as square:
+        streams, notices = count(1), list[str]()
+
+        async def handle(stream: Stream) -> None:
+            number = next(streams)
+            if number == 11:
+                await square.servers["alice"].handle(stream)  # the listing
+            elif number == 21:
+                with trio.CancelScope() as scope:
+
+                    def stop(progress: Progress) -> None:
+                        if progress.here > square.found.size // 2:
+                            scope.cancel()
+
+                    square.watch = stop
+                    await square.servers["alice"].handle(stream)
+                await stream.reset()
+            elif number < 31:
+                await stream.send([answer_head(Status.BUSY, 0)])
+            else:
+                await square.servers["alice"].handle(stream)
+
+        alice = await square.holder("alice", handle)
+        gone = await square.holder("gone")
+        square.world.kill(gone.peer)
+        puller = await square.puller()
+        with trio.fail_after(30):
+            await puller.pull(square.found.root, [gone, alice], square.tell, notices.append)
+        assert square.is_here()
+        assert next(streams) == 32
+        assert notices == 2 * ["the only peer that shares it is busy: waiting, and asking again"]
+
+
+async def test_a_holder_that_stays_busy_is_given_up(
+    open_square: OpenSquare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "FIRST_SECONDS", 0.01)
+    monkeypatch.setattr(patience, "BUSY_SECONDS", 0.1)
+    async with open_square() as square:
+
+        async def refuse(stream: Stream) -> None:
+            await stream.send([answer_head(Status.BUSY, 0)])
+
+        holders = [await square.holder(name, refuse) for name in ("alice", "bob")]
+        puller, notices = await square.puller(), list[str]()
+        with trio.fail_after(30), pytest.raises(RemoteError) as raised:
+            await puller.pull(square.found.root, holders, square.tell, notices.append)
+        assert (raised.value.code, raised.value.retryable) == (Code.BUSY, True)
+        assert notices == ["the 2 peers that share it are busy: waiting, and asking again"]
 
 
 async def test_a_connection_that_breaks_again_and_again_brings_all_of_it(
