@@ -62,10 +62,12 @@ async def test_past_a_liar_a_dying_and_an_endlessly_slow_one(open_square: OpenSq
             await stream.send([answer_head(Status.HERE, len(data)), data])
 
         async def dawdle(stream: Stream, ask: Ask) -> None:
-            await stream.send([answer_head(Status.HERE, square.found.artifact.pieces[ask.index].size)])
-            while True:
+            size = square.found.artifact.pieces[ask.index].size
+            await stream.send([answer_head(Status.HERE, size)])
+            for _ in range(size - 1):  # the last byte never comes: it would be a lie
                 await stream.send([b"\0"])
                 await trio.sleep(0.02)
+            await trio.sleep_forever()
 
         liar = await square.holder("liar", answering(lie))
         slow = await square.holder("slow", answering(dawdle))
