@@ -52,6 +52,9 @@ class _Race:
         self._upgrader = upgrader
 
     async def run(self) -> None:
+        if len(self._target.addrs) == 1:
+            await self._try(self._target.addrs[0], trio.Event(), trio.CancelScope())
+            return
         async with trio.open_nursery() as nursery:
             for addr in self._target.addrs:
                 failed = trio.Event()
@@ -79,7 +82,7 @@ class _Race:
         return await self._connect(endpoint)
 
     async def _connect(self, endpoint: Endpoint) -> Link:
-        stream = await dial(endpoint.host, endpoint.port)
+        stream = await dial(endpoint)
         link: Link | None = None
         try:
             link = await self._upgrader.upgrade(stream, self._target.peer)

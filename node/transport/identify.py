@@ -16,13 +16,14 @@ from modelnet_p2p.errors import Code, LocalError, RemoteError
 from modelnet_p2p.identity import PUBLIC_KEY_HEADER, PeerId
 from modelnet_p2p.node.transport.addresses import split_p2p, to_binary, to_text
 from modelnet_p2p.node.transport.contract import Stream
-from modelnet_p2p.node.transport.ping import receive_exactly
 from modelnet_p2p.pb.identify_pb2 import Identify
 
 IDENTIFY = "/ipfs/id/1.0.0"
 PUSH = "/ipfs/id/push/1.0.0"
 AGENT = f"modelnet/{__version__}"
 MAX_MESSAGE = 16 * 1024  # bytes; js and go send 1 to 3 KiB, their own limit is 8 KiB a part
+LENGTH_BYTES = 3  # of a varint up to that
+READ_BYTES = 1024  # at once: ours have 300 bytes
 MAX_ADDRESSES = 16  # as many as a contact of the DHT holds
 MAX_PROTOCOLS = 256  # a stock node speaks about 20
 
@@ -78,23 +79,30 @@ def _addresses(raws: Sequence[bytes]) -> tuple[str, ...]:
 
 async def receive(stream: Stream) -> Told:
     """Read one message; raises RemoteError. The caller bounds it in time."""
-    length, shift, byte = 0, 0, memoryview(bytearray(1))
-    while True:
-        if shift > 14 or not await receive_exactly(stream, byte):  # three bytes hold MAX_MESSAGE
-            raise _bad(stream.peer, "no sensible length")
-        length |= (byte[0] & 0x7F) << shift
-        shift += 7
-        if byte[0] < 0x80:
-            break
-    if length > MAX_MESSAGE:
-        raise _bad(stream.peer, f"{length} bytes")
-    body = bytearray(length)
-    if not await receive_exactly(stream, memoryview(body)):
-        raise _bad(stream.peer, "cut short")
+    data, buffer = bytearray(), memoryview(bytearray(READ_BYTES))
+    while (body := _body(stream.peer, data)) is None:
+        if not (count := await stream.receive_into(buffer)):
+            raise _bad(stream.peer, "cut short" if data else "not a byte")
+        data += buffer[:count]
     try:
-        return decode(bytes(body))
+        return decode(body)
     except ValueError as error:
         raise _bad(stream.peer, str(error)) from error
+
+
+def _body(peer: PeerId, data: bytearray) -> bytes | None:
+    """The message without the length in front, None until all of it has come; raises RemoteError."""
+    length = 0
+    for at, byte in enumerate(data[:LENGTH_BYTES]):
+        length |= (byte & 0x7F) << 7 * at
+        if byte < 0x80:
+            if length > MAX_MESSAGE:
+                raise _bad(peer, f"{length} bytes")
+            end = at + 1 + length
+            return bytes(data[at + 1 : end]) if len(data) >= end else None
+    if len(data) >= LENGTH_BYTES:
+        raise _bad(peer, "no sensible length")
+    return None
 
 
 def _bad(peer: PeerId, why: str) -> RemoteError:

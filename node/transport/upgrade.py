@@ -7,11 +7,13 @@ import socket
 import trio
 
 from modelnet_p2p.identity import KeyPair, PeerId
+from modelnet_p2p.node.transport.addresses import Endpoint
 from modelnet_p2p.node.transport.link import Link, Workbench, tune
 from modelnet_p2p.node.transport.securing import HandshakeFailed, establish, new_static_key
 
 __all__ = ["HandshakeFailed", "Upgrader", "dial"]
 
+FAMILIES = {"ip4": socket.AF_INET, "ip6": socket.AF_INET6}
 READ_AT_ONCE = 4096  # bytes: a handshake has some hundred
 SLACK = 32  # streams that the far side knows to be over and we do not yet
 
@@ -78,9 +80,24 @@ class Upgrader:
             raise HandshakeFailed(expect, "the connection broke behind the handshake") from error
 
 
-async def dial(host: str, port: int) -> trio.SocketStream:
+async def dial(endpoint: Endpoint) -> trio.SocketStream:
     """Connect; raises OSError. The caller's cancel scope is its deadline."""
+    if family := FAMILIES.get(endpoint.kind):
+        return await _dial_ip(family, endpoint.host, endpoint.port)
     try:
-        return await trio.open_tcp_stream(host, port)
+        return await trio.open_tcp_stream(endpoint.host, endpoint.port)
     except UnicodeError as error:  # of the resolver, for names that no domain can have
         raise OSError("not a host name") from error
+
+
+async def _dial_ip(family: int, host: str, port: int) -> trio.SocketStream:
+    """One address: there is nothing to resolve, and nothing to race."""
+    sock = trio.socket.socket(family)
+    connected = False
+    try:
+        await sock.connect((host, port))
+        connected = True
+    finally:
+        if not connected:
+            sock.close()
+    return trio.SocketStream(sock)
