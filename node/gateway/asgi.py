@@ -1,8 +1,8 @@
 """The words of ASGI that the gateway's parts have in common, and share with the SDK behind `/mcp`.
 
-Beyond ASGI there are two: `held` in the start of an answer lets it wait for the first bytes of the body, so
-that both leave in one piece; and `scope["state"]["on_gone"]` takes what is to be called when the client hangs
-up (None: nobody is to be told any more).
+Beyond ASGI there are three. `held` in the start of an answer lets it wait for the first bytes of the body,
+so that both leave in one piece. `scope["state"]["on_gone"]` takes what is to be called when the client hangs
+up (None: nobody is to be told any more), `scope["state"]["come"]` says that all of the body is there already.
 """
 
 from __future__ import annotations

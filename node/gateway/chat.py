@@ -197,17 +197,17 @@ class _Events:
         self._finished = self._finished or choice["finish_reason"] is not None
         await self._http.write(self._front + to_bytes(choice) + self._back)
 
-    async def end(self) -> None:
+    def end(self) -> bytes:
+        """What is still to be said."""
+        last = b""
         if not self._finished:
-            await self.add_closing()
+            choice = self._style.closing()
+            if not self._opened:
+                self._style.opening(choice)
+            last = self._front + to_bytes(choice) + self._back
         if self._with_usage:
-            await self._http.write(event({**self._head, "choices": [], "usage": self.usage or no_usage()}))
-
-    async def add_closing(self) -> None:
-        choice = self._style.closing()
-        if not self._opened:
-            self._style.opening(choice)
-        await self._http.write(self._front + to_bytes(choice) + self._back)
+            last += event({**self._head, "choices": [], "usage": self.usage or no_usage()})
+        return last
 
 
 async def _stream(calling: Calling, style: Style, fit: Fit, with_usage: bool) -> None:
@@ -215,16 +215,14 @@ async def _stream(calling: Calling, style: Style, fit: Fit, with_usage: bool) ->
     events = _Events(http, style, with_usage)
     try:
         outcome = await calling.run(fit, events.begin, events.add)
-        await events.end()
+        last = events.end()
     except ModelnetError as error:
         if not http.answering:
             raise
-        await http.write(error_event(error))
-        await http.finish()
+        await http.finish(error_event(error))
         return
     calling.gateway.gauges.counted(outcome.model, events.usage or {})
-    await http.write(trailer(outcome) + DONE)
-    await http.finish()
+    await http.finish(last + trailer(outcome) + DONE)
 
 
 async def _whole(calling: Calling, style: Style, fit: Fit) -> None:

@@ -33,6 +33,7 @@ LINGER_SECONDS = 2.0  # ... but not for longer than this
 READ_BYTES = 64 << 10
 _BUG = "a fault inside of the gateway: its traceback is in the peer's log"
 _NO_BODY = frozenset({204, 304})
+_FRAMING = frozenset({b"content-length", b"transfer-encoding", b"connection"})
 
 
 class Connection:
@@ -57,7 +58,7 @@ class Connection:
         self._parts: list[bytes] = []  # of its body: come, and not yet taken
         self._whole = False  # all of its body has come ...
         self._taken = False  # ... and was taken
-        self._head: h11.Response | None = None  # of the answer, which waits for its body
+        self._start: Message | None = None  # of the answer, which waits for its body
         self._bodiless = False
 
     async def serve(self) -> None:
@@ -110,6 +111,8 @@ class Connection:
                 return None
             self._parts, self._whole, self._taken = [], False, False
             self._take_events()
+            if not (self._whole or machine.they_are_waiting_for_100_continue):
+                self._look()
         except h11.RemoteProtocolError as error:
             await self._refuse(error)
             return None
@@ -126,6 +129,14 @@ class Connection:
                 await trio.lowlevel.wait_readable(self._handle)
             except OSError:  # broken off, which is an end as well
                 return b""
+
+    def _look(self) -> None:
+        """Read once, where it takes no waiting: most clients send head and body by themselves, at once."""
+        try:
+            self._machine.receive_data(os.read(self._handle, READ_BYTES))
+        except OSError:  # there is nothing yet; or it is broken off, as whoever reads on will be told
+            return
+        self._take_events()
 
     def _take_events(self) -> None:
         """What has come of the body; raises h11.RemoteProtocolError."""
@@ -170,7 +181,7 @@ class Connection:
     async def _answer(self, request: h11.Request) -> None:
         target, _, query = request.target.partition(b"?")
         path = target.decode("ascii")
-        self._head = None
+        self._start = None
         self._bodiless = request.method == b"HEAD"
         scope = {
             "type": "http",
@@ -185,7 +196,7 @@ class Connection:
             "headers": [(name.lower(), value) for name, value in request.headers.raw_items()],
             "client": self._client,
             "server": None,
-            "state": {"on_gone": self._tell},
+            "state": {"on_gone": self._tell, "come": self._whole},
             "extensions": {},
         }
         await self._app(scope, self.receive, self.send)
@@ -197,10 +208,8 @@ class Connection:
             return
         machine = self._machine
         if message["type"] == "http.response.start":
-            status = message["status"]
-            headers = [*message.get("headers", ()), (b"date", _date(int(time())))]
-            self._head = h11.Response(status_code=status, headers=headers)
-            self._bodiless = self._bodiless or status in _NO_BODY
+            self._start = message
+            self._bodiless = self._bodiless or message["status"] in _NO_BODY
             if not message.get("held"):
                 await self._write(self._take_head())
             return
@@ -214,8 +223,22 @@ class Connection:
             await self._write(whole)
 
     def _take_head(self) -> bytes:
-        head, self._head = self._head, None
-        return b"" if head is None else self._machine.send(head)
+        """Of the answer that has been started; empty where it is out. h11 is told what concerns it, and looks
+        over nothing else: it would do so four times."""
+        start, self._start = self._start, None
+        if start is None:
+            return b""
+        framing, lines = [], [b"date: " + _date(int(time()))]
+        for name, value in start.get("headers", ()):
+            if name.lower() in _FRAMING:
+                framing.append((name, value))
+            else:
+                lines.append(name + b": " + value)
+        rest = b"\r\n".join(lines)
+        if not len(lines) - 1 == rest.count(b"\r") == rest.count(b"\n") or b"\0" in rest:
+            raise ValueError("a header of the answer holds the end of a line")
+        head = self._machine.send(h11.Response(status_code=start["status"], headers=framing))
+        return head[:-2] + rest + b"\r\n\r\n"
 
     async def _write(self, data: bytes) -> None:
         """All of it. Half of it is never followed by anything else."""
@@ -260,7 +283,6 @@ class Connection:
         headers = [(b"content-length", str(len(body)).encode()), (b"connection", b"close")]
         if body:
             headers.append((b"content-type", b"application/json"))
-        self._head = None
         await self.send({"type": "http.response.start", "status": status, "headers": headers, "held": True})
         await self.send({"type": "http.response.body", "body": body})
         self._silent = True

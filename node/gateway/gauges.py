@@ -8,7 +8,7 @@ with names.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import trio
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -64,6 +64,16 @@ _LONG = (
 )
 
 
+class _OfModel(NamedTuple):
+    """The figures of one model's calls."""
+
+    success: Counter
+    items: Counter
+    first: Histogram
+    whole: Histogram
+    queued: Histogram
+
+
 class Gauges:
     """All figures of one gateway, in a registry of their own."""
 
@@ -113,24 +123,33 @@ class Gauges:
                 ("faults", "Those of them that ended in a fault."),
             )
         }
-        self._names: set[str] = set()
+        self._models: dict[str, _OfModel] = {}
 
     def name(self, model: str) -> str:
         """The label for a model."""
-        if model not in self._names:
-            if len(self._names) >= MAX_MODELS:
-                return OTHER
-            self._names.add(model)
-        return model
+        return model if model in self._models or len(self._models) < MAX_MODELS else OTHER
+
+    def _of(self, model: str) -> _OfModel:
+        """What each call of a model counts: looked up by its labels once."""
+        if (found := self._models.get(model)) is None:
+            name = self.name(model)
+            found = self._models[name] = _OfModel(
+                self.success.labels(name),
+                self.items.labels(name),
+                self.first.labels(name),
+                self.whole.labels(name),
+                self.queued.labels(name),
+            )
+        return found
 
     def ended(self, model: str, started: float, first: float | None, items: int, queue_ms: float) -> None:
         """A call of `model`, begun at `started` (trio time), whose first item came at `first`, ended well."""
-        name, now = self.name(model), trio.current_time()
-        self.success.labels(name).inc()
-        self.items.labels(name).inc(items)
-        self.first.labels(name).observe((now if first is None else first) - started)
-        self.whole.labels(name).observe(now - started)
-        self.queued.labels(name).observe(queue_ms / 1e3)
+        of, now = self._of(model), trio.current_time()
+        of.success.inc()
+        of.items.inc(items)
+        of.first.observe((now if first is None else first) - started)
+        of.whole.observe(now - started)
+        of.queued.observe(queue_ms / 1e3)
 
     def counted(self, model: str, usage: Mapping[str, Any]) -> None:
         """What a model says that it has read and written. Any: a stranger's JSON."""

@@ -89,23 +89,27 @@ class Http:
         length = self.header(b"content-length")
         if length.isdecimal() and int(length) > limit:
             raise _too_large(limit)
+        if self.scope["state"].get("come"):
+            return await self._read_body(limit)
+        with trio.move_on_after(BODY_SECONDS):
+            return await self._read_body(limit)
+        raise _too_slow()
+
+    async def _read_body(self, limit: int) -> bytes:
         parts: list[bytes] = []
         size = 0
-        with trio.move_on_after(BODY_SECONDS) as scope:
-            while not self._read:
-                message = await self._receive()
-                if message["type"] == "http.disconnect":
-                    raise Gone
-                part = message.get("body", b"")
-                size += len(part)
-                if size > limit:
-                    raise _too_large(limit)
-                self._room.take(len(part))
-                self._held += len(part)
-                parts.append(part)
-                self._read = not message.get("more_body", False)
-        if scope.cancelled_caught:
-            raise _too_slow()
+        while not self._read:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise Gone
+            part = message.get("body", b"")
+            size += len(part)
+            if size > limit:
+                raise _too_large(limit)
+            self._room.take(len(part))
+            self._held += len(part)
+            parts.append(part)
+            self._read = not message.get("more_body", False)
         return b"".join(parts)
 
     async def json(self, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
@@ -135,8 +139,9 @@ class Http:
         """Waits for a slow reader."""
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
-    async def finish(self) -> None:
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+    async def finish(self, data: bytes = b"") -> None:
+        """The end, with the last bytes."""
+        await self._send({"type": "http.response.body", "body": data, "more_body": False})
 
     async def respond(
         self, status: int, body: bytes | memoryview, kind: bytes = JSON, headers: Headers = ()

@@ -24,7 +24,7 @@ from modelnet_p2p.node.gateway.calling import (
 )
 from modelnet_p2p.node.gateway.errors import BadRequest, error_object, to_bytes
 from modelnet_p2p.node.gateway.http import EVENTS, MAX_JSON_BYTES, Http, parse_object
-from modelnet_p2p.node.gateway.sse import DONE, error_event, event
+from modelnet_p2p.node.gateway.sse import DONE, event
 from modelnet_p2p.node.gateway.tensors import (
     NPY,
     SAFETENSORS,
@@ -134,26 +134,23 @@ async def _stream(calling: Calling, fit: Fit) -> None:
     http = calling.http
     as_events = "text/event-stream" in http.header(b"accept")
 
-    async def write(value: object) -> None:
-        await http.write(event(value) if as_events else to_bytes(value) + b"\n")
+    def line(value: object) -> bytes:
+        return event(value) if as_events else to_bytes(value) + b"\n"
 
     async def begin(begun: Begun) -> None:
         await http.start(200, EVENTS if as_events else NDJSON, first_headers(begun))
 
     async def add(item: Value) -> None:
-        await write({"item": to_json(item)})
+        await http.write(line({"item": to_json(item)}))
 
     try:
         outcome = await calling.run(fit, begin, add, repeatable=False)
-        await write(_done(outcome, None))
+        last = line(_done(outcome, None)) + (DONE if as_events else b"")
     except ModelnetError as error:
         if not http.answering:
             raise
-        await http.write(error_event(error) if as_events else to_bytes(error_object(error)) + b"\n")
-    else:
-        if as_events:
-            await http.write(DONE)
-    await http.finish()
+        last = line(error_object(error))
+    await http.finish(last)
 
 
 def _done(outcome: Outcome, output: object) -> dict[str, object]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 from modelnet_p2p.errors import Code, ModelnetError, RemoteError
 from modelnet_p2p.node.calls.router import Begun
@@ -22,7 +22,7 @@ from modelnet_p2p.payload import Value
 _INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}
 _ECHOED = ("instructions", "max_output_tokens", "metadata", "temperature", "top_p", "user")
 
-Emit = Callable[[str, Json], Awaitable[None]]
+Emit = Callable[[str, Json], None]
 
 
 async def responses(gateway: Gateway, http: Http) -> None:
@@ -35,19 +35,18 @@ async def responses(gateway: Gateway, http: Http) -> None:
     answer = _Answer(body, http, calling, streams)
     try:
         outcome = await calling.run(chat_fit(chat), answer.begin, answer.add)
-        await answer.end()
+        answer.end()
     except ModelnetError as error:
         if not http.answering:
             raise
-        await answer.fail(error)
-        await http.finish()
+        answer.fail(error)
+        await http.finish(answer.said())
         return
     gateway.gauges.counted(outcome.model, answer.counted)
     if not streams:
         await http.say(answer.response("completed"), headers=all_headers(outcome))
         return
-    await http.write(trailer(outcome))
-    await http.finish()
+    await http.finish(answer.said() + trailer(outcome))
 
 
 class _Answer:
@@ -61,6 +60,7 @@ class _Answer:
         self._id = _name("resp")
         self._created = int(time.time())
         self._sequence = 0
+        self._said: list[bytes] = []  # events that leave together
         self._done: list[Json] = []  # output items, whole
         self._open: _Message | _Call | None = None
         self._finish: str | None = None
@@ -72,7 +72,7 @@ class _Answer:
         if self._streams:
             await self._http.start(200, EVENTS, first_headers(begun))
         for name in ("response.created", "response.in_progress"):
-            await self._emit(name, {"response": self.response("in_progress")})
+            self._emit(name, {"response": self.response("in_progress")})
 
     async def add(self, item: Value) -> None:
         assert self._offer is not None
@@ -87,14 +87,16 @@ class _Answer:
         delta = choice["delta"]
         if (text := delta.get("content")) and isinstance(text, str):
             if not isinstance(self._open, _Message):
-                await self._switch(_Message(len(self._done) + (self._open is not None)))
+                self._switch(_Message(len(self._done) + (self._open is not None)))
             assert isinstance(self._open, _Message)
-            await self._open.add(text, self._emit)
+            self._open.add(text, self._emit)
         calls = delta.get("tool_calls")
         for piece in calls if isinstance(calls, list) else ():
-            await self._add_call(piece)
+            self._add_call(piece)
+        if self._said:
+            await self._http.write(self.said())
 
-    async def _add_call(self, piece: object) -> None:
+    def _add_call(self, piece: object) -> None:
         if not isinstance(piece, dict) or not isinstance(function := piece.get("function") or {}, dict):
             return
         at = piece.get("index", 0)
@@ -102,40 +104,46 @@ class _Answer:
             call = _Call(
                 len(self._done) + (self._open is not None), at, piece.get("id"), function.get("name")
             )
-            await self._switch(call)
+            self._switch(call)
         assert isinstance(self._open, _Call)
         if arguments := function.get("arguments"):
-            await self._open.add(str(arguments), self._emit)
+            self._open.add(str(arguments), self._emit)
 
-    async def _switch(self, following: _Message | _Call | None) -> None:
+    def _switch(self, following: _Message | _Call | None) -> None:
         """One item ends, another begins."""
         if self._open is not None:
-            self._done.append(await self._open.end(self._emit))
+            self._done.append(self._open.end(self._emit))
         self._open = following
         if following is not None:
-            await following.begin(self._emit)
+            following.begin(self._emit)
 
-    async def end(self) -> None:
+    def end(self) -> None:
         if self._open is None and not self._done:  # a message, if an empty one
-            await self._switch(_Message(0))
-        await self._switch(None)
+            self._switch(_Message(0))
+        self._switch(None)
         incomplete = self._finish in _INCOMPLETE
         status = "incomplete" if incomplete else "completed"
-        await self._emit(f"response.{status}", {"response": self.response(status)})
+        self._emit(f"response.{status}", {"response": self.response(status)})
 
-    async def fail(self, error: ModelnetError) -> None:
+    def fail(self, error: ModelnetError) -> None:
         """The last event of a stream whose provider was lost, or whose model failed."""
         response = self.response("failed")
         told = error_object(error)["error"]
         assert isinstance(told, dict)
         response["error"] = {**told, "code": told["code"] or "server_error"}
-        await self._emit("response.failed", {"response": response})
+        self._emit("response.failed", {"response": response})
 
-    async def _emit(self, name: str, fields: Json) -> None:
+    def _emit(self, name: str, fields: Json) -> None:
         if self._streams:
             told = {"type": name, "sequence_number": self._sequence, **fields}
             self._sequence += 1
-            await self._http.write(named_event(name, told))
+            self._said.append(named_event(name, told))
+
+    def said(self) -> bytes:
+        """Events that are still to be sent."""
+        said = b"".join(self._said)
+        self._said.clear()
+        return said
 
     def response(self, status: str) -> Json:
         """The whole object, as far as it has come."""
@@ -187,22 +195,22 @@ class _Message:
     def _item(self, status: str, content: list[Json]) -> Json:
         return {"id": self._id, "type": "message", "role": "assistant", "status": status, "content": content}
 
-    async def begin(self, emit: Emit) -> None:
+    def begin(self, emit: Emit) -> None:
         item = self._item("in_progress", [])
-        await emit("response.output_item.added", {"output_index": self._index, "item": item})
-        await emit("response.content_part.added", {**self._place, "part": _text_part("")})
+        emit("response.output_item.added", {"output_index": self._index, "item": item})
+        emit("response.content_part.added", {**self._place, "part": _text_part("")})
 
-    async def add(self, text: str, emit: Emit) -> None:
+    def add(self, text: str, emit: Emit) -> None:
         self._texts.append(text)
-        await emit("response.output_text.delta", {**self._place, "delta": text, "logprobs": []})
+        emit("response.output_text.delta", {**self._place, "delta": text, "logprobs": []})
 
-    async def end(self, emit: Emit) -> Json:
+    def end(self, emit: Emit) -> Json:
         text = "".join(self._texts)
         part = _text_part(text)
-        await emit("response.output_text.done", {**self._place, "text": text, "logprobs": []})
-        await emit("response.content_part.done", {**self._place, "part": part})
+        emit("response.output_text.done", {**self._place, "text": text, "logprobs": []})
+        emit("response.content_part.done", {**self._place, "part": part})
         item = self._item("completed", [part])
-        await emit("response.output_item.done", {"output_index": self._index, "item": item})
+        emit("response.output_item.done", {"output_index": self._index, "item": item})
         return item
 
 
@@ -228,20 +236,20 @@ class _Call:
             "arguments": arguments,
         }
 
-    async def begin(self, emit: Emit) -> None:
+    def begin(self, emit: Emit) -> None:
         item = self._item("in_progress", "")
-        await emit("response.output_item.added", {"output_index": self._index, "item": item})
+        emit("response.output_item.added", {"output_index": self._index, "item": item})
 
-    async def add(self, arguments: str, emit: Emit) -> None:
+    def add(self, arguments: str, emit: Emit) -> None:
         self._arguments.append(arguments)
-        await emit("response.function_call_arguments.delta", {**self._place, "delta": arguments})
+        emit("response.function_call_arguments.delta", {**self._place, "delta": arguments})
 
-    async def end(self, emit: Emit) -> Json:
+    def end(self, emit: Emit) -> Json:
         arguments = "".join(self._arguments)
         told = {**self._place, "name": self._name, "arguments": arguments}
-        await emit("response.function_call_arguments.done", told)
+        emit("response.function_call_arguments.done", told)
         item = self._item("completed", arguments)
-        await emit("response.output_item.done", {"output_index": self._index, "item": item})
+        emit("response.output_item.done", {"output_index": self._index, "item": item})
         return item
 
 

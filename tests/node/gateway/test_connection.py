@@ -153,6 +153,20 @@ async def test_an_application_that_fails(breaks: bool, caplog: pytest.LogCapture
     assert ("a bug" if breaks else "gave no answer") in caplog.text
 
 
+@pytest.mark.parametrize(
+    "header",
+    [(b"x", b"a\r\ny: b"), (b"x", b"a\n"), (b"x\r\ny", b"a"), (b"x", b"\0"), (b"content-length", b"x")],
+)
+async def test_a_header_that_would_be_two_is_not_sent(header: tuple[bytes, bytes]) -> None:
+    async def splitting(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [header], "held": True})
+        await end(send)
+
+    async with connected(splitting) as client:
+        await client.say(GET)
+        assert (await client.hear_all()).startswith(b"HTTP/1.1 500")
+
+
 @pytest.mark.parametrize("told_by_the_kernel", [True, False])
 @pytest.mark.parametrize("half", [True, False])
 async def test_who_hangs_up_is_told_of(
