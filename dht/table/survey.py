@@ -29,7 +29,7 @@ VAIN_FACTOR = (
 )
 # for one newcomer in eight, and to ask all of it costs a hundred dials
 HIDDEN_SHARE = 4  # k / 4 whom a look brings are no chance
-FRESH_SECONDS = 120.0  # walks to far keys that are older are made anew before a crowd is looked through
+FRESH_SECONDS = 60.0  # walks to far keys that are older are made anew before a crowd is looked through
 MAX_ROOTS = 4  # bootstraps from which walks begin apart: each costs a newcomer a walk when it is besieged
 
 
