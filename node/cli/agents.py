@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from modelnet_p2p.node.cli.common import Session, common_flags
-from modelnet_p2p.node.cli.examples import examples
+from modelnet_p2p.node.cli.helping import examples
 from modelnet_p2p.node.config import DEFAULT_ORIGIN
 
 DEFAULT_SECONDS = 60.0  # of a call: `tools.DEFAULT_SECONDS`, whose import would cost the SDK's

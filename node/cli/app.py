@@ -19,7 +19,7 @@ import click
 
 from modelnet_p2p import __version__
 from modelnet_p2p.errors import Code, LocalError, ModelnetError, RemoteError
-from modelnet_p2p.node.cli.examples import examples
+from modelnet_p2p.node.cli.helping import examples, help_alone
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -134,9 +134,7 @@ class _Lazy(click.Group):
 @click.pass_context
 def app(ctx: click.Context) -> None:
     """A peer of a network of AI models without a centre: publish, find and call models."""
-    if ctx.invoked_subcommand is None:
-        click.echo(ctx.get_help(), err=True)
-        ctx.exit(2)
+    help_alone(ctx)
 
 
 def run_app(argv: Sequence[str] | None = None) -> int:

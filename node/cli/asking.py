@@ -9,7 +9,7 @@ import click
 from modelnet_p2p.errors import LocalError
 from modelnet_p2p.node.cli import words
 from modelnet_p2p.node.cli.common import Session, common_flags
-from modelnet_p2p.node.cli.examples import examples
+from modelnet_p2p.node.cli.helping import examples
 from modelnet_p2p.node.cli.values import check_out, for_people, parse_params, read_input, write_out
 from modelnet_p2p.payload import WIRES
 

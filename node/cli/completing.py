@@ -20,7 +20,7 @@ from click.shell_completion import (
 
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.cli.common import Session, common_flags
-from modelnet_p2p.node.cli.examples import examples
+from modelnet_p2p.node.cli.helping import examples
 
 _KEEP = {  # where a shell looks for it in every new terminal
     "bash": "echo 'source <(modelnet-peer completion bash)' >> ~/.bashrc",

@@ -11,7 +11,7 @@ import click
 
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.cli.common import Session, common_flags
-from modelnet_p2p.node.cli.examples import examples
+from modelnet_p2p.node.cli.helping import examples, help_alone
 from modelnet_p2p.node.cli.output import Output
 from modelnet_p2p.node.config import locate_home
 from modelnet_p2p.node.disk.home import Home
@@ -54,9 +54,7 @@ def despite_bad_config(
 @click.pass_context
 def config_command(ctx: click.Context) -> None:
     """Show the settings in force: a flag wins over the environment, that over config.toml."""
-    if ctx.invoked_subcommand is None:
-        click.echo(ctx.get_help(), err=True)
-        ctx.exit(2)
+    help_alone(ctx)
 
 
 @config_command.command(
@@ -94,10 +92,7 @@ def show_command(session: Session, origin: bool) -> None:
 def _print_path(home: Home, output: Output, broken: LocalError | None = None) -> None:
     path = home.config_path
     exists = path.exists()
-    if output.as_json:
-        output.line({"path": str(path), "exists": exists})
-    else:
-        output.text(str(path))
+    output.answer({"path": str(path), "exists": exists}, str(path))
     if broken is not None:
         output.notice(f"warning: {broken.message}")
     elif not exists:

@@ -14,7 +14,7 @@ import click
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.cli.common import Session, common_flags
 from modelnet_p2p.node.cli.configuring import despite_bad_config
-from modelnet_p2p.node.cli.examples import examples
+from modelnet_p2p.node.cli.helping import examples
 from modelnet_p2p.node.cli.output import Output
 from modelnet_p2p.node.disk.home import Home
 

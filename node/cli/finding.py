@@ -12,7 +12,7 @@ import click
 from modelnet_p2p.errors import Code, LocalError, NotFound
 from modelnet_p2p.node.cli import words
 from modelnet_p2p.node.cli.common import Session, common_flags
-from modelnet_p2p.node.cli.examples import examples
+from modelnet_p2p.node.cli.helping import examples
 from modelnet_p2p.node.cli.output import one_line
 
 INTERRUPTED = 130  # as shells say it

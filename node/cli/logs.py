@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import click
 
 from modelnet_p2p.node.cli.common import Session, common_flags
-from modelnet_p2p.node.cli.examples import examples
+from modelnet_p2p.node.cli.helping import examples
 
 LOOK_SECONDS = 0.2  # between two looks at a followed log: at once for a person, nothing for the machine
 INTERRUPTED = 130

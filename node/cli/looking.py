@@ -9,7 +9,7 @@ import click
 from modelnet_p2p.errors import Code, LocalError, NotFound, RemoteError
 from modelnet_p2p.node.cli import words
 from modelnet_p2p.node.cli.common import Session, common_flags
-from modelnet_p2p.node.cli.examples import examples
+from modelnet_p2p.node.cli.helping import examples
 from modelnet_p2p.node.cli.output import duration
 
 WATCH_SECONDS = 2.0  # between two looks of `status --watch`: quick enough to see, nothing for the peer

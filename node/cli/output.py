@@ -66,6 +66,13 @@ class Output:
         """Text for people, as it is into a pipe, harmless to a terminal."""
         print(plain(text) if self.to_terminal else text, end=end, flush=True)
 
+    def answer(self, value: dict[str, Any], text: str) -> None:
+        """One object of NDJSON, or these words for people."""
+        if self.as_json:
+            self.line(value)
+        else:
+            self.text(text)
+
     def fields(self, pairs: Sequence[tuple[str, object]]) -> None:
         """Names and values, one pair a line."""
         width = max((len(name) for name, _ in pairs), default=0)

@@ -17,7 +17,7 @@ import click
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.cli import words
 from modelnet_p2p.node.cli.common import DAEMON_SPARE, Session, common_flags
-from modelnet_p2p.node.cli.examples import examples
+from modelnet_p2p.node.cli.helping import examples, help_alone
 from modelnet_p2p.node.cli.output import one_line
 
 if TYPE_CHECKING:
@@ -41,9 +41,7 @@ Value = Any  # a value of the wire
 @click.pass_context
 def owner_command(ctx: click.Context) -> None:
     """Choose whose model a name means (until then: that of the first answer), or own models yourself."""
-    if ctx.invoked_subcommand is None:
-        click.echo(ctx.get_help(), err=True)
-        ctx.exit(2)
+    help_alone(ctx)
 
 
 @owner_command.command("list", epilog=examples("modelnet-peer owner list", "modelnet-peer owner list --json"))
@@ -101,10 +99,7 @@ def trust_command(session: Session, model: str, owner: str | None) -> None:
         {"model": uri.name, "owner": chosen},
         lambda owners: trust(owners, uri.name, chosen),
     )
-    if session.output.as_json:
-        session.output.line(line)
-    else:
-        session.output.text(f"{line['model']} means the model of {line['owner']}")
+    session.output.answer(line, f"{line['model']} means the model of {line['owner']}")
 
 
 @owner_command.command("forget", epilog=examples("modelnet-peer owner forget acme/sentiment"))
@@ -117,10 +112,7 @@ def forget_command(session: Session, model: str) -> None:
 
     name = ModelUri.parse(model).name
     line = _ask_or_do(session, "forget", {"model": name}, lambda owners: forget(owners, name))
-    if session.output.as_json:
-        session.output.line(line)
-    else:
-        session.output.text(f"{line['model']}: forgotten")
+    session.output.answer(line, f"{line['model']}: forgotten")
 
 
 @owner_command.command("key", epilog=examples("modelnet-peer owner key ~/acme.key"))

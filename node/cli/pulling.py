@@ -12,7 +12,7 @@ from modelnet_p2p.errors import Code, LocalError, ModelnetError, NotFound
 from modelnet_p2p.names import parse_digest
 from modelnet_p2p.node.cli import words
 from modelnet_p2p.node.cli.common import Session, common_flags
-from modelnet_p2p.node.cli.examples import examples
+from modelnet_p2p.node.cli.helping import examples
 from modelnet_p2p.node.control.client import home_flag
 
 

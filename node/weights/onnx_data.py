@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from modelnet_p2p.digest import BadArtifact
+from modelnet_p2p.protobuf import BadProtobuf, Messages
 
 MAX_DEPTH = 64  # graphs inside of graphs: loops and branches
 MAX_FIELDS = 1 << 20  # of all messages that are entered: the largest graphs have some ten thousand nodes
@@ -35,65 +35,43 @@ _INSIDE: Mapping[str, Mapping[int, str]] = {
 _ENTRY = 13  # TensorProto.external_data: StringStringEntryProto {1: key, 2: value}
 
 
-@dataclass(slots=True)
 class _Reader:
     """The file, and how much more of it may be looked at."""
 
-    file: BinaryIO
-    left: int = MAX_FIELDS
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._messages = Messages(self._read, MAX_FIELDS)
 
-    def fields(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    def messages(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
         """(number, start, end) of each field with a length in the message at `start`."""
-        at = start
-        while at < end:
-            self.left -= 1
-            if self.left < 0:
-                raise BadArtifact("its graph has too many parts")
-            tag, at = self._varint(at, end)
-            number, wire = tag >> 3, tag & 7
-            if wire == 2:
-                length, at = self._varint(at, end)
-                if length > end - at:
-                    raise BadArtifact("it is not a sound ONNX file: a part of it is cut off")
-                yield number, at, at + length
-                at += length
-            elif wire == 0:
-                _, at = self._varint(at, end)
-            elif wire in (1, 5):
-                at += 8 if wire == 1 else 4
-            else:
-                raise BadArtifact("it is not an ONNX file")
-        if at != end:
-            raise BadArtifact("it is not a sound ONNX file: a part of it is cut off")
+        for number, value in self._messages.fields(start, end):
+            if isinstance(value, tuple):
+                yield number, *value
 
     def name(self, start: int, end: int) -> bytes:
         if end - start > MAX_NAME_BYTES:
             raise BadArtifact("the name of its external data is too long")
-        self.file.seek(start)
-        return self.file.read(end - start)
+        return self._read(start, end)
 
-    def _varint(self, at: int, end: int) -> tuple[int, int]:
-        self.file.seek(at)
-        value = 0
-        for shift, byte in enumerate(self.file.read(min(10, max(end - at, 0)))):
-            value |= (byte & 0x7F) << (7 * shift)
-            if byte < 0x80:
-                return value, at + shift + 1
-        raise BadArtifact("it is not an ONNX file")
+    def _read(self, start: int, end: int) -> bytes:
+        self._file.seek(start)
+        return self._file.read(max(end - start, 0))
 
 
 def external_files(path: Path) -> tuple[str, ...]:
     """The files, relative to its directory, in which tensors of it lie; raises OSError, BadArtifact."""
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
-        reader = _Reader(file)
-        return tuple(dict.fromkeys(_locations(reader, _MODEL, 0, size, 0)))
+        try:
+            return tuple(dict.fromkeys(_locations(_Reader(file), _MODEL, 0, size, 0)))
+        except BadProtobuf as error:
+            raise BadArtifact(f"it is not a sound ONNX file: {error}") from error
 
 
 def _locations(reader: _Reader, kind: str, start: int, end: int, depth: int) -> Iterator[str]:
     if depth > MAX_DEPTH:
         raise BadArtifact("its graphs lie too deep inside each other")
-    for number, at, until in reader.fields(start, end):
+    for number, at, until in reader.messages(start, end):
         if kind == _TENSOR:
             if number == _ENTRY:
                 yield from _location(reader, at, until)
@@ -102,7 +80,7 @@ def _locations(reader: _Reader, kind: str, start: int, end: int, depth: int) -> 
 
 
 def _location(reader: _Reader, start: int, end: int) -> Iterator[str]:
-    entry = {number: reader.name(at, until) for number, at, until in reader.fields(start, end)}
+    entry = {number: reader.name(at, until) for number, at, until in reader.messages(start, end)}
     if entry.get(1) == b"location":
         try:
             yield entry.get(2, b"").decode().removeprefix("./")

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import mmap
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path, PurePosixPath
 
 from modelnet_p2p.errors import Code, LocalError
+from modelnet_p2p.protobuf import Messages
 
 MAX_DEPTH = 32  # graphs inside of graphs: loops and branches
 MAX_FIELDS = 1 << 21  # that are looked at: the largest models have some 100,000 nodes of ten fields
@@ -37,8 +38,6 @@ _PRECISIONS = {
     21: "uint4",
     22: "int4",
 }
-_VARINT, _LENGTH = 0, 2  # wire types of protobuf
-_FIXED = {1: 8, 5: 4}
 _EXTERNAL = 1  # TensorProto.DataLocation
 
 
@@ -61,12 +60,8 @@ def read_onnx(path: Path) -> OnnxFile:
     """What that file says; raises LocalError (bad-input, unsafe) that says what of it is not served."""
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            walk = _Walk(memoryview(data))
-            try:
-                found = walk.model()
-            finally:
-                walk.view.release()
-    except (OSError, ValueError) as error:  # BadOnnx, and mmap's own one for an empty file
+            found = _Walk(data).model()
+    except (OSError, ValueError) as error:  # BadOnnx, BadProtobuf, and mmap's own one for an empty file
         raise LocalError(Code.BAD_INPUT, f"cannot read {path}: {error}") from error
     if compiled := found.operators & COMPILED:
         words = f"{path} holds {min(compiled)}, a compiled program for an accelerator"
@@ -91,9 +86,9 @@ def check_beside(path: Path, name: str) -> None:
 class _Walk:
     """One look through the file."""
 
-    def __init__(self, view: memoryview) -> None:
-        self.view = view
-        self._left = MAX_FIELDS
+    def __init__(self, data: mmap.mmap) -> None:
+        self._data = data
+        self._messages = Messages(lambda start, end: data[start:end], MAX_FIELDS)
         self._elements: Counter[str] = Counter()
         self._parameters = 0
         self._properties: dict[str, str] = {}
@@ -102,7 +97,7 @@ class _Walk:
         self._external: dict[str, None] = {}
 
     def model(self) -> OnnxFile:
-        for number, value in self._fields(0, len(self.view)):
+        for number, value in self._messages.fields(0, len(self._data)):
             match number, value:
                 case 7, (start, end):
                     self._graph(start, end, 0)
@@ -122,7 +117,7 @@ class _Walk:
         return OnnxFile(self._parameters, precision, self._properties, names, tuple(self._external))
 
     def _function(self, start: int, end: int) -> None:
-        for number, value in self._fields(start, end):
+        for number, value in self._messages.fields(start, end):
             match number, value:
                 case 7, (at, until):
                     self._node(at, until, 0)
@@ -132,7 +127,7 @@ class _Walk:
     def _graph(self, start: int, end: int, depth: int) -> None:
         if depth > MAX_DEPTH:
             raise BadOnnx("its graphs lie too deep inside each other")
-        for number, value in self._fields(start, end):
+        for number, value in self._messages.fields(start, end):
             match number, value:
                 case 1, (at, until):
                     self._node(at, until, depth)
@@ -143,7 +138,7 @@ class _Walk:
 
     def _node(self, start: int, end: int, depth: int) -> None:
         domain = name = ""
-        for number, value in self._fields(start, end):
+        for number, value in self._messages.fields(start, end):
             match number, value:
                 case 4, (at, until):
                     name = self._text(at, until)
@@ -154,7 +149,7 @@ class _Walk:
         self._operators.add((domain, name))
 
     def _attribute(self, start: int, end: int, depth: int) -> None:
-        for number, value in self._fields(start, end):
+        for number, value in self._messages.fields(start, end):
             match number, value:
                 case ((5 | 10), (at, until)):
                     self._tensor(at, until)
@@ -164,7 +159,7 @@ class _Walk:
                     self._sparse(at, until)
 
     def _sparse(self, start: int, end: int) -> None:
-        for number, value in self._fields(start, end):
+        for number, value in self._messages.fields(start, end):
             match number, value:
                 case ((1 | 2), (at, until)):
                     self._tensor(at, until)
@@ -173,13 +168,13 @@ class _Walk:
         dims: list[int] = []
         kind = location = 0
         path = ""
-        for number, value in self._fields(start, end):
+        for number, value in self._messages.fields(start, end):
             match number, value:
                 case 1, int(size):
                     dims.append(size)
                 case 1, (at, until):  # packed
                     while at < until and len(dims) <= MAX_DIMS:
-                        size, at = self._varint(at, until)
+                        size, at = self._messages.varint(at, until)
                         dims.append(size)
                 case 2, int(kind):
                     pass
@@ -198,45 +193,9 @@ class _Walk:
 
     def _pair(self, start: int, end: int) -> tuple[str, str]:
         """A StringStringEntryProto."""
-        texts = {n: self._text(*value) for n, value in self._fields(start, end) if isinstance(value, tuple)}
+        fields = self._messages.fields(start, end)
+        texts = {number: self._text(*value) for number, value in fields if isinstance(value, tuple)}
         return texts.get(1, ""), texts.get(2, "")
 
     def _text(self, start: int, end: int) -> str:
-        return bytes(self.view[start : min(end, start + MAX_TEXT_BYTES)]).decode(errors="replace")
-
-    def _fields(self, start: int, end: int) -> Iterator[tuple[int, int | tuple[int, int]]]:
-        """The number of each field of a message, and its value: a number, or from where to where it is."""
-        at = start
-        while at < end:
-            self._left -= 1
-            if self._left < 0:
-                raise BadOnnx("its graph has too many parts")
-            tag, at = self._varint(at, end)
-            wire = tag & 7
-            if wire == _VARINT:
-                value, at = self._varint(at, end)
-                yield tag >> 3, value
-            elif wire == _LENGTH:
-                length, at = self._varint(at, end)
-                if length > end - at:
-                    raise BadOnnx("a part of it is cut off")
-                yield tag >> 3, (at, at + length)
-                at += length
-            elif wire in _FIXED:
-                at += _FIXED[wire]
-            else:
-                raise BadOnnx("it is not an ONNX file")
-        if at != end:
-            raise BadOnnx("a part of it is cut off")
-
-    def _varint(self, at: int, end: int) -> tuple[int, int]:
-        value = 0
-        for shift in range(0, 70, 7):
-            if at >= end:
-                break
-            byte = self.view[at]
-            at += 1
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                return value, at
-        raise BadOnnx("it is not an ONNX file")
+        return self._data[start : min(end, start + MAX_TEXT_BYTES)].decode(errors="replace")
