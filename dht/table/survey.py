@@ -67,9 +67,9 @@ class Survey:
         far = [index for index in stale if index != MAX_GROUND_BITS]
         if self._first is None and roots:
             self._first = self._begun + max(len(stale), LEAST_FAR_WALKS + 1)
-        least = LEAST_FAR_WALKS - self._begun
-        full = [index for index in self._table.far() if index not in far] if least > len(far) else []
-        for index in (*(far + full)[: max(FAR_LOOKS if far else 0, least)], *stale[len(far) :]):
+        wanting = max(LEAST_FAR_WALKS - self._begun, min(self._table.density.missing, FAR_LOOKS))
+        first = self._table.far()[:wanting]  # the farthest, full or not: they say how many there are
+        for index in (*(first or far[:FAR_LOOKS]), *stale[len(far) :]):
             apart = len(roots) > 1 and self._begun < (self._first or 0)
             seeds = (roots[self._begun % len(roots)],) if apart else ()
             self._begun += 1

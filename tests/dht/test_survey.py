@@ -107,7 +107,7 @@ def test_a_bucket_shrinks_when_the_world_has_grown() -> None:
 
 def test_the_first_survey_begins_at_each_bootstrap_in_turns_and_the_next_at_all_that_are_known() -> None:
     table = RoutingTable(ME, K)
-    for one in [*in_bucket(5, b"honest"), in_bucket(6, b"honest")[0]]:
+    for one in [*in_bucket(5, b"honest")[: K + 1], in_bucket(6, b"honest")[0]]:
         table.add(one, 0.0)
     survey, roots = Survey(table), [Contact(PeerId(b"root" + bytes([n]))) for n in range(MAX_ROOTS + 2)]
     for root in roots:
@@ -117,7 +117,7 @@ def test_the_first_survey_begins_at_each_bootstrap_in_turns_and_the_next_at_all_
         looks = []
         for look in survey.looks(lambda: now, 300.0, lambda: RNG.randbytes(32)):
             looks.append(look.seeds)
-            table.on_walked(look.target, now)
+            walk(table, look.target, now, 1000)
         return looks
 
     # as many far ones as say how many peers there are, and my own neighbourhood; then one at a time
@@ -190,3 +190,16 @@ def test_a_walk_that_was_cut_short_does_not_say_that_the_world_is_small() -> Non
     small = Density(ME, K)
     small.on_walked(place, peers[:3], known=4)
     assert small.peers == 3
+
+
+def test_a_newcomer_whose_far_buckets_are_full_learns_how_many_there_are_all_the_same() -> None:
+    table = RoutingTable(ME, K)
+    for index in range(4):
+        for one in in_bucket(index, b"passer-by")[:K]:
+            table.add(one, 0.0)
+    table.add(in_bucket(4, b"neighbour")[0], 0.0)  # the one bucket beyond my nearest that is not full
+    for one in in_bucket(5, b"neighbour")[:K]:
+        table.add(one, 0.0)
+    for look in Survey(table).looks(lambda: 5.0, 300.0, lambda: RNG.randbytes(32)):
+        walk(table, look.target, 5.0, 1000)
+    assert table.density.least is not None
