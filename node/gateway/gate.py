@@ -11,6 +11,7 @@ from __future__ import annotations
 import hmac
 import logging
 from collections.abc import Sequence
+from functools import lru_cache
 from ipaddress import ip_address
 
 from modelnet_p2p.node.gateway.asgi import App, Message, Receive, Scope, Send
@@ -84,6 +85,7 @@ class Gate:
         return hmac.compare_digest(given, self._bearer)
 
 
+@lru_cache(maxsize=64)  # of 32 KiB at most; clients say the same again and again
 def is_own_host(host: bytes) -> bool:
     """Whether a Host header names this machine by itself: a name that no other one can point elsewhere."""
     name = host.decode("latin-1").strip().lower()

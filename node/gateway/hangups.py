@@ -25,14 +25,13 @@ class HangUps:
 
     def expect(self, handle: int, on_end: Callable[[], None]) -> None:
         """Call `on_end`, which is quick and may be called again, when the far end of that socket is gone."""
-        self._known[handle] = on_end
         if self._epoll is not None:
             self._epoll.register(handle, select.EPOLLRDHUP | select.EPOLLET)
+        self._known[handle] = on_end
 
     def forget(self, handle: int) -> None:
-        """Before the socket is closed."""
-        del self._known[handle]
-        if self._epoll is not None:
+        """Before the socket is closed; also of one that was never expected."""
+        if self._known.pop(handle, None) is not None and self._epoll is not None:
             self._epoll.unregister(handle)
 
     async def watch(self) -> None:

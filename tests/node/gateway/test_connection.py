@@ -217,6 +217,33 @@ async def test_a_reader_that_takes_nothing_is_gone(monkeypatch: pytest.MonkeyPat
         await ended.wait()
 
 
+async def test_a_crowd_of_requests_in_one_piece_leaves_turns_to_others() -> None:
+    """So does a flood of writes that all find room."""
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async def chatter(scope: Scope, receive: Receive, send: Send) -> None:
+        await start(send)
+        for _ in range(100):
+            await send({"type": "http.response.body", "body": b"x", "more_body": True})
+        await end(send)
+
+    for app, requests, least in ((echo, 200, 200), (chatter, 1, 6)):
+        async with connected(app) as client, trio.open_nursery() as nursery:
+            nursery.start_soon(others)
+            before, heard = turns, b""
+            await client.stream.send_all(GET * requests)
+            while heard.count(b"0\r\n\r\n") < requests:
+                heard += await client.hear()
+            assert turns - before >= least
+            nursery.cancel_scope.cancel()
+
+
 async def test_leaving_ends_who_waits_at_once_and_others_after_their_answer() -> None:
     may_answer = trio.Event()
 
