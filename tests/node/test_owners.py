@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import random
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +13,11 @@ from typing import Any
 
 import pytest
 
+from bad_disks import FullDisk, Stop, StoppingDisk
 from modelnet_p2p.errors import Code, LocalError, NotFound
 from modelnet_p2p.identity import KeyPair, PeerId
 from modelnet_p2p.names import ModelUri
 from modelnet_p2p.node import owners as page
-from modelnet_p2p.node.disk.files import Disk
 from modelnet_p2p.node.owners import Owners, forget, trust
 from modelnet_p2p.query import Query
 
@@ -129,38 +130,6 @@ def test_a_file_under_another_names_name_is_damage(place: Path) -> None:
         owners.meant(query("shout"))
 
 
-class Stop(BaseException):
-    """kill -9: nothing after it runs."""
-
-
-class StoppingDisk(Disk):
-    """Stops before the operation with that number."""
-
-    def __init__(self, left: int) -> None:
-        self.left = left
-
-    def _step(self) -> None:
-        if self.left == 0:
-            raise Stop
-        self.left -= 1
-
-    def create(self, path: Path, mode: int) -> int:
-        self._step()
-        return super().create(path, mode)
-
-    def write(self, descriptor: int, data: memoryview) -> int:
-        self._step()
-        return super().write(descriptor, data)
-
-    def rename(self, source: Path, target: Path) -> None:
-        self._step()
-        super().rename(source, target)
-
-    def remove(self, path: Path) -> None:
-        self._step()
-        super().remove(path)
-
-
 @pytest.mark.parametrize(
     ("change", "after"),
     [(lambda owners: owners.trust("shout", BOB, NOW), BOB), (lambda owners: owners.forget("shout"), None)],
@@ -173,7 +142,7 @@ def test_a_choice_is_old_or_new_wherever_it_stops(
     while True:
         Owners("town", place).trust("shout", ALICE, NOW)
         try:
-            change(Owners("town", place, disk=StoppingDisk(stops)))
+            change(Owners("town", place, disk=StoppingDisk(stops, random.Random(stops))))
         except Stop:
             stops += 1
             assert Owners("town", place).meant(query("shout")) in (ALICE, after)
@@ -182,11 +151,6 @@ def test_a_choice_is_old_or_new_wherever_it_stops(
     assert stops > 0
     assert Owners("town", place).meant(query("shout")) == after
     assert all(not path.name.startswith(".") for path in place.iterdir())  # nothing is left lying about
-
-
-class FullDisk(Disk):
-    def write(self, descriptor: int, data: memoryview) -> int:
-        raise OSError(28, "No space left on device")
 
 
 def test_a_full_disk_costs_no_answer_and_no_choice_is_lost_in_silence(place: Path) -> None:

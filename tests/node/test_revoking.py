@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +12,11 @@ import pytest
 import trio
 import trio.testing
 
+from bad_disks import FullDisk, Stop, StoppingDisk
 from modelnet_p2p.dht.holding.revocations import PINNED, READ
 from modelnet_p2p.errors import Code, LocalError, NotFound
 from modelnet_p2p.identity import KeyPair
 from modelnet_p2p.names import Keys, provider_key
-from modelnet_p2p.node.disk.files import Disk
 from modelnet_p2p.node.disk.revocations import Kept, RevocationFiles
 from modelnet_p2p.node.manifests import seal_end
 from modelnet_p2p.node.peer import Peer
@@ -247,42 +248,6 @@ def test_damage_at_any_byte_is_named_and_nothing_is_forgotten_in_silence(tmp_pat
         files.load()
 
 
-class Stop(BaseException):
-    """kill -9: nothing after it runs."""
-
-
-class StoppingDisk(Disk):
-    """Stops before the operation with that number."""
-
-    def __init__(self, left: int) -> None:
-        self.left = left
-
-    def _step(self) -> None:
-        if self.left == 0:
-            raise Stop
-        self.left -= 1
-
-    def create(self, path: Path, mode: int) -> int:
-        self._step()
-        return super().create(path, mode)
-
-    def write(self, descriptor: int, data: memoryview) -> int:
-        self._step()
-        return super().write(descriptor, data[:100])
-
-    def sync(self, descriptor: int) -> None:
-        self._step()
-        super().sync(descriptor)
-
-    def rename(self, source: Path, target: Path) -> None:
-        self._step()
-        super().rename(source, target)
-
-    def sync_directory(self, path: Path) -> None:
-        self._step()
-        super().sync_directory(path)
-
-
 def test_wherever_it_stops_the_file_is_the_old_or_the_new_one(tmp_path: Path) -> None:
     old = Kept(end(), READ)
     new = replace(old, account=PINNED, told=(bytes(34),))
@@ -290,7 +255,7 @@ def test_wherever_it_stops_the_file_is_the_old_or_the_new_one(tmp_path: Path) ->
     stops = 0
     while True:
         try:
-            RevocationFiles(tmp_path, disk=StoppingDisk(stops)).save(new)
+            RevocationFiles(tmp_path, disk=StoppingDisk(stops, random.Random(stops))).save(new)
         except Stop:
             stops += 1
             assert told(RevocationFiles(tmp_path).load()) in (told([old]), told([new]))
@@ -326,11 +291,6 @@ async def test_what_strangers_told_is_written_one_after_the_other_and_the_last_o
         written = len(list(tmp_path.glob("*.json")))
         assert 0 < written < 5
     assert len(RevocationFiles(tmp_path).load()) == 5
-
-
-class FullDisk(Disk):
-    def write(self, descriptor: int, data: memoryview) -> int:
-        raise OSError(28, "No space left on device")
 
 
 async def test_a_full_disk_keeps_nobody_from_hearing_and_who_revokes_is_told(

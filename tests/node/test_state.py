@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bad_disks import FullDisk, Stop, StoppingDisk
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.disk.files import Disk, open_json, seal_json
 from modelnet_p2p.node.disk.home import Home, decode_key, encode_key
@@ -17,58 +18,6 @@ from modelnet_p2p.node.disk.state import State
 from modelnet_p2p.records import MAX_SEQ
 
 SOURCE = {"spec": "m:f", "environ": {"LANG": "C"}}
-
-
-class Stop(BaseException):
-    """kill -9: nothing after it runs."""
-
-
-class StoppingDisk(Disk):
-    """Stops at operation `at`, before or halfway; what was not synced by then is cut at a random place."""
-
-    def __init__(self, at: int, rng: random.Random) -> None:
-        self.left = at
-        self.rng = rng
-        self.stopped = False
-        self.unsynced: dict[int, Path] = {}
-
-    def _step(self) -> None:
-        if self.stopped or self.left == 0:
-            if not self.stopped:
-                self.stopped = True
-                for path in self.unsynced.values():
-                    if path.exists():
-                        path.write_bytes(path.read_bytes()[: self.rng.randrange(1 + path.stat().st_size)])
-            raise Stop
-        self.left -= 1
-
-    def create(self, path: Path, mode: int) -> int:
-        self._step()
-        descriptor = super().create(path, mode)
-        self.unsynced[descriptor] = path
-        return descriptor
-
-    def write(self, descriptor: int, data: memoryview) -> int:
-        self._step()
-        return super().write(descriptor, data[: self.rng.randrange(1, len(data) + 1)])
-
-    def sync(self, descriptor: int) -> None:
-        self._step()
-        super().sync(descriptor)
-        del self.unsynced[descriptor]
-
-    def rename(self, source: Path, target: Path) -> None:
-        self._step()
-        assert source not in self.unsynced.values()  # or the name could come to hold half a file
-        super().rename(source, target)
-
-    def remove(self, path: Path) -> None:
-        self._step()
-        super().remove(path)
-
-    def sync_directory(self, path: Path) -> None:
-        self._step()
-        super().sync_directory(path)
 
 
 def stopped_everywhere(act: Callable[[Disk], None], check: Callable[[], None], *, seed: int = 1) -> int:
@@ -257,12 +206,8 @@ def test_only_value_errors_leave_the_decoder(data: bytes) -> None:
 
 
 def test_a_full_disk_keeps_what_was_there(home: Home) -> None:
-    class Full(Disk):
-        def write(self, descriptor: int, data: memoryview) -> int:
-            raise OSError(28, "No space left on device")
-
     State.open(home).remember("a", SOURCE, 1)
-    state = State.open(home, disk=Full())
+    state = State.open(home, disk=FullDisk())
     with pytest.raises(LocalError, match="No space left"):
         state.remember("b", SOURCE, 2)
     with pytest.raises(LocalError, match="No space left"):
