@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 
 import trio
 
@@ -17,7 +16,9 @@ from modelnet_p2p.errors import Code, LocalError, NotFound, RemoteError
 from modelnet_p2p.identity import KeyPair, PeerId
 from modelnet_p2p.names import ModelUri
 from modelnet_p2p.node.disk.state import State
+from modelnet_p2p.node.notices import Notice
 from modelnet_p2p.node.overlay.publisher import Published, Publisher
+from modelnet_p2p.node.reports import idle_line, published_line
 from modelnet_p2p.node.revoking import Revoking
 from modelnet_p2p.node.serving.description import Description
 from modelnet_p2p.node.serving.drafting import draft_offer
@@ -29,12 +30,9 @@ from modelnet_p2p.node.serving.source import Source
 from modelnet_p2p.node.serving.upstream.address import is_address
 from modelnet_p2p.node.weights.hashing import OnDisk
 from modelnet_p2p.node.weights.sharing import Sharing
-from modelnet_p2p.offers import Offer
 from modelnet_p2p.records import Identity, OfferRecord, Sealed, next_seq
 
 log = logging.getLogger(__name__)
-
-Notice = Callable[[str], None]
 
 
 class Sequences:
@@ -128,7 +126,7 @@ class Hosting:
             notice(f"telling the network of {draft.name}")
             published = await self._tell(draft, tombstone)
         return {
-            **_report(draft),
+            **published_line(draft),
             "holders": {"asked": published.asked, "stored": published.stored},
             "expires_unix": published.sealed.expires_us // 1_000_000,
         }
@@ -191,7 +189,7 @@ class Hosting:
         draft = self._draft_of(await self._models.rehearse(source), source, 0)
         self._publisher.check(draft)
         holders = {"asked": 0, "stored": 0}
-        return {**_report(draft), "holders": holders, "expires_unix": None, "dry_run": True}
+        return {**published_line(draft), "holders": holders, "expires_unix": None, "dry_run": True}
 
     async def withdraw(self, model: str) -> dict[str, object]:
         """Serve `model` no longer and take its record back; the contract's `unpublish` object."""
@@ -323,43 +321,6 @@ class Hosting:
         )
 
 
-def idle_line(name: str, state: str) -> dict[str, object]:
-    """The line in `status` of a model that is not served now."""
-    none: dict[str, object] = {"seq": None, "in_flight": 0, "queued": 0, "calls": 0, "faults": 0}
-    return {"model": name, "state": state, **none, **Pace().to_map(), "failing": 0, "failed_with": None}
-
-
-def _report(draft: OfferRecord) -> dict[str, object]:
-    offer = Offer(draft, b"")
-    return {
-        "model": offer.model,
-        "uri": offer.uri,
-        "provider": offer.provider,
-        "owner": offer.owner,
-        "digest": offer.digest,
-        "task": offer.task,
-        "licence": draft.manifest.licence,
-        "seq": draft.seq,
-        **_details(draft),
-    }
-
-
-def _details(draft: OfferRecord) -> dict[str, object]:
-    """What inspection and a warm-up run told of the model."""
-    return {
-        "framework": draft.framework,
-        "precision": draft.precision,
-        "parameters": draft.parameters,
-        "context_length": draft.context_length,
-        "languages": list(draft.languages),
-        "inputs": [spec.to_map() for spec in draft.inputs],
-        "outputs": [spec.to_map() for spec in draft.outputs],
-        "gives": list(draft.gives),
-        "limits": dict(draft.limits),
-        "metrics": dict(draft.manifest.metrics),
-    }
-
-
 def _is_meant(uri: ModelUri, identity: Identity) -> bool:
     """Whether whatever the URI says beside the name fits this offer."""
     return (
@@ -367,7 +328,3 @@ def _is_meant(uri: ModelUri, identity: Identity) -> bool:
         and uri.owner in (None, identity.owner)
         and uri.provider in (None, identity.provider)
     )
-
-
-def _quiet(line: str) -> None:
-    log.debug("%s", line)

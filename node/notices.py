@@ -14,13 +14,20 @@ log = logging.getLogger(__name__)
 
 MAX_KEPT = 32  # lines of the first seconds; the oldest make room
 
+Notice = Callable[[str], None]  # what takes such lines, of one command or of all
+
+
+def quiet(line: str) -> None:
+    """Where nobody listens, the log has it."""
+    log.debug("%s", line)
+
 
 class Notices:
     """One peer's: many say, one listens."""
 
     def __init__(self) -> None:
         self._kept: deque[str] = deque(maxlen=MAX_KEPT)
-        self._listener: Callable[[str], None] | None = None
+        self._listener: Notice | None = None
 
     def say(self, line: str) -> None:
         log.info("%s", line)
@@ -29,7 +36,7 @@ class Notices:
         else:
             self._kept.append(line)
 
-    def listen(self, listener: Callable[[str], None]) -> None:
+    def listen(self, listener: Notice) -> None:
         """Hand what was said, and all that is said from now on, to `listener`; quick, and must not raise."""
         self._listener = listener
         while self._kept:

@@ -10,7 +10,6 @@ This page is what a program sees of it; what it is made of is put together in `n
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -25,8 +24,8 @@ from modelnet_p2p.node.calls.router import Fit, OnBegin, OnItem, Outcome
 from modelnet_p2p.node.calls.target import Target
 from modelnet_p2p.node.deadlines import check_timeout, within
 from modelnet_p2p.node.disk.state import State
-from modelnet_p2p.node.hosting import Notice
 from modelnet_p2p.node.joining import check_bootstraps
+from modelnet_p2p.node.notices import Notice, quiet
 from modelnet_p2p.node.overlay.batches import Tally
 from modelnet_p2p.node.overlay.driver import Bootstrap
 from modelnet_p2p.node.searches import WATCH_SECONDS, Explained, Found, Watch, looking
@@ -42,8 +41,6 @@ from modelnet_p2p.tuning import Tuning
 
 if TYPE_CHECKING:
     from modelnet_p2p.node.gateway.settings import GatewaySettings
-
-log = logging.getLogger(__name__)
 
 
 class Peer:
@@ -375,8 +372,8 @@ class Peer:
         )
         place = self.parts.upstreams if is_address(wanted.spec) else self.parts.hosting
         if dry_run:
-            return await place.rehearse(wanted, on_event or _quiet)
-        return await place.publish(wanted, on_event or _quiet)
+            return await place.rehearse(wanted, on_event or quiet)
+        return await place.publish(wanted, on_event or quiet)
 
     async def pull(
         self,
@@ -394,7 +391,7 @@ class Peer:
         Raises NotFound (also: ambiguous), LocalError (bad-input: no digest; bad-state: a full disk; in-use),
         RemoteError (nobody is left who has it).
         """
-        return await self.parts.pulls.pull(model, timeout, on_progress, on_event or _quiet)
+        return await self.parts.pulls.pull(model, timeout, on_progress, on_event or quiet)
 
     async def kept_weights(self) -> list[dict[str, object]]:
         """What `pull` has fetched, whole or not, a line for each digest."""
@@ -454,7 +451,3 @@ async def _gateway(peer: Peer, wanted: str | GatewaySettings | None) -> AsyncIte
 
             await stack.enter_async_context(open_gateway(peer, wanted))
         yield
-
-
-def _quiet(line: str) -> None:
-    log.debug("%s", line)

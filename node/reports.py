@@ -17,9 +17,10 @@ from modelnet_p2p.identity import PeerId
 from modelnet_p2p.names import digest_text
 from modelnet_p2p.node.overlay.driver import Overlay
 from modelnet_p2p.node.overlay.finder import Finder
+from modelnet_p2p.node.serving.policy.recent import Pace
 from modelnet_p2p.node.transport.addresses import split_p2p
 from modelnet_p2p.offers import Offer, State
-from modelnet_p2p.records import Refusal, Spec
+from modelnet_p2p.records import OfferRecord, Refusal, Spec
 
 if TYPE_CHECKING:
     from modelnet_p2p.node.assembly import Parts
@@ -53,6 +54,44 @@ def _network_size(overlay: Overlay) -> int | None:
     """About how many peers there are, me among them; None while nobody else is known."""
     others = overlay.density.peers
     return None if others is None else round(others) + 1
+
+
+def idle_line(name: str, state: str) -> dict[str, object]:
+    """The line in `status` of a model that is not served now."""
+    none: dict[str, object] = {"seq": None, "in_flight": 0, "queued": 0, "calls": 0, "faults": 0}
+    return {"model": name, "state": state, **none, **Pace().to_map(), "failing": 0, "failed_with": None}
+
+
+def published_line(draft: OfferRecord) -> dict[str, object]:
+    """What is said of an offer when it is published, or would be."""
+    offer = Offer(draft, b"")
+    return {
+        "model": offer.model,
+        "uri": offer.uri,
+        "provider": offer.provider,
+        "owner": offer.owner,
+        "digest": offer.digest,
+        "task": offer.task,
+        "licence": draft.manifest.licence,
+        "seq": draft.seq,
+        **_details(draft),
+    }
+
+
+def _details(draft: OfferRecord) -> dict[str, object]:
+    """What inspection and a warm-up run told of the model."""
+    return {
+        "framework": draft.framework,
+        "precision": draft.precision,
+        "parameters": draft.parameters,
+        "context_length": draft.context_length,
+        "languages": list(draft.languages),
+        "inputs": [spec.to_map() for spec in draft.inputs],
+        "outputs": [spec.to_map() for spec in draft.outputs],
+        "gives": list(draft.gives),
+        "limits": dict(draft.limits),
+        "metrics": dict(draft.manifest.metrics),
+    }
 
 
 def known_models(parts: Parts) -> list[str]:

@@ -18,6 +18,7 @@ import trio
 from modelnet_p2p.errors import Code, LocalError, ModelnetError
 from modelnet_p2p.node.disk.state import State
 from modelnet_p2p.node.hosting import Hosting
+from modelnet_p2p.node.notices import quiet
 from modelnet_p2p.node.overlay.publisher import Publisher
 from modelnet_p2p.node.serving.models import Models
 from modelnet_p2p.node.serving.remembering import Remembered
@@ -100,7 +101,7 @@ class Restoring:
                 await self._announce(model, source, remembered)
                 return
             async with self._loading:
-                await self._hosting.publish(source, _quiet, remember=False)
+                await self._hosting.publish(source, quiet, remember=False)
             self._note(model, state)
         except LocalError as error:
             self._hosting.lost(model, error.message)
@@ -110,7 +111,7 @@ class Restoring:
     async def _announce(self, model: str, source: Source, remembered: Remembered) -> None:
         """Serve it, and tell the network, before it is loaded."""
         try:
-            await self._hosting.publish(source, _quiet, remember=False, remembered=remembered)
+            await self._hosting.publish(source, quiet, remember=False, remembered=remembered)
         finally:  # it is served, too, where not enough others could be told
             if (served := self._models.get(model)) is not None:
                 self._cold.append(served)
@@ -144,7 +145,7 @@ class Restoring:
             return
         log.warning("%s is not what it was when it was announced: it is announced anew", name)
         try:
-            await self._hosting.publish(served.source, _quiet)
+            await self._hosting.publish(served.source, quiet)
         except LocalError as error:
             await self._hosting.give_up(served, error.message)
         except ModelnetError as error:
@@ -163,7 +164,3 @@ async def _current(model: str, state: State) -> Remembered | None:
         return None
     is_current = await trio.to_thread.run_sync(lambda: remembered.is_current)
     return remembered if is_current else None
-
-
-def _quiet(line: str) -> None:
-    log.debug("%s", line)

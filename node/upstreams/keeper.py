@@ -16,6 +16,7 @@ from typing import Protocol
 import trio
 
 from modelnet_p2p.errors import Code, LocalError, ModelnetError, NotFound, RemoteError
+from modelnet_p2p.node.notices import Notice, quiet
 from modelnet_p2p.node.serving.policy.attendance import Attendance, Rhythm
 from modelnet_p2p.node.serving.source import Source
 from modelnet_p2p.node.serving.upstream.address import Address, served_name, told_apart
@@ -30,8 +31,6 @@ SERVER_RHYTHM = Rhythm(between=10.0, again=1.0, failures=3, longest=60.0)
 MODEL_RHYTHM = Rhythm(between=60.0, again=10.0, failures=1, longest=300.0)  # a token may cost its loading
 MAX_OF_ONE = 48  # models of one server that are published: a peer serves 64
 AWAY = "upstream away"  # a state that `status` tells
-
-Notice = Callable[[str], None]
 
 
 class Host(Protocol):
@@ -97,7 +96,7 @@ class Keeper:
                     await self._doubted.wait()
                 self._doubted = trio.Event()
                 if trio.current_time() >= self._next_at():
-                    await self.look(_quiet)
+                    await self.look(quiet)
 
     def stop(self) -> None:
         self._scope.cancel()
@@ -232,7 +231,7 @@ class Keeper:
         source, model.suspected = self.source_of(upstream, model.name), False
         try:
             if model.is_served:
-                await self._host.rehearse(source, _quiet)
+                await self._host.rehearse(source, quiet)
             else:
                 model.answer = await self._host.publish(source, notice, remember=False)
         except LocalError as error:
@@ -300,7 +299,3 @@ async def withdrawn(host: Host, name: str) -> dict[str, object]:
 def nothing_withdrawn(name: str) -> dict[str, object]:
     """The contract's answer where no record was out."""
     return {"model": name, "withdrawn": True, "seq": 0, "holders": {"asked": 0, "stored": 0}}
-
-
-def _quiet(line: str) -> None:
-    log.debug("%s", line)

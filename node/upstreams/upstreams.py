@@ -17,13 +17,14 @@ import trio
 from modelnet_p2p.errors import Code, LocalError, NotFound
 from modelnet_p2p.names import ModelUri
 from modelnet_p2p.node.disk.state import State
-from modelnet_p2p.node.hosting import Hosting, idle_line
-from modelnet_p2p.node.notices import Notices
+from modelnet_p2p.node.hosting import Hosting
+from modelnet_p2p.node.notices import Notice, Notices
+from modelnet_p2p.node.reports import idle_line
 from modelnet_p2p.node.serving.models import Models
 from modelnet_p2p.node.serving.source import Source
 from modelnet_p2p.node.serving.upstream.address import Address, is_address
 from modelnet_p2p.node.serving.upstream.looking import Listed, named
-from modelnet_p2p.node.upstreams.keeper import AWAY, Keeper, Notice, nothing_withdrawn
+from modelnet_p2p.node.upstreams.keeper import AWAY, Keeper, nothing_withdrawn
 
 log = logging.getLogger(__name__)
 

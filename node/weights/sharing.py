@@ -19,6 +19,7 @@ import trio
 from modelnet_p2p.errors import Code, LocalError, ModelnetError, NotFound, RemoteError
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.node.calls.target import Target
+from modelnet_p2p.node.notices import Notice
 from modelnet_p2p.node.serving.description import Description
 from modelnet_p2p.node.weights.cache import Cache
 from modelnet_p2p.node.weights.hashing import OnDisk, artifact_of
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
 WEIGHTS = "weights"  # in an offer's `gives`: its provider hands out the files of its digest
 MAX_LIARS = 256  # remembered: more have a hand in it than one can keep apart
 MAX_HOLDERS_READ = 64  # offers of one digest that are looked at
-Notice = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
