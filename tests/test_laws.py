@@ -44,7 +44,7 @@ HANDLER_GUARD = {
     "node/transport/registry.py": 1,  # every protocol's handler
 }
 MODEL_GUARD = {
-    "node/serving/guarding.py": 1,  # importing, making and running it
+    "node/serving/guarding.py": 2,  # importing, making and running it
     "node/serving/child/model_thread.py": 1,  # what it raises in its thread, carried to that guard
 }
 GUARDS = HANDLER_GUARD | MODEL_GUARD

@@ -19,9 +19,13 @@ MAX_FAULT_CHARS = 500  # of a stranger's exception: one line for people, not a d
 
 
 async def guarded(step: Awaitable[T]) -> T:
-    """One step of a stranger's model, inside of the guard."""
-    with guard(Code.MODEL_ERROR, "the model raised "):
+    """One step of a stranger's model, inside of the guard; each token is one, so it is the guard itself."""
+    try:
         return await step
+    except ModelnetError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise _fault(error, Code.MODEL_ERROR, "the model raised ") from error
 
 
 @contextmanager
@@ -34,10 +38,16 @@ def guard(code: Code, prefix: str, hint: str = "", level: int = logging.ERROR) -
     except ModelnetError:
         raise
     except (Exception, SystemExit) as error:
-        words = last_line(error)
-        log.log(level, "%s%s%s", prefix, words, _where(error))
-        log.info("its traceback", exc_info=error)
-        raise LocalError(code, f"{prefix}{words}", hint=hint) from error
+        raise _fault(error, code, prefix, hint, level) from error
+
+
+def _fault(
+    error: BaseException, code: Code, prefix: str, hint: str = "", level: int = logging.ERROR
+) -> LocalError:
+    words = last_line(error)
+    log.log(level, "%s%s%s", prefix, words, _where(error))
+    log.info("its traceback", exc_info=error)
+    return LocalError(code, f"{prefix}{words}", hint=hint)
 
 
 def last_line(error: BaseException) -> str:

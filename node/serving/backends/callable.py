@@ -69,6 +69,7 @@ class CallableBackend(Backend):
     _owner: object  # the instance, where a class was named
     _kind: Kind
     _signature: inspect.Signature | None
+    _takes_input_alone: bool  # as most are called: that is not looked up for each call
     _idempotent: bool
     _batches: int
     _slots: int
@@ -97,6 +98,7 @@ class CallableBackend(Backend):
             self._signature = inspect.signature(self._target)
         except ValueError:  # some functions written in C do not tell theirs
             self._signature = None
+        self._takes_input_alone = self._signature is None or _binds(self._signature)
         # `is True`: it is a word of ours only as a flag, not as somebody's method of that name
         self._idempotent = any(getattr(part, "idempotent", None) is True for part in (found, self._target))
         self._batches = self._told_batches(found)
@@ -163,7 +165,8 @@ class CallableBackend(Backend):
         if (serving := self._serving) is not None:
             serving.check(value, params)
             return await self.offload(lambda: serving.run(value, params))
-        check_keywords(self.source.spec, self._signature, value, params)
+        if params or not self._takes_input_alone:
+            check_keywords(self.source.spec, self._signature, value, params)
         if self._kind is Kind.COROUTINE:
             return await self._target(value, **params)
         output = await self.offload(_steady(lambda: self._target(value, **params)))
@@ -172,7 +175,8 @@ class CallableBackend(Backend):
         return output
 
     async def stream(self, value: Value, params: Mapping[str, Value]) -> AsyncGenerator[Value, None]:
-        check_keywords(self.source.spec, self._signature, value, params)
+        if params or not self._takes_input_alone:
+            check_keywords(self.source.spec, self._signature, value, params)
         if self._kind is Kind.ASYNC_GENERATOR:
             items = self._target(value, **params)
             try:
@@ -204,6 +208,15 @@ def is_module(found: object) -> bool:
     if not isinstance(module, type):
         return False
     return issubclass(found, module) if isinstance(found, type) else isinstance(found, module)
+
+
+def _binds(signature: inspect.Signature) -> bool:
+    """Whether it may be called with one positional argument."""
+    try:
+        signature.bind(None)
+    except TypeError:
+        return False
+    return True
 
 
 def check_keywords(

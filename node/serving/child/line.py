@@ -103,7 +103,13 @@ class Line:
                 raise ConnectionAbortedError("its caller has closed it")
 
     def is_gone(self) -> bool:
-        """During a call: whether its caller has left."""
+        """During a call: whether its caller has left. It is asked before each token: it looks, then reads."""
+        try:
+            self.sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
         try:
             self.take()
         except BROKEN as error:
