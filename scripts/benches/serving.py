@@ -6,6 +6,7 @@ rounds, and who is not at it is stopped.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from processes import Failed
 
 RIVAL = "hivemind"  # the only other one that serves experts
 RIGS = {OURS: "benches.rigs.expert_modelnet", RIVAL: "benches.rigs.expert_hivemind"}
+ITSELF = (("alone", "over_model"), ("packed", "over_packed"))  # the order, and the name of what is over it
 WARM_UP = 10  # calls at the start of each turn
 CALLERS = 16
 MANY = 32  # callers for batching, as many as fit a step
@@ -79,30 +81,35 @@ def turn(system: Running, model: str, rows: int) -> Iterator[None]:
     """It is awake and warm, and no other one is."""
     with system.awake():
         system.order(do="calls", model=model, rows=rows, count=WARM_UP)
-        system.order(do="alone", rows=rows, count=WARM_UP)
+        for way, _ in ITSELF if system.via == OURS else ITSELF[:1]:
+            system.order(do=way, rows=rows, count=WARM_UP)
         yield
 
 
 def calls(systems: Sequence[Running], plan: Plan, rows: int) -> Iterator[Figure]:
-    """One after the other, and the same module called in the caller's process, in the same turn."""
+    """One after the other, and the same module called in the caller's process, in the same turn: as torch has
+    it, and of ours also with its weights packed, as its worker has it."""
     count = plan.calls if rows == 1 else plan.calls // 3
-    taken: dict[str, list[float]] = {system.via: [] for system in systems}
-    alone: dict[str, list[float]] = {system.via: [] for system in systems}
-    over: dict[str, list[float]] = {system.via: [] for system in systems}
+    samples: dict[str, dict[str, list[float]]] = {system.via: defaultdict(list) for system in systems}
     for _ in range(plan.rounds):
         for system in systems:
+            ways = ITSELF if system.via == OURS else ITSELF[:1]
             with turn(system, EXPERT, rows):
-                itself = milliseconds(system.order(do="alone", rows=rows, count=count))
+                itself = {way: milliseconds(system.order(do=way, rows=rows, count=count)) for way, _ in ways}
                 called = milliseconds(system.order(do="calls", model=EXPERT, rows=rows, count=count))
-            taken[system.via] += called
-            alone[system.via] += itself
-            over[system.via].append(median(called) - median(itself))
+            samples[system.via]["calls"] += called
+            for way, over in ways:
+                samples[system.via][way] += itself[way]
+                samples[system.via][over].append(median(called) - median(itself[way]))
     for system in systems:
-        via, p99 = system.via, round(quantile(taken[system.via], 0.99), 2)
-        yield Figure(f"expert_b{rows}", "ms", taken[via], {"rows": rows, "p99": p99}, via)
+        via, found = system.via, samples[system.via]
+        p99 = round(quantile(found["calls"], 0.99), 2)
+        yield Figure(f"expert_b{rows}", "ms", found["calls"], {"rows": rows, "p99": p99}, via)
         threads = {"rows": rows, "threads": system.ready["threads"]}
-        yield Figure(f"expert_b{rows}_alone", "ms", alone[via], threads, via)
-        yield Figure(f"expert_b{rows}_over_model", "ms", over[via], {"rows": rows}, via)
+        for way, over in ITSELF:
+            if way in found:
+                yield Figure(f"expert_b{rows}_{way}", "ms", found[way], threads, via)
+                yield Figure(f"expert_b{rows}_{over}", "ms", found[over], {"rows": rows}, via)
 
 
 def calls_per_s(systems: Sequence[Running], plan: Plan, rows: int) -> Iterator[Figure]:

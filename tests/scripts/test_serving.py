@@ -39,6 +39,7 @@ def test_every_figure_of_ours_has_samples(monkeypatch: pytest.MonkeyPatch) -> No
         ]
     names = {figure.name for figure in figures}
     assert names >= {"expert_b1", "expert_b1_over_model", "expert_b1_calls_per_s_16"}
+    assert names >= {"expert_b1_alone", "expert_b1_packed", "expert_b1_over_packed"}
     assert names >= {"batching_gain", "batching_p99_share", "worker_fault", "worker_back"}
     assert all(figure.samples and figure.via == OURS for figure in figures)
     [fault] = [figure for figure in figures if figure.name == "worker_fault"]

@@ -8,30 +8,40 @@ Source: Devlin et al., BERT, 2019; Wang et al., MiniLM, 2020; Reimers and Gurevy
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from modelnet_p2p.node.serving.backends.torch_packing import apply_packed, packed_weight
+
 LAYERS = 6
 HEADS = 12
 WIDTH = 384
 EPSILON = 1e-12  # of the layer norms
+MATRICES = ("query.weight", "key.weight", "value.weight", "dense.weight")  # what their names end with
 UNUSED = ("embeddings.position_ids", "pooler.dense.weight", "pooler.dense.bias")  # of the file's tensors
 
 
 class MiniLmNet:
-    """Weights are torch tensors, float32, [outputs, inputs]; all on one device."""
+    """Weights are torch tensors, float32, [outputs, inputs]; all on one device, on the CPU packed. They are
+    taken out of `weights` one after the other, so that none is held twice."""
 
-    def __init__(self, weights: Mapping[str, torch.Tensor], device: str) -> None:
+    def __init__(self, weights: dict[str, torch.Tensor], device: str) -> None:
         self._device = device
-        self._weights = {name: tensor.to(device) for name, tensor in weights.items() if name not in UNUSED}
-
-    @property
-    def parameters(self) -> int:
-        return sum(tensor.numel() for tensor in self._weights.values())
+        self._weights: dict[str, torch.Tensor] = {}
+        self._packed: dict[str, torch.Tensor] = {}  # matrices of layers, by the same names
+        self.parameters = 0
+        for name in [name for name in weights if name not in UNUSED]:
+            tensor = weights.pop(name).to(device)
+            self.parameters += tensor.numel()
+            packed = packed_weight(tensor, None) if name.endswith(MATRICES) else None
+            if packed is None:
+                self._weights[name] = tensor
+            else:
+                self._packed[name] = packed
 
     @torch.inference_mode()
     def encode(self, ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
@@ -71,7 +81,10 @@ class MiniLmNet:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=real).transpose(1, 2).flatten(2)
 
     def _linear(self, name: str, rows: torch.Tensor) -> torch.Tensor:
-        return F.linear(rows, self._weights[f"{name}.weight"], self._weights[f"{name}.bias"])
+        packed, bias = self._packed.get(f"{name}.weight"), self._weights[f"{name}.bias"]
+        if packed is None:
+            return F.linear(rows, self._weights[f"{name}.weight"], bias)
+        return apply_packed(rows, packed, bias)
 
     def _norm(self, name: str, rows: torch.Tensor) -> torch.Tensor:
         weight = self._weights[f"{name}.LayerNorm.weight"]

@@ -21,6 +21,7 @@ from modelnet_p2p.node.serving.backends.tensor_model import (
 from modelnet_p2p.node.serving.backends.torch_int8 import digest_of, quantise
 from modelnet_p2p.node.serving.backends.torch_serving import TASK, TorchServing
 from modelnet_p2p.node.serving.backends.warming import COLD, Warmth, given_sample
+from modelnet_p2p.records import Spec
 from modelnet_p2p.tensor import Array
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def serve(module: torch.nn.Module, backend: Backend, words: str) -> tuple[TorchS
     sample = None if path is None else given_sample(path)
     serving = TorchServing(module, words, on_cpu=quantised(backend))
     found = serving.sample_port(sample)
-    warmth, inputs, outputs = serving.warm(found)
+    warmth, inputs, outputs = serving.warm(found) if quantised(backend) else _warm_packed(serving, found)
     description = Description(
         name="",
         task=TASK,
@@ -55,6 +56,20 @@ def serve(module: torch.nn.Module, backend: Backend, words: str) -> tuple[TorchS
     if not quantised(backend):
         return serving, description
     return _variant(serving, words, description, found, warmth)
+
+
+def _warm_packed(
+    serving: TorchServing, found: tuple[Port, Array | None] | None
+) -> tuple[Warmth, tuple[Spec, ...], tuple[Spec, ...]]:
+    """With its linear layers packed, unless it cannot be run so."""
+    from modelnet_p2p.node.serving.backends.torch_packing import pack, unpack
+
+    packed = pack(serving.module)
+    told = serving.warm(found)
+    if not packed or found is None or told[0] != COLD:
+        return told
+    unpack(serving.module)
+    return serving.warm(found)
 
 
 def _variant(

@@ -77,6 +77,9 @@ class HivemindExpert:
 
         return step
 
+    def packed(self, rows: int) -> Callable[[], object]:
+        raise SystemExit("only ours packs the weights of what it serves")
+
     async def kill(self, model: str) -> Line:
         raise SystemExit("only ours is asked what its callers see when a worker is killed")
 

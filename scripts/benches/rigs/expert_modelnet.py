@@ -15,12 +15,13 @@ import numpy as np
 import torch
 import trio
 
-from benches.expert import WIDTH, make_expert, write_expert
+from benches.expert import WIDTH, Expert, make_expert, write_expert
 from benches.rigs import in_trio, serving_stage, stage
 from benches.rigs.serving_stage import EXPERT
 from benches.rigs.stage import Line
 from modelnet_p2p import Peer, RemoteError
 from modelnet_p2p.errors import Code
+from modelnet_p2p.node.serving.backends.torch_packing import pack
 
 MODULE = "benches.rigs.expert_modelnet"
 MODELS = Path(__file__).resolve().parent.parent  # where expert.py and napping.py lie
@@ -56,7 +57,8 @@ class ModelnetExpert:
     def __init__(self, peer: Peer) -> None:
         self._peer = peer
         self._inputs: dict[int, np.ndarray] = {}
-        self._alone = make_expert()
+        self._alone, self._packed = make_expert(), make_expert()
+        pack(self._packed)
 
     def _input(self, rows: int) -> np.ndarray:
         rng = np.random.default_rng(rows)
@@ -90,11 +92,17 @@ class ModelnetExpert:
         return each
 
     def alone(self, rows: int) -> Callable[[], object]:
+        return self._step(self._alone, rows)
+
+    def packed(self, rows: int) -> Callable[[], object]:
+        return self._step(self._packed, rows)
+
+    def _step(self, expert: Expert, rows: int) -> Callable[[], object]:
         x = torch.from_numpy(self._input(rows))
 
         def step() -> torch.Tensor:
             with torch.inference_mode():
-                answer: torch.Tensor = self._alone(x)
+                answer: torch.Tensor = expert(x)
                 return answer
 
         return step

@@ -30,6 +30,9 @@ class ExpertRig(Protocol):
     def alone(self, rows: int) -> Callable[[], object]:
         """The expert in this process, called without any system."""
 
+    def packed(self, rows: int) -> Callable[[], object]:
+        """The same, with weights that are packed as in a worker of ours."""
+
     async def kill(self, model: str) -> Line:
         """`kill -9` of the process that runs a model which is being called: what its callers see of it."""
 
@@ -58,6 +61,8 @@ async def perform(order: Line, rig: ExpertRig) -> Line:
             return {"calls": len(each), "each": each, "seconds": perf_counter() - started}
         case {"do": "alone", "rows": int(rows), "count": int(count)}:
             return {"seconds": timed(rig.alone(rows), count)}
+        case {"do": "packed", "rows": int(rows), "count": int(count)}:
+            return {"seconds": timed(rig.packed(rows), count)}
         case {"do": "kill", "model": str(model)}:
             return await rig.kill(model)
     raise SystemExit(f"an expert's rig was asked for {order}")

@@ -25,6 +25,7 @@ from modelnet_p2p.payload import Value
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from modelnet_p2p.node.serving.backends import torch_packing  # noqa: E402
 from modelnet_p2p.node.serving.backends.generation.requests import Sampling  # noqa: E402
 from modelnet_p2p.node.serving.backends.pretrained import engine as engine_module  # noqa: E402
 from modelnet_p2p.node.serving.backends.pretrained.cache import RowCache  # noqa: E402
@@ -299,6 +300,27 @@ def test_weights_that_are_missing_are_not_made_up(stage: Stage, folder: Path, tm
     with pytest.raises(LocalError, match=r"model\.norm\.weight") as caught:
         stage.open(tmp_path / "part")
     assert caught.value.code is Code.BAD_INPUT
+
+
+def test_with_packed_weights_comes_the_same_text(
+    llama: TransformersBackend, stage: Stage, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for bound in ("LARGE", "SMALL", "LEAST_SIDE"):
+        monkeypatch.setattr(torch_packing, bound, 1)
+    backend = stage.open(folder)
+    try:
+        model = backend._generator._engine._model
+        layers = [part for part in model.modules() if isinstance(part, torch.nn.Linear)]
+        assert {type(layer) for layer in layers} == {torch_packing.PackedLinear}
+        assert backend._generator._engine.batches
+        prompts = [line[:length] for line in CORPUS for length in (1, 5, 13)]
+        assert stage.texts(backend, prompts, max_tokens=60) == stage.texts(llama, prompts, max_tokens=60)
+        told, was = backend.describe(), llama.describe()
+        assert (told.parameters, told.precision) == (was.parameters, was.precision)
+        assert (told.size_bytes, told.digest) == (was.size_bytes, was.digest)
+        assert {type(layer) for layer in layers} == {torch_packing.PackedLinear}  # nobody read a weight
+    finally:
+        stage.run(backend.close())
 
 
 # --- the engine alone ---

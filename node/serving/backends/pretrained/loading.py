@@ -50,6 +50,8 @@ def load_model(folder: Folder) -> Any:  # Any: what transformers makes has no ty
     import torch
     import transformers
 
+    from modelnet_p2p.node.serving.backends.torch_packing import pack
+
     transformers.utils.logging.disable_progress_bar()
     _check_known(folder)
     loader = getattr(transformers, CLASSES[folder.kind])
@@ -63,7 +65,9 @@ def load_model(folder: Folder) -> Any:  # Any: what transformers makes has no ty
     _check_whole(folder, told["missing_keys"])
     if model.num_parameters() < SHARED_PARAMETERS:
         torch.set_num_threads(1)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    pack(model)
+    return model
 
 
 def load_tokenizer(folder: Folder) -> Any:  # Any: what transformers makes has no types here
