@@ -130,6 +130,7 @@ def play(town: Town, attack: Attack) -> Measured:
         node = sim.add(None, group_of(addr), addr)
         place = position(node.id)
         truth = sorted(places, key=lambda peer: places[peer] ^ place)[: sim.tuning.k]
+        places[node.id] = place  # whoever joined before is a neighbour of those who come
         joiner = Joiner(town, node, truth, Survey(node.table))
         joiners.append(joiner)
         honest = [town.rng.choice(settled)]
