@@ -6,7 +6,7 @@ conversation as text: so any Python function chats.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
@@ -78,21 +78,16 @@ def for_model(body: Fields) -> dict[str, Value]:
 
 def chat_fit(body: Fields) -> Fit:
     """How each provider is asked to chat."""
-
-    def fit(offer: Offer) -> tuple[Value, Mapping[str, Value]]:
-        match form_of(offer):
-            case Form.MESSAGES:
-                return for_model(body), {}
-            case Form.TEXT:
-                _check_plain(offer, body)
-                return transcript(body["messages"]), {}
-        raise cannot(offer, "chat")
-
-    return fit
+    return _fit(body, lambda: transcript(body["messages"]), "chat")
 
 
 def completion_fit(body: Fields) -> Fit:
     """How each provider is asked to complete a prompt."""
+    return _fit(body, lambda: body["prompt"], "complete text")
+
+
+def _fit(body: Fields, plain: Callable[[], Value], what: str) -> Fit:
+    """A model that takes messages is given the whole body, one that takes text what is `plain`."""
 
     def fit(offer: Offer) -> tuple[Value, Mapping[str, Value]]:
         match form_of(offer):
@@ -100,8 +95,8 @@ def completion_fit(body: Fields) -> Fit:
                 return for_model(body), {}
             case Form.TEXT:
                 _check_plain(offer, body)
-                return body["prompt"], {}
-        raise cannot(offer, "complete text")
+                return plain(), {}
+        raise cannot(offer, what)
 
     return fit
 
