@@ -18,9 +18,9 @@ from modelnet_p2p.digest import listing_of, metadata_of
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.serving.backends.callable import construct, resolve
 from modelnet_p2p.node.serving.backends.contract import Backend, Description
-from modelnet_p2p.node.serving.backends.files import the_file
+from modelnet_p2p.node.serving.backends.files import needing, the_file
 from modelnet_p2p.node.serving.backends.tensor_model import QUANTISE, SAMPLE, worded
-from modelnet_p2p.node.serving.backends.torch_serving import TorchServing, no_torch
+from modelnet_p2p.node.serving.backends.torch_serving import TorchServing
 from modelnet_p2p.payload import Value
 
 if TYPE_CHECKING:
@@ -48,10 +48,8 @@ class TorchModuleBackend(Backend):
 
     def _load(self) -> None:
         path = the_file(self.source)
-        try:
+        with needing(self.source, "torch", "torch"):
             import torch
-        except ImportError as error:
-            raise no_torch(self.source.spec, self.source.interpreter) from error
         from modelnet_p2p.node.serving.backends.torch_loading import serve
 
         if self.source.module is None:

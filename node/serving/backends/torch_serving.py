@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
-from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.serving.backends.callable import check_keywords
 from modelnet_p2p.node.serving.backends.ports import Port, specs
 from modelnet_p2p.node.serving.backends.warming import COLD, Warmth, warm_up
@@ -176,9 +175,3 @@ def from_torch(value: Any) -> Value:  # Any: whatever a stranger's module return
     if isinstance(value, Mapping):
         return {key: from_torch(item) for key, item in value.items()}
     return value
-
-
-def no_torch(spec: str, interpreter: str) -> LocalError:
-    here = interpreter or "this Python"
-    words = f"{spec} needs torch, which {here} does not have"
-    return LocalError(Code.BAD_STATE, words, hint="pip install 'modelnet-p2p[torch]'")

@@ -74,7 +74,7 @@ class TransformersBackend(Backend):
         kind = self._folder.kind
         if kind is not Kind.GENERATES:
             check_no_slots(self.source, "texts of several callers share its steps")
-        check_installed(self.source.spec, self.source.interpreter)
+        check_installed(self.source)
         match kind:
             case Kind.GENERATES:
                 await self.offload(self._load_generator)

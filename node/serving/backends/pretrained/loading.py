@@ -9,8 +9,10 @@ from importlib.util import find_spec
 from typing import Any
 
 from modelnet_p2p.errors import Code, LocalError
+from modelnet_p2p.node.serving.backends.files import lacking
 from modelnet_p2p.node.serving.backends.pretrained.folder import Folder, Kind
 from modelnet_p2p.node.serving.guarding import last_line
+from modelnet_p2p.node.serving.source import Source
 
 NEEDED = ("torch", "transformers")
 CLASSES = {
@@ -33,15 +35,11 @@ SWITCHES = {  # of the Hugging Face libraries, read when they are imported: noth
 }
 
 
-def check_installed(spec: str, interpreter: str) -> None:
+def check_installed(source: Source) -> None:
     """Raises LocalError (bad-state) that names what is missing."""
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
-        raise LocalError(
-            Code.BAD_STATE,
-            f"{spec} needs {' and '.join(missing)}, which {interpreter or 'this Python'} does not have",
-            hint="pip install 'modelnet-p2p[transformers]'",
-        )
+        raise lacking(source, " and ".join(missing), "transformers")
 
 
 def load_model(folder: Folder) -> Any:  # Any: what transformers makes has no types here
