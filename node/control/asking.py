@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from modelnet_p2p.errors import Code, LocalError
-from modelnet_p2p.exchange import Call, Exchange, Fault, Item, RemoteProtocolError, Result, Role
+from modelnet_p2p.exchange import Exchange, RemoteProtocolError, Role
 from modelnet_p2p.node.control import wire
 from modelnet_p2p.node.control.client import not_running
 from modelnet_p2p.node.disk.files import reason
@@ -56,21 +56,15 @@ class Conversation:
 
         Raises what the peer raised; LocalError: deadline if it shows no sign of life, not-running if it goes.
         """
-        wish = {wire.PARAMS: dict(request.params), wire.INPUT: request.value, wire.NETWORK: request.network}
-        buffers = self._exchange.send(Call("", wish, method))
+        call = wire.to_call(method, request.params, request.value, request.network)
+        buffers = self._exchange.send(call)
         await self._told(lambda: self._send(buffers))
         while True:
-            match await self._told(self._next):
-                case Item(value={wire.ITEM: item}):
-                    await emit(wire.ITEM, item)
-                case Item(value={wire.NOTICE: str(line)}):
-                    await emit(wire.NOTICE, line)
-                case Result(value=result):
-                    return result
-                case Fault() as fault:
-                    raise wire.to_error(fault)
-                case _:
-                    pass  # a beat, or what a newer peer says besides
+            kind, value = wire.heard(await self._told(self._next))
+            if kind == wire.RESULT:
+                return value
+            if kind != wire.BEAT:
+                await emit(kind, value)
 
     async def _told(self, step: Callable[[], Awaitable[object]]) -> object:
         """One step with the socket; what that raises, in words."""

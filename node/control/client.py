@@ -16,7 +16,7 @@ from shlex import quote
 from typing import Any
 
 from modelnet_p2p.errors import Code, LocalError
-from modelnet_p2p.exchange import Call, Exchange, Fault, Item, RemoteProtocolError, Result, Role
+from modelnet_p2p.exchange import Exchange, RemoteProtocolError, Role
 from modelnet_p2p.node.config import locate_home
 from modelnet_p2p.node.control import wire
 from modelnet_p2p.node.disk.files import reason
@@ -86,25 +86,21 @@ class ControlClient:
         """
         until = None if timeout is None else time.monotonic() + timeout
         exchange = Exchange(Role.CALLER, max_body=wire.MAX_BODY_BYTES)
-        wish = {wire.PARAMS: dict(params), wire.INPUT: value, wire.NETWORK: network}
-        buffers = [memoryview(buffer).cast("B") for buffer in exchange.send(Call("", wish, method))]
+        call = wire.to_call(method, params, value, network)
+        buffers = [memoryview(buffer).cast("B") for buffer in exchange.send(call)]
         with meter(sum(map(len, buffers))) if meter else nullcontext(_unmetered) as sent, self._told():
             for buffer in buffers:
                 self._send(buffer, sent)
         while True:
             with self._told():  # the sinks stay outside: a pipe that breaks there is not this socket
                 event = self._next(exchange, until)
-            match event:
-                case Item(value={wire.ITEM: item}):
+            match wire.heard(event):
+                case wire.ITEM, item:
                     on_item(item)
-                case Item(value={wire.NOTICE: str(line)}):
+                case wire.NOTICE, str(line):
                     on_notice(line)
-                case Result(value=result):
+                case wire.RESULT, result:
                     return result
-                case Fault() as fault:
-                    raise wire.to_error(fault)
-                case _:
-                    pass  # a beat, or what a newer peer says besides
 
     @contextmanager
     def _told(self) -> Iterator[None]:

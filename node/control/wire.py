@@ -7,8 +7,11 @@ frozen peer. An error crosses as a fault with its family, and is raised again on
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from modelnet_p2p.errors import LocalError, ModelnetError, NotFound, RemoteError
-from modelnet_p2p.events import Fault
+from modelnet_p2p.events import Call, Fault, Item, Result
+from modelnet_p2p.payload import Value
 
 # the keys of a call's value: params may be longer than a frame's head, a publisher's environment is
 PARAMS = "params"
@@ -18,6 +21,7 @@ NETWORK = "network"  # absent, or the network that the command is about
 BEAT = "beat"  # still at it; the value counts seconds
 NOTICE = "notice"  # a line of progress for people
 ITEM = "item"  # a part of the result
+RESULT = "result"  # no key: what a call has ended with
 
 BEAT_SECONDS = 1.0
 SILENCE_SECONDS = 10.0  # ten beats missed: the peer is stopped, or its machine is
@@ -29,6 +33,28 @@ MAX_BODY_BYTES = MAX_INPUT_BYTES + (4 << 20)  # of one frame: the largest input,
 _FAMILY = "family"
 _PEER = "peer"
 _LOCAL, _REMOTE, _NOT_FOUND = "local", "remote", "not-found"
+
+
+def to_call(method: str, params: Mapping[str, Value], value: Value, network: str | None) -> Call:
+    """A command, of that network if it is about one."""
+    return Call("", {PARAMS: dict(params), INPUT: value, NETWORK: network}, method)
+
+
+def heard(event: object) -> tuple[str, Value]:
+    """ITEM, NOTICE or RESULT, and what it brings; BEAT for that, and for what a newer peer says besides.
+
+    Raises what a fault carries.
+    """
+    match event:
+        case Item(value={**fields}) if ITEM in fields:
+            return ITEM, fields[ITEM]
+        case Item(value={**fields}) if isinstance(line := fields.get(NOTICE), str):
+            return NOTICE, line
+        case Result(value=result):
+            return RESULT, result
+        case Fault() as fault:
+            raise to_error(fault)
+    return BEAT, None
 
 
 def to_fault(error: ModelnetError) -> Fault:
