@@ -165,7 +165,7 @@ class Publisher:
 
     async def _tell(self, sealed: Sealed, records: Mapping[bytes, Sealed], expires: int | None) -> Published:
         self._records[sealed.identity] = records
-        reports: dict[bytes, Stored] = {}
+        began, reports = trio.current_time(), dict[bytes, Stored]()
         unheard: set[bytes] = set()  # keys of which nobody was told, for those who are known were silent
         promised = False
 
@@ -192,7 +192,8 @@ class Publisher:
                 self._calendar.alone(key)
         weakest = min(reports.values(), key=lambda report: (kept(report.key), report.stored))
         if not promised:
-            raise _untold(sealed, weakest, withdrawn=expires is not None)
+            because = self._overlay.asked_too_much(began)
+            raise _untold(sealed, weakest, because, withdrawn=expires is not None)
         return Published(sealed, weakest.asked, weakest.stored)
 
     def _schedule(
@@ -285,8 +286,8 @@ def records_of(sealed: Sealed, key: KeyPair) -> dict[bytes, Sealed]:
     return records
 
 
-def _untold(sealed: Sealed, weakest: Stored, *, withdrawn: bool) -> RemoteError:
-    """No majority of those holders heard of it."""
+def _untold(sealed: Sealed, weakest: Stored, because: str, *, withdrawn: bool) -> RemoteError:
+    """No majority of those holders heard of it; `because` some of them asked to slow down, if they did."""
     about, what = sealed.identity.name, "it is withdrawn here" if withdrawn else "it stays published"
     if isinstance(sealed.record, Revocation):
         about, what = f"the end of {sealed.record.revoked}", "it is kept"
@@ -296,5 +297,6 @@ def _untold(sealed: Sealed, weakest: Stored, *, withdrawn: bool) -> RemoteError:
     words = f"only {weakest.stored} of {weakest.asked} holders keep the record of {about} ({reasons})"
     if not weakest.asked:
         words = f"nobody else was told of {about} yet: no peer that is known here answered"
+    words += f"; {because}" if because else ""
     hint = f"{what}, and the holders are told again in the background"
     return RemoteError(Code.UNREACHABLE, words, hint=hint)

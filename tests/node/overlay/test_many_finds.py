@@ -13,6 +13,7 @@ import trio
 import trio.testing
 
 from modelnet_p2p.errors import Code, RemoteError
+from modelnet_p2p.identity import KeyPair
 from modelnet_p2p.node.peer import Peer
 from modelnet_p2p.records import Manifest, OfferRecord, card_of, seal_manifest, seal_offer
 from modelnet_p2p.tuning import LAN, WAN, Tuning
@@ -21,12 +22,9 @@ from modelnet_p2p.tuning import LAN, WAN, Tuning
 OpenTown = Any
 
 
-def offered(town: Any, holders: Sequence[Peer], name: str, task: str, of: int = 0) -> None:
-    """All these holders keep an offer of one of them, which nobody runs: enough to be found."""
-    key, provider = town.key(f"holder {of}"), holders[of].parts.overlay
-    now_us = provider.wall_us()
+def draft_of(key: KeyPair, name: str, task: str, now_us: int) -> OfferRecord:
     manifest = Manifest(owner=key.id, name=name, task=task, licence="", issued_unix=1)
-    offer = OfferRecord(
+    return OfferRecord(
         provider=key.id,
         network="town",
         manifest=manifest,
@@ -35,7 +33,12 @@ def offered(town: Any, holders: Sequence[Peer], name: str, task: str, of: int = 
         issued_us=now_us,
         expires_us=now_us + 3600 * 1_000_000,
     )
-    sealed = seal_offer(offer, key)
+
+
+def offered(town: Any, holders: Sequence[Peer], name: str, task: str, of: int = 0) -> None:
+    """All these holders keep an offer of one of them, which nobody runs: enough to be found."""
+    key, provider = town.key(f"holder {of}"), holders[of].parts.overlay
+    sealed = seal_offer(draft_of(key, name, task, provider.wall_us()), key)
     for record in (sealed, card_of(sealed, key, "")):
         for place in record.keys:
             for holder in holders:
@@ -173,3 +176,18 @@ async def test_a_search_sees_what_was_published_before_it_began_though_another_i
             nursery.start_soon(find)
             nursery.start_soon(find)
         assert sorted(map(sorted, found)) == [["acme/early"], *[["acme/early", "acme/late"]] * 2]
+
+
+async def test_a_publish_beside_a_crowd_of_searches_is_told_why_nobody_heard_of_it(
+    open_town: OpenTown, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with open_town() as town:
+        _, reader = await settled(town, 2, WAN)
+        async with trio.open_nursery() as nursery:
+            for number in range(500):
+                nursery.start_soon(all_at_once, reader, [f"x-acme/t{number}"], 60.0)
+            await trio.sleep(0.1)
+            draft = draft_of(town.key("reader"), "acme/one", "x-acme/one", 0)
+            with pytest.raises(RemoteError, match="2 peers ask us to slow down"):
+                await reader.parts.publisher.publish(draft)
+            nursery.cancel_scope.cancel()
