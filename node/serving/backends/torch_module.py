@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 SUFFIX = ".safetensors"
 MAX_CONFIG_BYTES = 1 << 20  # constructor arguments, not data
-OWN_BYTES = 1 << 20  # of a tensor; what is smaller is copied out of the file's pages
 
 
 class TorchModuleBackend(Backend):
@@ -112,19 +111,11 @@ def _config(path: Path) -> Mapping[str, object]:
 
 
 def _fill(module: torch.nn.Module, path: Path) -> None:
-    """Strict: every tensor of the module is in the file and the other way round. The file's dtypes win.
-
-    Small ones get memory of their own: as a view of the file each keeps all of it in memory, when the large
-    ones have been packed, or sent to a GPU.
-    """
+    """Strict: every tensor of the module is in the file and the other way round. The file's dtypes win."""
     from safetensors.torch import load_file
 
     try:
-        tensors = {
-            name: tensor.clone() if tensor.nbytes < OWN_BYTES else tensor
-            for name, tensor in load_file(path).items()
-        }
-        module.load_state_dict(tensors, strict=True, assign=True)
+        module.load_state_dict(load_file(path), strict=True, assign=True)
     except (RuntimeError, SafetensorError, OSError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise LocalError(

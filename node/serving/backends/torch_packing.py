@@ -95,6 +95,8 @@ def pack(module: nn.Module) -> int:
     if sum(map(_size, layers)) < MANY:
         layers = [layer for layer in layers if _size(layer) >= LARGE]
     packed = sum(_pack(layer) for layer in layers)
+    if packed:
+        _take_in(module)
     if layers:
         log.debug("%d of %d linear layers are packed", packed, len(layers))
     return packed
@@ -178,18 +180,31 @@ def _tell(trouble: str) -> None:
 def _eligible(module: nn.Module) -> Iterator[nn.Linear]:
     readers = [part for part in module.modules() if isinstance(part, READERS)]
     spared = {id(layer) for reader in readers for layer in reader.modules()}
-    tensors = [
-        tensor
-        for part in module.modules()
-        for tensor in (*part.parameters(recurse=False), *part.buffers(recurse=False))
-    ]
-    owners = Counter(_memory(tensor) for tensor in tensors if _is_plain(tensor))
+    owners = Counter(_memory(tensor) for tensor in _tensors(module))
     for layer in module.modules():
         if type(layer) is not nn.Linear or id(layer) in spared or not _is_simple(layer):
             continue
         weight, bias = _held(layer)
         if _fits(weight, bias) and owners[_memory(weight)] == 1:
             yield layer
+
+
+def _tensors(module: nn.Module) -> Iterator[torch.Tensor]:
+    """Its tensors in plain memory, some of them several times: as often as one has a place."""
+    for part in module.modules():
+        for tensor in (*part.parameters(recurse=False), *part.buffers(recurse=False)):
+            if type(tensor) in TENSORS and tensor.is_cpu and tensor.layout is torch.strided:
+                yield tensor
+
+
+def _take_in(module: nn.Module) -> None:
+    """Copies what lies in memory of somebody else's, as the pages of a file are: each view, however small,
+    keeps all of it, the weights that were packed among it."""
+    found = {id(tensor): tensor for tensor in _tensors(module)}
+    owners = Counter(_memory(tensor) for tensor in found.values())
+    for tensor in found.values():
+        if owners[_memory(tensor)] == 1 and not tensor.untyped_storage().resizable():
+            tensor.data = tensor.data.clone()
 
 
 def _size(layer: nn.Linear) -> int:

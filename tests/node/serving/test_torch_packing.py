@@ -370,6 +370,25 @@ async def test_nothing_of_the_file_stays_in_memory_beside_the_packed_weights(zoo
     assert type(backend._serving.module.a) is PackedLinear
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="/proc tells what is mapped")
+def test_tensors_in_a_file_are_taken_in_and_tied_ones_stay_tied(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    def made() -> Any:
+        return nn.ModuleDict({"words": nn.Embedding(9, INPUTS), "layer": nn.Linear(INPUTS, OUTPUTS)})
+
+    module, copied = made(), made()
+    save_file(module.state_dict(), tmp_path / "taken-in.safetensors")
+    copied.load_state_dict(load_file(tmp_path / "taken-in.safetensors"), assign=True)
+    copied["head"] = nn.Linear(INPUTS, 9, bias=False)
+    copied["head"].weight = copied["words"].weight
+    assert "taken-in.safetensors" in Path("/proc/self/maps").read_text()
+    assert pack(copied) == 1
+    assert "taken-in.safetensors" not in Path("/proc/self/maps").read_text()
+    assert copied["head"].weight is copied["words"].weight
+    assert torch.equal(copied["words"].weight, module["words"].weight)
+
+
 async def test_an_int8_variant_is_not_packed(zoo: Path) -> None:
     backend = await load("packing_zoo:Wide", zoo, quantise="int8")
     assert not any(isinstance(part, PackedLinear) for part in backend._serving.module.modules())
