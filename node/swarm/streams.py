@@ -15,16 +15,28 @@ from modelnet_p2p.payload import Value
 T = TypeVar("T")
 
 
-class Stream:
-    """An iterator over the items of one answer; `outcome` tells how it went once it has ended.
-
-    One that is left, dropped, or closed is cancelled, here and on the far side. It keeps its swarm open.
-    """
+class _Answer:
+    """One answer that comes in items from the peer's thread."""
 
     def __init__(self, swarm: object, thread: PeerThread, items: Items) -> None:
         self._swarm = swarm  # one that is dropped would close
         self._thread = thread
         self._items = items
+
+    @property
+    def outcome(self) -> Outcome | None:
+        return self._items.outcome
+
+    def close(self) -> None:
+        """Cancel the call; harmless when it has ended."""
+        self._thread.soon(self._items.close)
+
+
+class Stream(_Answer):
+    """An iterator over the items of one answer; `outcome` tells how it went once it has ended.
+
+    One that is left, dropped, or closed is cancelled, here and on the far side. It keeps its swarm open.
+    """
 
     def __iter__(self) -> Self:
         return self
@@ -40,14 +52,6 @@ class Stream:
             raise StopIteration
         return got[0]
 
-    @property
-    def outcome(self) -> Outcome | None:
-        return self._items.outcome
-
-    def close(self) -> None:
-        """Cancel the call; harmless when it has ended."""
-        self._thread.soon(self._items.close)
-
     def __enter__(self) -> Self:
         return self
 
@@ -57,17 +61,12 @@ class Stream:
         self.close()
 
 
-class AsyncStream:
+class AsyncStream(_Answer):
     """An async iterator over the items of one answer; `outcome` tells how it went once it has ended.
 
     One that is left, dropped, or closed is cancelled, here and on the far side; so is one whose reader is
     cancelled while it waits. It keeps its swarm open.
     """
-
-    def __init__(self, swarm: object, thread: PeerThread, items: Items) -> None:
-        self._swarm = swarm  # one that is dropped would close
-        self._thread = thread
-        self._items = items
 
     def __aiter__(self) -> Self:
         return self
@@ -82,14 +81,6 @@ class AsyncStream:
         if got is None:
             raise StopAsyncIteration
         return got[0]
-
-    @property
-    def outcome(self) -> Outcome | None:
-        return self._items.outcome
-
-    def close(self) -> None:
-        """Cancel the call; harmless when it has ended."""
-        self._thread.soon(self._items.close)
 
     async def aclose(self) -> None:
         self.close()
