@@ -127,7 +127,15 @@ class Parts:
         why, condemns = self.ending.why, self.revoking.condemns
         too_much = self.finder.asked_too_much
         self.router = Router(
-            self.call_client, self._candidates, memory, self.owners, rng, why, condemns, too_much
+            self.call_client,
+            self._candidates,
+            memory,
+            self.owners,
+            rng,
+            why,
+            condemns,
+            too_much,
+            nursery=nursery,
         )
         self.pulls = Pulls(
             key.id,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
@@ -16,6 +17,7 @@ from modelnet_p2p.events import Call, Item, Result
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.node.calls.client import DEADLINE_GRACE, CallClient, Ongoing, told_us
 from modelnet_p2p.node.calls.compacting import compacted
+from modelnet_p2p.node.calls.found import Found
 from modelnet_p2p.node.calls.target import Target, one_owner, other_owners
 from modelnet_p2p.node.calls.together import Together
 from modelnet_p2p.node.calls.tries import Tries, search_too_long
@@ -27,8 +29,9 @@ from modelnet_p2p.payload import Value
 from modelnet_p2p.query import Query
 from modelnet_p2p.records import OfferRecord
 
-FOUND_SECONDS = 2.0  # how long a search is good for calls: as long as a sign of life is believed
-MAX_FOUND = 256  # searches remembered
+log = logging.getLogger(__name__)
+
+REFRESH_SECONDS = 10.0  # for a search that nobody waits for
 HINT_SECONDS = 1.0  # for the offer of a provider that a busy one named: a walk to one key, or a lie
 # of an answer in items that is collected into one list: a provider that never ends must not fill our memory
 MAX_COLLECTED_BYTES = MAX_BODY_BYTES
@@ -148,7 +151,10 @@ class Router:
         why: Why | None = None,
         condemned: Callable[[OfferRecord], bool] = lambda record: False,
         asked_too_much: Callable[[float], str] = lambda since: "",
+        *,
+        nursery: trio.Nursery,
     ) -> None:
+        """Searches that no call waits for are made in `nursery`."""
         self._client = client
         self._search = search
         self._memory = memory
@@ -157,7 +163,8 @@ class Router:
         self._why = why
         self._condemned = condemned  # whether a key that sealed it was revoked
         self._asked_too_much = asked_too_much  # by a search, in the words of those who say so
-        self._found: dict[Query, tuple[float, Sequence[Offer]]] = {}
+        self._nursery = nursery
+        self._found = Found()
         self._seeking: Together[Sequence[Offer]] = Together()
 
     @asynccontextmanager
@@ -192,9 +199,11 @@ class Router:
                 with self._memory.calling(offer):
                     async with opened as ongoing:
                         running = Running(offer, tries.number, ongoing, await ongoing.receive(), started)
+                        self._answers(target, offer)
                         self._owners.used(target.query, offer.record.owner, time.time())
                         yield running
                 if running.outcome is not None:
+                    self._answers(target, offer)
                     self._memory.succeeded(offer, running.outcome.total_ms)
                 return
             except RemoteError as error:
@@ -251,10 +260,12 @@ class Router:
                             offer.record.provider, offer.addrs, call, until, tries.progress
                         )
                         first = await ongoing.receive()
+                        self._answers(target, offer)
                         if on_begin is not None:
                             await on_begin(Begun(offer, tries.number, ongoing))
                         output, result = await _collected(offer, ongoing, first, on_item)
                     outcome = outcome_of(offer, tries.number, result, output, ongoing.bytes_in, started)
+                    self._answers(target, offer)
                     self._memory.succeeded(offer, outcome.total_ms)
                     self._owners.used(target.query, offer.record.owner, time.time())
                     return outcome
@@ -269,10 +280,10 @@ class Router:
         raise tries.last
 
     def recall(self, query: Query) -> Sequence[Offer] | None:
-        """What the last search for the same found, if it was just now and the name means the same owner."""
-        at, offers = self._found.get(query, (float("-inf"), None))
+        """What the last search for the same found, if that is good and the name means the same owner."""
+        offers = self._found.recall(query, trio.current_time())
         owner = self._owners.meant(query)  # also where nothing is recalled: `used` counts on it
-        if offers is None or trio.current_time() - at > FOUND_SECONDS:
+        if not offers:
             return None
         if owner is not None and offers[0].record.owner != owner:
             return None
@@ -304,11 +315,22 @@ class Router:
                     raise other_owners(target, owner, others)
         if not offers:
             await self._explain(target)
-        if len(self._found) >= MAX_FOUND:
-            self._found.clear()
         if offers:
-            self._found[target.query] = trio.current_time(), offers
+            self._found.keep(target.query, offers, trio.current_time())
         return offers
+
+    def _answers(self, target: Target, offer: Offer) -> None:
+        """A provider has shown that it lives."""
+        if self._found.on_answer(target.query, offer, trio.current_time()):
+            self._nursery.start_soon(self._refresh, target)
+
+    async def _refresh(self, target: Target) -> None:
+        """Search for what is called again and again, while nobody waits for it."""
+        try:
+            with trio.move_on_after(REFRESH_SECONDS):
+                await self._seeking.ask(target, partial(self._seek, target))
+        except ModelnetError as error:
+            log.debug("%s is called, and was not found anew: %s", target.text, error.message)
 
     async def find_at(self, target: Target, provider: str, like: Offer) -> Offer | None:
         """What `provider` offers of the target, read under its own key and checked as any offer is.
@@ -334,7 +356,7 @@ class Router:
 
     def note(self, target: Target, offer: Offer, error: RemoteError) -> None:
         """What went wrong with a call of this offer, to be remembered."""
-        self._found.pop(target.query, None)
+        self._found.forget(target.query)
         if error.peer == offer.provider and error.code in (Code.UNREACHABLE, Code.DEADLINE, Code.BUSY):
             self._memory.failed(offer, busy=error.code is Code.BUSY)
 
