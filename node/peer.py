@@ -446,7 +446,7 @@ class Peer:
 async def _gateway(peer: Peer, wanted: str | GatewaySettings | None) -> AsyncIterator[None]:
     async with AsyncExitStack() as stack:
         if wanted is not None:
-            # not at the top: most peers have none, and it brings h11 and prometheus_client
+            # not at the top: most peers have none, and it brings Starlette and hypercorn
             from modelnet_p2p.node.gateway.serving import open_gateway
 
             await stack.enter_async_context(open_gateway(peer, wanted))

@@ -40,7 +40,7 @@ LAZY_FACE = "modelnet_p2p/__init__.py"
 # handler raise ends that stream or connection, what a stranger's model raises that call.
 HANDLER_GUARD = {
     "node/control/server.py": 1,  # a command of this machine's user
-    "node/gateway/connection.py": 1,  # a connection of the gateway
+    "node/gateway/serving.py": 1,  # a connection of the gateway
     "node/transport/registry.py": 1,  # every protocol's handler
 }
 MODEL_GUARD = {

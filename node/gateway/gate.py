@@ -14,7 +14,9 @@ from collections.abc import Sequence
 from functools import lru_cache
 from ipaddress import ip_address
 
-from modelnet_p2p.node.gateway.asgi import App, Message, Receive, Scope, Send
+import trio
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
 from modelnet_p2p.node.gateway.errors import (
     FOREIGN_HOST,
     FOREIGN_ORIGIN,
@@ -28,6 +30,8 @@ from modelnet_p2p.node.gateway.settings import GatewaySettings
 log = logging.getLogger(__name__)
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})  # they tell nothing but yes or no: probes have no key
+LINGER_BYTES = 4 << 20  # read on of a request that was answered before its end: so the answer arrives ...
+LINGER_SECONDS = 2.0  # ... but not for longer than this
 _METHODS = b"GET, POST, DELETE"
 _ALLOWED = (
     b"authorization, content-type, x-modelnet-timeout, last-event-id,"
@@ -45,13 +49,26 @@ RawHeaders = Sequence[tuple[bytes, bytes]]
 class Gate:
     """The outermost application: refuses, or hands on."""
 
-    def __init__(self, app: App, settings: GatewaySettings) -> None:
+    def __init__(self, app: ASGIApp, settings: GatewaySettings) -> None:
         self._app = app
         self._settings = settings
         self._bearer = None if settings.key is None else f"Bearer {settings.key}".encode()
         self._origins = frozenset(origin.encode() for origin in settings.origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":  # nothing here speaks it
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if scope["type"] != "http":
+            return
+        reading = _Reading(receive)
+        try:
+            await self._pass(scope, reading, send)
+        finally:
+            if not reading.done and not await reading.drain():
+                scope["state"]["cut"]()
+
+    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers: RawHeaders = scope["headers"]
         origin = _value(headers, b"origin")
         if (refusal := self._foreign(headers, origin)) is not None:
@@ -83,6 +100,28 @@ class Gate:
             return True
         given = _value(headers, b"authorization")
         return hmac.compare_digest(given, self._bearer)
+
+
+class _Reading:
+    """What an application reads of a request. hypercorn waits, for good, for one that answers and leaves
+    some of it unread; a client that writes all before it reads must be read from, or the answer is lost."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self.done = False
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        self.done = self.done or message["type"] == "http.disconnect" or not message.get("more_body", False)
+        return message
+
+    async def drain(self) -> bool:
+        """Read on; whether that came to the end."""
+        left = LINGER_BYTES
+        with trio.move_on_after(LINGER_SECONDS):
+            while not self.done and left > 0:
+                left -= len((await self()).get("body", b"")) + 1
+        return self.done
 
 
 @lru_cache(maxsize=64)  # of 32 KiB at most; clients say the same again and again

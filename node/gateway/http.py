@@ -1,23 +1,24 @@
 """One HTTP request as the endpoints see it: its body on the way in, its answer on the way out.
 
-Straight on ASGI's messages: a token is one `send`, and nothing is held between the model and the socket. What
-is read is bounded, and so is what all requests hold together.
+Straight on ASGI's messages, without Starlette's request and response: a token is one `send`, and nothing
+is held between the model and the socket. What is read is bounded, and so is what all requests hold together.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
 from typing import Any, NoReturn
 from urllib.parse import parse_qsl
 
 import trio
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from modelnet_p2p.errors import Code, LocalError, ModelnetError
-from modelnet_p2p.node.gateway.asgi import App, Message, OnGone, Receive, Scope, Send
 from modelnet_p2p.node.gateway.errors import RETRY_AFTER, BadRequest, error_object, kind_of, to_bytes
+from modelnet_p2p.node.single_error import single_error
 
 MAX_JSON_BYTES = 16 << 20  # of one request: prompts with pictures in them; parsed it may take 20 times that
 MAX_BODIES_BYTES = 1 << 30  # that the bodies of all requests may take together
@@ -56,7 +57,6 @@ class Http:
     def __init__(self, scope: Scope, receive: Receive, send: Send, room: Room) -> None:
         self.scope = scope
         self.started = trio.current_time()
-        self.model = ""  # that the path names
         self.answering = False  # the status is out; an error can only be told inside of the answer
         self._read = scope["method"] in ("GET", "HEAD")  # all of the request has been
         self._receive = receive
@@ -84,32 +84,32 @@ class Http:
         except ValueError as error:
             raise BadRequest(f"the query of the URL cannot be read: {error}") from error
 
+    def param(self, name: str) -> str:
+        """A part of the path."""
+        return str(self.scope["path_params"][name])
+
     async def body(self, limit: int) -> bytes:
         """All of the body; raises LocalError (too-large, busy, deadline) and Gone."""
         length = self.header(b"content-length")
         if length.isdecimal() and int(length) > limit:
             raise _too_large(limit)
-        if self.scope["state"].get("come"):
-            return await self._read_body(limit)
-        with trio.move_on_after(BODY_SECONDS):
-            return await self._read_body(limit)
-        raise _too_slow()
-
-    async def _read_body(self, limit: int) -> bytes:
         parts: list[bytes] = []
         size = 0
-        while not self._read:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                raise Gone
-            part = message.get("body", b"")
-            size += len(part)
-            if size > limit:
-                raise _too_large(limit)
-            self._room.take(len(part))
-            self._held += len(part)
-            parts.append(part)
-            self._read = not message.get("more_body", False)
+        with trio.move_on_after(BODY_SECONDS) as scope:
+            while not self._read:
+                message = await self._receive()
+                if message["type"] == "http.disconnect":
+                    raise Gone
+                part = message.get("body", b"")
+                size += len(part)
+                if size > limit:
+                    raise _too_large(limit)
+                self._room.take(len(part))
+                self._held += len(part)
+                parts.append(part)
+                self._read = not message.get("more_body", False)
+        if scope.cancelled_caught:
+            raise _too_slow()
         return b"".join(parts)
 
     async def json(self, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
@@ -121,17 +121,21 @@ class Http:
         self._room.give_back(self._held)
         self._held = 0
 
+    async def gone(self) -> None:
+        """Returns when the client has hung up; to be awaited once the body has been read."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
     # --- out ---
 
     async def start(self, status: int, kind: bytes, headers: Headers = ()) -> None:
-        """The head of an answer whose body is written bit by bit, and which leaves with the first of them."""
+        """The head of an answer whose body is written bit by bit."""
         self.answering = True
         await self._send(
             {
                 "type": "http.response.start",
                 "status": status,
                 "headers": [(b"content-type", kind), (b"cache-control", b"no-store"), *headers],
-                "held": True,
             }
         )
 
@@ -170,7 +174,7 @@ class Http:
             headers.append((b"x-modelnet-peer", error.peer.encode()))
         await self.say(error_object(error), kind_of(error).status, headers)
 
-    async def pass_to(self, app: App) -> None:
+    async def pass_to(self, app: ASGIApp) -> None:
         """Let another application answer it; what that reads of the body is counted as here, and must
         arrive in time."""
         until = trio.current_time() + BODY_SECONDS
@@ -192,17 +196,23 @@ class Http:
 
         await app(self.scope, receive, send)
 
-    @contextmanager
-    def while_there(self) -> Iterator[None]:
+    @asynccontextmanager
+    async def while_there(self) -> AsyncIterator[None]:
         """The block is cancelled when the client hangs up, with what it called; then Gone is raised."""
-        on_gone: OnGone = self.scope["state"]["on_gone"]
-        with trio.CancelScope() as scope:
-            on_gone(scope.cancel)
-            try:
+        left = False
+
+        async def watch() -> None:
+            nonlocal left
+            await self.gone()
+            left = True
+            nursery.cancel_scope.cancel()
+
+        with single_error():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(watch)
                 yield
-            finally:
-                on_gone(None)
-        if scope.cancelled_caught:
+                nursery.cancel_scope.cancel()
+        if left:
             raise Gone
 
 

@@ -53,7 +53,9 @@ class Asked(NamedTuple):
 async def invoke(gateway: Gateway, http: Http) -> None:
     query = http.query()
     asked = await _read(http, query)
-    calling = Calling(gateway, http, http.model, wire=check_wire(asked.wire or query.get("wire", "")))
+    calling = Calling(
+        gateway, http, http.param("model"), wire=check_wire(asked.wire or query.get("wire", ""))
+    )
 
     def fit(offer: Offer) -> tuple[Value, Mapping[str, Value]]:
         return asked.value, asked.params

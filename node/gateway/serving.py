@@ -1,26 +1,35 @@
-"""The gateway's sockets: where it listens, and its connections, each in a task of one nursery.
+"""The gateway's sockets: hypercorn's trio worker, a connection at a time, in a nursery of its own.
 
-No client can take the peer down, or keep it from leaving: a connection ends with whatever it meets, and
-those that answer when the gateway is closed are cut off after a moment.
+hypercorn's own loop would end with whatever one connection raises, and shields its writes from
+cancellation. So each connection runs here behind a guard, on a stream whose writes end when a reader
+takes nothing for too long or when the gateway is closed: no client can take the peer down, or keep it
+from leaving.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import trio
+from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.config import Config
+from hypercorn.events import Event, Updated
+from hypercorn.protocol import ProtocolWrapper
+from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ConnectionState
+from starlette.types import ASGIApp
 
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.disk.files import reason
 from modelnet_p2p.node.gateway.app import open_app
-from modelnet_p2p.node.gateway.asgi import App
 from modelnet_p2p.node.gateway.calling import Gateway
-from modelnet_p2p.node.gateway.connection import Connection
-from modelnet_p2p.node.gateway.hangups import HangUps, open_hangups
 from modelnet_p2p.node.gateway.settings import GatewaySettings, parse_listen
 from modelnet_p2p.node.single_error import single_error
 
@@ -31,6 +40,9 @@ log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 2048  # each a descriptor and some buffers; a crowd of streams needs one each
 BACKLOG = 512  # connections that wait to be accepted: a crowd comes at once
+HEADER_BYTES = 32 << 10  # of a request's head
+HEAD_SECONDS = 15.0  # in which a head has come, and for which an idle connection is kept
+STALL_SECONDS = 30.0  # without a byte taken by a reader that holds a model's slot
 GRACE_SECONDS = 0.5  # for answers under way when the gateway is closed; `join` ends within 5 s
 ACCEPT_PAUSE = 0.1  # seconds after a failed accept, so that a lack of descriptors is no busy loop
 
@@ -48,8 +60,8 @@ async def open_gateway(peer: Peer, settings: GatewaySettings | str) -> AsyncIter
     with _listen(settings) as listener:
         url = _url(listener)
         with single_error():
-            async with open_app(gateway) as app, open_hangups() as hangups, trio.open_nursery() as nursery:
-                server = _Server(app, hangups, nursery)
+            async with open_app(gateway) as app, trio.open_nursery() as nursery:
+                server = _Server(app, nursery)
                 nursery.start_soon(server.accept, listener)
                 peer.gateway = url
                 log.info("the gateway listens on %s", url)
@@ -90,18 +102,19 @@ def _url(listener: trio.socket.SocketType) -> str:
 class _Server:
     """The connections of one gateway."""
 
-    def __init__(self, app: App, hangups: HangUps, nursery: trio.Nursery) -> None:
-        self._app = app
-        self._hangups = hangups
+    def __init__(self, app: ASGIApp, nursery: trio.Nursery) -> None:
+        self._app = ASGIWrapper(app)  # type: ignore[arg-type]  # Starlette and hypercorn name the same thing apart
         self._nursery = nursery
-        self._open: set[Connection] = set()
+        self._config = _config()
+        self._context = WorkerContext(None)
+        self._open: set[_Stream] = set()
         self._emptied = trio.Event()
 
     async def accept(self, listener: trio.socket.SocketType) -> None:
         """Take connections until cancelled, or the listener is closed."""
         while True:
             try:
-                sock, address = await listener.accept()
+                connection, _ = await listener.accept()
             except trio.ClosedResourceError:
                 return
             except OSError as error:  # the client was gone already, or descriptors ran out: go on soon
@@ -110,27 +123,136 @@ class _Server:
                 continue
             if len(self._open) >= MAX_CONNECTIONS:
                 log.warning("the gateway has %d connections already", MAX_CONNECTIONS)
-                sock.close()
+                connection.close()
                 continue
-            connection = Connection(self._app, sock, address[:2], self._hangups)
-            self._open.add(connection)
-            self._nursery.start_soon(self._serve, connection)
+            stream = _Stream(trio.SocketStream(connection))
+            self._open.add(stream)
+            self._nursery.start_soon(self._serve, stream)
 
-    async def _serve(self, connection: Connection) -> None:
+    async def _serve(self, stream: _Stream) -> None:
+        """One connection; whatever it sends or however it goes, the others stay."""
         try:
-            await connection.serve()
+            with stream.scope:
+                state = ConnectionState({"cut": stream.cut})
+                await _Http1(self._app, self._config, self._context, state, stream)  # type: ignore[arg-type]  # see _Stream
+        except BaseExceptionGroup as group:
+            bugs, rest = group.split(Exception)  # the rest is that the gateway is being closed
+            if bugs is not None:
+                log.error("a connection of the gateway met a bug", exc_info=bugs)
+            if rest is not None:
+                raise rest from None
+        except Exception:
+            log.exception("a connection of the gateway met a bug")
         finally:
-            self._open.discard(connection)
+            stream.close()
+            self._open.discard(stream)
             if not self._open:
                 self._emptied.set()
 
     async def leave(self) -> None:
         """Let answers under way end for a moment, then cut off those that have not."""
+        await self._context.terminated.set()  # idle connections close
         self._emptied = trio.Event()
-        for connection in self._open:
-            connection.leave()
         if self._open:
             with trio.move_on_after(GRACE_SECONDS):
                 await self._emptied.wait()
-        for connection in self._open:
-            connection.cut()
+        for stream in self._open:
+            stream.cut()
+
+
+class _Http1(TCPServer):
+    """A connection without HTTP/2, which nobody needs here and whose silent clients hypercorn never ends.
+
+    A client that is gone is gone at once: hypercorn would keep its connection for as long as an idle one.
+    """
+
+    _read_all = False
+
+    @property
+    def protocol(self) -> ProtocolWrapper:  # set once, when a connection begins
+        return self._wrapper
+
+    @protocol.setter
+    def protocol(self, wrapper: ProtocolWrapper) -> None:
+        self._wrapper = wrapper
+        if isinstance(wrapper.protocol, H11Protocol):  # as always, without TLS
+            wrapper.protocol._check_protocol = _no_upgrade  # type: ignore[method-assign]
+
+    async def _read_data(self) -> None:
+        await super()._read_data()
+        self._read_all = True
+        await self.idle_task.stop()
+
+    async def protocol_send(self, event: Event) -> None:
+        if not (self._read_all and isinstance(event, Updated)):
+            await super().protocol_send(event)
+
+
+async def _no_upgrade(event: object) -> None:
+    """To another protocol, whatever a client asks for."""
+
+
+class _Stream:
+    """A connection as hypercorn sees it: what it uses of `trio.SocketStream`, with writes that end."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self.socket = stream.socket
+        self.scope = trio.CancelScope()
+        self.receive_some = stream.receive_some
+        self.send_eof = stream.send_eof
+        self.aclose = stream.aclose
+        self._stream = stream
+        self._writing: trio.CancelScope | None = None
+        self._cut = False
+
+    async def send_all(self, data: bytes | memoryview) -> None:
+        """Raises BrokenResourceError when the reader takes nothing for too long, or the gateway is closed.
+
+        hypercorn shields this from cancellation, so that half a frame is never followed by another one.
+        """
+        sent = self._send_now(data)
+        if sent == len(data):  # as nearly always: a token is far smaller than a socket's buffer
+            return
+        data = memoryview(data)[sent:]
+        with trio.CancelScope(deadline=trio.current_time() + STALL_SECONDS) as scope:
+            self._writing = scope
+            if self._cut:
+                scope.cancel()
+            try:
+                await self._stream.send_all(data)
+            finally:
+                self._writing = None
+        if scope.cancelled_caught:
+            self.close()
+            raise trio.BrokenResourceError("the reader takes nothing")
+
+    def _send_now(self, data: bytes | memoryview) -> int:
+        """As much as the socket takes at once; the scopes and tasks of waiting cost more than that."""
+        try:
+            return os.write(self.socket.fileno(), data) if not self._cut else 0
+        except BlockingIOError:
+            return 0
+        except OSError as error:  # the client is gone
+            raise trio.BrokenResourceError(reason(error)) from error
+
+    def cut(self) -> None:
+        """End it now."""
+        self._cut = True
+        if self._writing is not None:
+            self._writing.cancel()
+        self.scope.cancel()
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+def _config() -> Config:
+    config = Config()
+    config.accesslog = None
+    config.errorlog = log  # what applications raise, with tracebacks; and nothing of its own to stderr
+    config.include_server_header = False
+    config.h11_max_incomplete_size = HEADER_BYTES
+    config.keep_alive_timeout = HEAD_SECONDS
+    config.keep_alive_max_requests = 1 << 20  # a client keeps its connection for as long as it likes
+    config.graceful_timeout = GRACE_SECONDS
+    return config

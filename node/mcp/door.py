@@ -19,8 +19,8 @@ from modelnet_p2p.node.single_error import single_error
 
 if TYPE_CHECKING:
     from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+    from starlette.types import ASGIApp
 
-    from modelnet_p2p.node.gateway.asgi import App
     from modelnet_p2p.node.gateway.calling import Gateway
     from modelnet_p2p.node.gateway.http import Http
 
@@ -50,7 +50,7 @@ class Door:
     def __init__(self, ask: Ask, nursery: trio.Nursery) -> None:
         self._ask = ask
         self._nursery = nursery
-        self._app: App | None = None
+        self._app: ASGIApp | None = None
         self._opening = trio.Lock()
 
     async def answer(self, gateway: Gateway, http: Http) -> None:

@@ -127,11 +127,10 @@ async def test_with_a_key_nobody_asks_without(open_town: OpenTown, open_client: 
         assert (await client.get("/healthz")).status == 200
 
 
-async def test_what_nobody_reads_is_answered_all_the_same(
-    open_town: OpenTown, open_client: OpenClient
-) -> None:
+async def test_what_nobody_reads_is_read_to_its_end(open_town: OpenTown, open_client: OpenClient) -> None:
     async with open_town() as town, open_client(await town.peer("alice")) as client:
         for path in ("/nowhere", "/healthz"):
             answer = await client.post(path, {"a": "b" * 1000})
             assert answer.json()["error"]["type"] == "invalid_request_error"
             assert answer.status == (404 if path == "/nowhere" else 405)
+        assert not client.cut
