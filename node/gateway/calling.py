@@ -112,7 +112,7 @@ class Calling:
             await on_item(item)
 
         try:
-            async with self.http.while_there():
+            with self.http.while_there():
                 outcome = await relay(call, self.target, self.timeout, begin, pass_on)
         except ModelnetError as error:
             gateway.gauges.failure(error)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NoReturn
 from urllib.parse import parse_qsl
 
@@ -18,7 +18,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from modelnet_p2p.errors import Code, LocalError, ModelnetError
 from modelnet_p2p.node.gateway.errors import RETRY_AFTER, BadRequest, error_object, kind_of, to_bytes
-from modelnet_p2p.node.single_error import single_error
 
 MAX_JSON_BYTES = 16 << 20  # of one request: prompts with pictures in them; parsed it may take 20 times that
 MAX_BODIES_BYTES = 1 << 30  # that the bodies of all requests may take together
@@ -121,16 +120,12 @@ class Http:
         self._room.give_back(self._held)
         self._held = 0
 
-    async def gone(self) -> None:
-        """Returns when the client has hung up; to be awaited once the body has been read."""
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-
     # --- out ---
 
     async def start(self, status: int, kind: bytes, headers: Headers = ()) -> None:
-        """The head of an answer whose body is written bit by bit."""
+        """The head of an answer whose body is written bit by bit; it leaves with the first of them."""
         self.answering = True
+        self._hold()
         await self._send(
             {
                 "type": "http.response.start",
@@ -139,12 +134,18 @@ class Http:
             }
         )
 
+    def _hold(self) -> None:
+        """What is sent next leaves with what is sent after it: of the socket's own, see serving."""
+        self.scope["state"]["hold"]()
+
     async def write(self, data: bytes | memoryview) -> None:
         """Waits for a slow reader."""
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def finish(self, data: bytes = b"") -> None:
         """The end, with the last bytes."""
+        if data:
+            self._hold()
         await self._send({"type": "http.response.body", "body": data, "more_body": False})
 
     async def respond(
@@ -196,23 +197,17 @@ class Http:
 
         await app(self.scope, receive, send)
 
-    @asynccontextmanager
-    async def while_there(self) -> AsyncIterator[None]:
+    @contextmanager
+    def while_there(self) -> Iterator[None]:
         """The block is cancelled when the client hangs up, with what it called; then Gone is raised."""
-        left = False
-
-        async def watch() -> None:
-            nonlocal left
-            await self.gone()
-            left = True
-            nursery.cancel_scope.cancel()
-
-        with single_error():
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(watch)
+        on_gone: Callable[[Callable[[], None] | None], None] = self.scope["state"]["on_gone"]
+        with trio.CancelScope() as scope:
+            on_gone(scope.cancel)
+            try:
                 yield
-                nursery.cancel_scope.cancel()
-        if left:
+            finally:
+                on_gone(None)
+        if scope.cancelled_caught:
             raise Gone
 
 

@@ -27,7 +27,7 @@ async def list_models(gateway: Gateway, http: Http) -> None:
     where = " or ".join(f"task:{name}" for name in ([check_task(task)] if task else TASKS))
     offers = gateway.lists.recall(where)
     if offers is None:
-        async with http.while_there():
+        with http.while_there():
             offers = await gateway.peer.find(where=where, limit=LISTED, timeout=SEARCH_SECONDS)
         gateway.lists.keep(where, offers)
     await http.say({"object": "list", "data": entries(offers)})
@@ -40,7 +40,7 @@ async def show_model(gateway: Gateway, http: Http) -> None:
         name += f"?{query.decode('latin-1')}"
     task = name.removeprefix("task:") if name.startswith("task:") else None
     model = name if task is None else None
-    async with http.while_there():
+    with http.while_there():
         offers = await gateway.peer.find(task, model, timeout=SEARCH_SECONDS)
         error = None if offers else await gateway.peer.why_none(task, model)
     if not offers:

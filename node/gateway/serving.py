@@ -9,16 +9,17 @@ from leaving.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
-from hypercorn.events import Event, Updated
+from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol import ProtocolWrapper
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.tcp_server import TCPServer
@@ -44,6 +45,8 @@ HEADER_BYTES = 32 << 10  # of a request's head
 HEAD_SECONDS = 15.0  # in which a head has come, and for which an idle connection is kept
 STALL_SECONDS = 30.0  # without a byte taken by a reader that holds a model's slot
 GRACE_SECONDS = 0.5  # for answers under way when the gateway is closed; `join` ends within 5 s
+READ_BYTES = 64 << 10
+WRITES_AT_ONCE = 16  # of tokens that are all there: half a millisecond, then others have their turn
 ACCEPT_PAUSE = 0.1  # seconds after a failed accept, so that a lack of descriptors is no busy loop
 
 
@@ -133,7 +136,7 @@ class _Server:
         """One connection; whatever it sends or however it goes, the others stay."""
         try:
             with stream.scope:
-                state = ConnectionState({"cut": stream.cut})
+                state = ConnectionState({"cut": stream.cut, "on_gone": stream.on_gone, "hold": stream.hold})
                 await _Http1(self._app, self._config, self._context, state, stream)  # type: ignore[arg-type]  # see _Stream
         except BaseExceptionGroup as group:
             bugs, rest = group.split(Exception)  # the rest is that the gateway is being closed
@@ -151,8 +154,10 @@ class _Server:
 
     async def leave(self) -> None:
         """Let answers under way end for a moment, then cut off those that have not."""
-        await self._context.terminated.set()  # idle connections close
+        await self._context.terminated.set()  # connections take no further request
         self._emptied = trio.Event()
+        for stream in self._open:
+            stream.pauses.leave()
         if self._open:
             with trio.move_on_after(GRACE_SECONDS):
                 await self._emptied.wait()
@@ -160,12 +165,38 @@ class _Server:
             stream.cut()
 
 
+class _Pauses:
+    """How long a connection may wait for a request: a deadline, where hypercorn has a task for each wait."""
+
+    def __init__(self) -> None:
+        self.scope = trio.CancelScope()  # around all reading
+        self._leaving = False
+
+    async def restart(self, group: object, action: object) -> None:
+        """A pause begins; hypercorn's words for it."""
+        self.scope.deadline = trio.current_time() + HEAD_SECONDS
+        if self._leaving:
+            self.scope.cancel()
+
+    async def stop(self) -> None:
+        """A request has come."""
+        self.scope.deadline = math.inf
+
+    def leave(self) -> None:
+        """From now on there is none."""
+        self._leaving = True
+        if self.scope.deadline != math.inf:
+            self.scope.cancel()
+
+
 class _Http1(TCPServer):
     """A connection without HTTP/2, which nobody needs here and whose silent clients hypercorn never ends.
 
     A client that is gone is gone at once: hypercorn would keep its connection for as long as an idle one.
+    What the socket takes at once needs neither lock nor scope, and leaves without a turn of the scheduler.
     """
 
+    stream: _Stream  # type: ignore[assignment]  # see there
     _read_all = False
 
     @property
@@ -175,15 +206,34 @@ class _Http1(TCPServer):
     @protocol.setter
     def protocol(self, wrapper: ProtocolWrapper) -> None:
         self._wrapper = wrapper
+        self.idle_task = self.stream.pauses  # type: ignore[assignment]  # it is used as one
         if isinstance(wrapper.protocol, H11Protocol):  # as always, without TLS
             wrapper.protocol._check_protocol = _no_upgrade  # type: ignore[method-assign]
 
     async def _read_data(self) -> None:
-        await super()._read_data()
+        with self.stream.pauses.scope:
+            while True:
+                try:
+                    data = await self.stream.receive_some(READ_BYTES)
+                except (trio.ClosedResourceError, trio.BrokenResourceError):
+                    break
+                await self.protocol.handle(RawData(bytes(data)))
+                if not data:
+                    break
+        self.stream.hung_up()
+        await self.protocol.handle(Closed())
         self._read_all = True
-        await self.idle_task.stop()
 
     async def protocol_send(self, event: Event) -> None:
+        if isinstance(event, RawData) and not self.send_lock.locked():
+            try:
+                rest = await self.stream.send_now(event.data)
+            except trio.BrokenResourceError:
+                await self.protocol.handle(Closed())
+                return
+            if not rest:
+                return
+            event = RawData(rest)
         if not (self._read_all and isinstance(event, Updated)):
             await super().protocol_send(event)
 
@@ -198,22 +248,59 @@ class _Stream:
     def __init__(self, stream: trio.SocketStream) -> None:
         self.socket = stream.socket
         self.scope = trio.CancelScope()
+        self.pauses = _Pauses()
         self.receive_some = stream.receive_some
-        self.send_eof = stream.send_eof
         self.aclose = stream.aclose
         self._stream = stream
         self._writing: trio.CancelScope | None = None
         self._cut = False
+        self._gone = False
+        self._on_gone: Callable[[], None] | None = None
+        self._holds = False
+        self._held = b""
+        self._unpaused = 0  # writes since others had their turn
+
+    # --- for the application, in its scope's `state` ---
+
+    def on_gone(self, on_gone: Callable[[], None] | None) -> None:
+        """What is to be called when the client hangs up, at once if it has; None: nobody is to be told."""
+        self._on_gone = on_gone
+        if self._gone and on_gone is not None:
+            on_gone()
+
+    def hold(self) -> None:
+        """What is sent next waits for what is sent after it, so that both leave in one piece."""
+        self._holds = True
+
+    # --- for hypercorn ---
+
+    def hung_up(self) -> None:
+        self._gone = True
+        if self._on_gone is not None:
+            self._on_gone()
+
+    async def send_now(self, data: bytes) -> bytes:
+        """As much as the socket takes at once; returns the rest, which is to be given to `send_all`.
+
+        Raises BrokenResourceError when the client is gone.
+        """
+        self._unpaused += 1
+        if self._unpaused >= WRITES_AT_ONCE:
+            self._unpaused = 0
+            await trio.lowlevel.cancel_shielded_checkpoint()
+        data, self._held = self._held + data, b""
+        if self._holds:
+            self._holds, self._held = False, data
+            return b""
+        return data[self._write(data) :] if data else b""
 
     async def send_all(self, data: bytes | memoryview) -> None:
         """Raises BrokenResourceError when the reader takes nothing for too long, or the gateway is closed.
 
         hypercorn shields this from cancellation, so that half a frame is never followed by another one.
         """
-        sent = self._send_now(data)
-        if sent == len(data):  # as nearly always: a token is far smaller than a socket's buffer
-            return
-        data = memoryview(data)[sent:]
+        if self._held:
+            data, self._held = self._held + bytes(data), b""
         with trio.CancelScope(deadline=trio.current_time() + STALL_SECONDS) as scope:
             self._writing = scope
             if self._cut:
@@ -224,16 +311,24 @@ class _Stream:
                 self._writing = None
         if scope.cancelled_caught:
             self.close()
+            self.hung_up()
             raise trio.BrokenResourceError("the reader takes nothing")
 
-    def _send_now(self, data: bytes | memoryview) -> int:
-        """As much as the socket takes at once; the scopes and tasks of waiting cost more than that."""
+    def _write(self, data: bytes) -> int:
         try:
             return os.write(self.socket.fileno(), data) if not self._cut else 0
         except BlockingIOError:
             return 0
         except OSError as error:  # the client is gone
+            self.hung_up()
             raise trio.BrokenResourceError(reason(error)) from error
+
+    async def send_eof(self) -> None:
+        """What still waits for more leaves before the end."""
+        data, self._held = self._held, b""
+        if data:
+            self._write(data)
+        await self._stream.send_eof()
 
     def cut(self) -> None:
         """End it now."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,6 +48,7 @@ class Client:
     ) -> Answer:
         data = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
         path, _, query = path.partition("?")
+        gone: list[Callable[[], None] | None] = [None]
         told = {"host": "127.0.0.1:8765", **(headers or {})}
         scope = {
             "type": "http",
@@ -57,7 +58,11 @@ class Client:
             "query_string": query.encode(),
             "root_path": "",
             "headers": [(name.encode(), value.encode()) for name, value in told.items()],
-            "state": {"cut": lambda: setattr(self, "cut", True)},
+            "state": {
+                "cut": lambda: setattr(self, "cut", True),
+                "on_gone": lambda on_gone: gone.insert(0, on_gone),
+                "hold": lambda: None,
+            },
         }
         half = len(data) // 2
         messages = [
@@ -80,8 +85,17 @@ class Client:
             else:
                 answer.body += bytes(message.get("body", b""))
 
+        async def leave(hang_up: trio.Event) -> None:
+            await hang_up.wait()
+            if gone[0] is not None:
+                gone[0]()
+
         with trio.fail_after(30):
-            await self.app(scope, receive, send)
+            async with trio.open_nursery() as nursery:
+                if hang_up is not None:
+                    nursery.start_soon(leave, hang_up)
+                await self.app(scope, receive, send)
+                nursery.cancel_scope.cancel()
         return answer
 
     async def get(self, path: str, **headers: str) -> Answer:

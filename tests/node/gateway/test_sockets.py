@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.gateway import http, serving
@@ -146,6 +147,86 @@ async def test_http_1_is_all_that_is_spoken(open_town: OpenTown) -> None:
         upgrade = b"connection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABk\r\n\r\n"
         answer = await said(place, GET.removesuffix(b"\r\n") + upgrade)
         assert answer.startswith(b"HTTP/1.1 200")
+
+
+async def test_an_answer_leaves_in_one_piece(open_town: OpenTown) -> None:
+    async with gateway(open_town) as place:
+        stream = await trio.open_tcp_stream(*place)
+        async with stream:
+            for _ in range(3):
+                await stream.send_all(GET)
+                answer = bytes(await stream.receive_some())
+                assert answer.startswith(b"HTTP/1.1 200")
+                assert answer.endswith(b'{"status":"ok"}')
+
+
+async def test_what_is_held_leaves_with_what_follows_or_with_the_end() -> None:
+    theirs, ours = trio.socket.socketpair()
+    async with trio.SocketStream(theirs) as client, trio.SocketStream(ours) as inner:
+        stream = serving._Stream(inner)
+        for more in (b"body", b""):
+            stream.hold()
+            assert await stream.send_now(b"head ") == b""
+            await trio.testing.wait_all_tasks_blocked()
+            assert not client.socket.is_readable()
+            assert await stream.send_now(more) == b""
+            assert bytes(await client.receive_some()) == b"head " + more
+        stream.hold()
+        await stream.send_now(b"head")
+        await stream.send_all(b" and more")  # as where another write is under way
+        assert bytes(await client.receive_some()) == b"head and more"
+        stream.hold()
+        await stream.send_now(b"last")
+        await stream.send_eof()
+        assert b"".join([bytes(data) async for data in client]) == b"last"
+
+
+async def test_who_hangs_up_is_told_of_once_asked_for_and_at_once_if_gone() -> None:
+    theirs, ours = trio.socket.socketpair()
+    async with trio.SocketStream(theirs) as client, trio.SocketStream(ours) as inner:
+        stream = serving._Stream(inner)
+        told: list[str] = []
+        stream.on_gone(lambda: told.append("before"))
+        await client.aclose()
+        with pytest.raises(trio.BrokenResourceError):
+            await stream.send_now(b"x")
+        stream.on_gone(None)
+        stream.hung_up()
+        stream.on_gone(lambda: told.append("after"))
+        assert told == ["before", "after"]
+
+
+async def test_tokens_that_are_all_there_leave_others_their_turns() -> None:
+    theirs, ours = trio.socket.socketpair()
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with trio.SocketStream(theirs), trio.SocketStream(ours) as inner, trio.open_nursery() as nursery:
+        stream = serving._Stream(inner)
+        nursery.start_soon(others)
+        for _ in range(10 * serving.WRITES_AT_ONCE):
+            assert await stream.send_now(b"x") == b""
+        assert turns >= 9
+        nursery.cancel_scope.cancel()
+
+
+async def test_who_waits_between_two_requests_holds_nobody_up(
+    open_town: OpenTown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "GRACE_SECONDS", 3600)
+    with trio.fail_after(60):
+        async with gateway(open_town) as place:
+            asked, silent = await trio.open_tcp_stream(*place), await trio.open_tcp_stream(*place)
+            await asked.send_all(GET)
+            assert await asked.receive_some()
+        for stream in (asked, silent):
+            assert await stream.receive_some() == b""
+            await stream.aclose()
 
 
 async def test_a_port_that_is_taken(open_town: OpenTown) -> None:
