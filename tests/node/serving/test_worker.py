@@ -417,6 +417,16 @@ async def test_the_publishers_directory_and_environment(
     assert (await call(served, "MODEL_COLOUR"))[0] == ["teal", str(shop), str(shop), True]
 
 
+async def test_threads_of_its_libraries_spin_for_as_long_as_its_publisher_says(
+    models: Models, source: MakeSource, call: Call
+) -> None:
+    said = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    served = await models.add(source("shop:environment", environ=said))
+    assert (await call(served, "GOMP_SPINCOUNT"))[0][0] == "2000"
+    served = await models.add(source("shop:environment", environ={**said, "GOMP_SPINCOUNT": "7"}))
+    assert (await call(served, "GOMP_SPINCOUNT"))[0][0] == "7"
+
+
 async def test_a_module_of_the_publisher_does_not_shadow_the_workers_own(
     models: Models, source: MakeSource, call: Call, shop: Path
 ) -> None:
