@@ -3,8 +3,8 @@
 One step at a time. It takes the call that has waited longest, and beside it calls of the same kind, callers
 taking turns, until it is full. A model that is idle begins at once. Only right after a step that several
 callers shared may the next one wait, for those who were just answered: callers that ask again and again come
-back in a moment, and would otherwise fall into two halves that never meet. That wait is a small share of what
-the last step took, and it is left out for a while where nobody came.
+back in a moment, and would otherwise fall into two halves that never meet. That wait is no longer than
+the last step was, and it is left out for a while where nobody came.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 
 MAX_GATHER = 0.002  # seconds: a caller on this machine is back within one, and one over a network is not
-GATHER_SHARE = 0.25  # of the last step: what is lost where nobody comes is at most that
+GATHER_SHARE = (
+    1.0  # of the last step, lost where nobody comes; with a quarter 16 callers had a tenth fewer calls
+)
 MAX_SKIPPED = 64  # steps that begin without a wait after waits for nobody, doubled from 1 each time
 
 
