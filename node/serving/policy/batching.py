@@ -14,9 +14,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 
 MAX_GATHER = 0.002  # seconds: a caller on this machine is back within one, and one over a network is not
-GATHER_SHARE = (
-    1.0  # of the last step, lost where nobody comes; with a quarter 16 callers had a tenth fewer calls
-)
+GATHER_SHARE = 1.0  # of the last step; with a quarter 16 callers made a tenth fewer calls a second
 MAX_SKIPPED = 64  # steps that begin without a wait after waits for nobody, doubled from 1 each time
 
 
