@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from modelnet_p2p.errors import Code, RemoteError
-from modelnet_p2p.node import peer as peer_module
+from modelnet_p2p.node import assembly
 from modelnet_p2p.node.checkup.health import MAX_SKEW, concerns
 from modelnet_p2p.records.sealed import CLOCK_SKEW_US
 
@@ -22,7 +22,7 @@ def clock_is_off(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """The clock of every peer that is opened from now on is this many seconds ahead."""
 
     def set_clock(seconds: float) -> None:
-        monkeypatch.setattr(peer_module, "_wall_us", lambda: time.time_ns() // 1000 + int(seconds * 1e6))
+        monkeypatch.setattr(assembly, "_wall_us", lambda: time.time_ns() // 1000 + int(seconds * 1e6))
 
     return set_clock
 

@@ -211,7 +211,7 @@ async def test_tokens_that_are_all_there_leave_others_their_turns() -> None:
         nursery.start_soon(others)
         for _ in range(10 * serving.WRITES_AT_ONCE):
             assert await stream.send_now(b"x") == b""
-        assert turns >= 9
+        assert turns >= 8  # the first of ten only begins the task, and the last may not have come to it
         nursery.cancel_scope.cancel()
 
 
