@@ -73,11 +73,6 @@ class Density:
         return min(peers for _, peers in self._far) if len(self._far) >= LEAST_FAR_WALKS else None
 
     @property
-    def likely(self) -> float | None:
-        """About how many there are, as most of those walks say; a gang that moves it tears them apart."""
-        return median(peers for _, peers in self._far) if len(self._far) >= LEAST_FAR_WALKS else None
-
-    @property
     def torn(self) -> bool:
         """Whether the walks to far keys contradict each other, as they do where some ended among a gang."""
         said = [peers for _, peers in self._far]

@@ -45,9 +45,7 @@ LOST_CHECKS = 2  # of each look, so that each of them is asked about four times 
 WIDE = 6  # times k places has a bucket of my neighbourhood: a hundred forgers do not fill one
 NEAR = 2  # times k peers live in the farthest such bucket, at most: the k closest to me lie in it and nearer
 WIDEST = 9  # times k peers are looked for where a crowd is: a walk asks 200 at most
-CROWDED = (
-    1.35  # times as many neighbours as are expected are a crowd that hides some; chance makes one in fifteen
-)
+CROWDED = 1.5  # times as many neighbours as are expected are a crowd that hides some
 
 _distance = itemgetter(0)
 
@@ -264,7 +262,7 @@ class RoutingTable:
 
         Those that wait count as well: they are known to be there.
         """
-        peers = self.density.likely
+        peers = self.density.least
         if peers is None:
             return 0
         near = [bucket for index, bucket in self._buckets.items() if index >= self._wide]

@@ -27,7 +27,7 @@ FAR_LOOKS = 1  # of one turn, of which there is one each half minute
 VAIN_FACTOR = (
     4  # times the interval, before it is looked again where nobody was hidden: chance alone makes a crowd
 )
-# for one newcomer in fifteen, and to ask all of it costs a hundred dials
+# for one newcomer in eight, and to ask all of it costs a hundred dials
 HIDDEN_SHARE = 4  # k / 4 whom a look brings are no chance
 FRESH_SECONDS = 60.0  # walks to far keys that are older are made anew before a crowd is looked through
 MAX_ROOTS = 4  # bootstraps from which walks begin apart: each costs a newcomer a walk when it is besieged

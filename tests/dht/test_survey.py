@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from itertools import count, islice
 from random import Random
 
-import pytest
-
 from modelnet_p2p.dht.keyspace import BITS, common_prefix, position
 from modelnet_p2p.dht.table.density import FAR, LEAST_FAR_WALKS, Density
 from modelnet_p2p.dht.table.routing import WIDE, WIDEST, RoutingTable
@@ -18,11 +16,6 @@ from modelnet_p2p.kad import Contact
 ME = PeerId(b"me")
 K = 20
 RNG = Random(5)
-
-
-@pytest.fixture(autouse=True)
-def same_draws_for_each_test() -> None:
-    RNG.seed(5)
 
 
 def in_bucket(index: int, name: bytes) -> list[Contact]:
