@@ -262,12 +262,12 @@ class Overlay:
 
     async def look_around(self) -> None:
         """Learn the peers closest to me."""
-        await self._look_up(Look(bytes(self.me)), self.patience.seconds)
+        await self._look_up(Look(bytes(self.me)))
 
-    async def _look_up(self, look: Look, patience: float) -> None:
+    async def _look_up(self, look: Look) -> None:
         seeds = look.seeds or self.seeds(look.target)
         tuning = replace(self.tuning, k=look.n) if look.n else self.tuning
-        walk = FindClosest(look.target, seeds, me=self.me, tuning=tuning, patience=patience)
+        walk = FindClosest(look.target, seeds, me=self.me, tuning=tuning, patience=self.patience.seconds)
         await self.run(walk)
         self.table.on_walked(look.target, trio.current_time(), walk.closest)
 
@@ -329,9 +329,8 @@ class Overlay:
                 await trio.sleep(SETTLE_SECONDS)
             else:
                 pause = min(2 * pause, self.tuning.table_refresh)
-            k, coming = self.tuning.k, len(self.network.connected()) if pause == SETTLE_SECONDS else 0
-            if self.table and max(len(self.table), coming) < k:  # who is connected says soon who it is
-                await self._look_up(Look(bytes(self.me)), self.tuning.request_timeout)
+            if 0 < len(self.table) < self.tuning.k:
+                await self.look_around()
 
     async def trim(self) -> None:
         """Close what connections there are too many of."""
@@ -361,7 +360,7 @@ class Overlay:
             doubtful = self.table.doubtful(trio.current_time(), interval, connected.__contains__)
             await self.run(Check(doubtful, self.tuning.alpha))
             for look in self._survey.looks(trio.current_time, interval, lambda: os.urandom(32)):
-                await self._look_up(look, self.tuning.request_timeout)  # nobody waits for it
+                await self._look_up(look)
             pause = REFRESH_SECONDS
 
 
