@@ -439,9 +439,7 @@ async def test_honest_calls_go_on_beside_a_flood(kind: str) -> None:
             nursery.cancel_scope.cancel()
         slower = f"p99 {quiet.p99 * 1e3:.1f} -> {seen.p99 * 1e3:.1f} ms of {len(seen.took)}"
         print(f"{kind}: {slower}, {report}, {peak}")
-        assert (
-            report["sent"] + report["connections"] > 30
-        )  # handshakes, where the flood has little of a processor
+        assert report["sent"] + report["connections"] > 100
         assert not seen.failed
         assert len(seen.took) > 50
         assert seen.p99 <= 2 * quiet.p99 + quiet.turns
