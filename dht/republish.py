@@ -1,22 +1,25 @@
 """What of mine must be told to its holders again, and when.
 
 Holders die and newcomers take their places, so every record is stored again at an interval, and signed anew
-when half of its life is over. The interval follows from how fast peers die (`dht/table/churn.py`). This
-machine is only the calendar: the driver signs, stores, and says how it went. It keeps nothing on disk: after
-a restart it is filled again from the peer's own state.
+when half of its life is over. The interval follows from how fast peers die (`dht/table/churn.py`). What was
+stored for the first time is stored again sooner: who has just come knows few yet, and who was too busy to
+answer then was passed over. This machine is only the calendar: the driver signs, stores, and says how it
+went. It keeps nothing on disk: after a restart it is filled again from the peer's own state.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from modelnet_p2p.dht.keyspace import position
+from modelnet_p2p.dht.table.churn import SLOWEST
 from modelnet_p2p.dht.walks.lookup import Wait
 from modelnet_p2p.records import Identity, Sealed
 
 JITTER = 0.1  # of the interval, by the key's place: keys published together part, so no walks in bursts
 GATHER = 0.25  # of the interval: what is due that soon under the same key shares the walk
+FIRST_AGAIN = 60.0  # seconds after the first store of a key, doubled each time up to the interval
 FIRST_RETRY = 5.0  # seconds after a store that missed its majority, doubled each time up to the interval
 NEWCOMER_DELAY = 1.0  # seconds: who joins is met by all its neighbours within one lookup
 NEWCOMER_PAUSE = 10.0  # seconds between two stores for newcomers' sake: under churn they come all the time
@@ -45,6 +48,21 @@ class _Task:
     sealed: Sealed
     due: float
     stored: float  # when it was stored last, or told to this calendar
+    again: float = FIRST_AGAIN  # the next delay after a store that kept its promise, up to the interval
+
+
+@dataclass(slots=True)
+class _Key:
+    """One key of mine, while a record of mine lies there."""
+
+    tasks: dict[Identity, _Task] = field(default_factory=dict)
+    stored: float = float("-inf")  # when a store of it last ended
+    retry: float = FIRST_RETRY  # the next delay after a store that missed its promise
+    hurried: bool = False  # newcomers appeared while it was being stored
+    alone: bool = False  # stored on nobody, for nobody was there
+
+    def due(self) -> float:
+        return min(task.due for task in self.tasks.values())
 
 
 @dataclass(slots=True)
@@ -62,12 +80,8 @@ class Republisher:
     def __init__(self, interval: float) -> None:
         self.interval = interval
         self._lives: dict[Identity, _Life] = {}
-        self._tasks: dict[bytes, dict[Identity, _Task]] = {}
+        self._keys: dict[bytes, _Key] = {}
         self._open: dict[bytes, tuple[Sealed, ...]] = {}
-        self._retry: dict[bytes, float] = {}  # the next delay after a failure
-        self._stored: dict[bytes, float] = {}  # when a store of the key last ended
-        self._again: set[bytes] = set()  # newcomers appeared while the key was being stored
-        self._alone: set[bytes] = set()  # stored on nobody, for nobody was there
 
     def __len__(self) -> int:
         return len(self._lives)
@@ -77,9 +91,9 @@ class Republisher:
         at once: whose last store lies further back is due."""
         shorter = interval < self.interval
         self.interval = interval
-        for key, tasks in self._tasks.items() if shorter else ():
-            for task in tasks.values():
-                task.due = min(task.due, task.stored + self._interval_of(key))
+        for name, key in self._keys.items() if shorter else ():
+            for task in key.tasks.values():
+                task.due = min(task.due, task.stored + _jittered(name, interval))
 
     def add(
         self,
@@ -92,29 +106,30 @@ class Republisher:
     ) -> None:
         """One offer, or its tombstone, as one sealed record for each of its keys; replaces its predecessor.
 
-        `stored` says that the caller has just stored it, so that it is due only in an interval.
+        `stored` says that the caller has just stored it, so that it is due only in a while.
         """
         if not records:
             return
         identity = next(iter(records.values())).identity
+        known = {name: self._keys[name] for name in records if name in self._keys}
+        before = {name: key.tasks[identity] for name, key in known.items() if identity in key.tasks}
         self.remove(identity)
+        self._keys |= known
         self._lives[identity] = _Life(tuple(records), renew_at, forget_at)
-        for key, sealed in records.items():
-            due = now + self._interval_of(key) if stored else now
-            self._tasks.setdefault(key, {})[identity] = _Task(sealed, due, now)
+        for name, sealed in records.items():
+            task = _Task(sealed, now, now, before[name].again if name in before else FIRST_AGAIN)
+            if stored:
+                self._on_promised(name, task, now)
+            self._keys.setdefault(name, _Key()).tasks[identity] = task
 
     def remove(self, identity: Identity) -> None:
         """Tell nobody of this any more."""
         life = self._lives.pop(identity, None)
-        for key in life.keys if life else ():
-            tasks = self._tasks[key]
-            del tasks[identity]
-            if not tasks:
-                del self._tasks[key]
-                self._alone.discard(key)
-                self._retry.pop(key, None)
-                self._stored.pop(key, None)
-                self._again.discard(key)
+        for name in life.keys if life else ():
+            key = self._keys[name]
+            del key.tasks[identity]
+            if not key.tasks:
+                del self._keys[name]
 
     def poll(self, now: float) -> Due | Renew | Wait:
         """What to do next; call again until it is Wait."""
@@ -128,44 +143,41 @@ class Republisher:
             until = min(until, life.renew_at, life.forget_at)
         if len(self._open) >= MAX_OPEN:
             return Wait(until)
-        for key, tasks in self._tasks.items():
-            if key in self._open:
+        for name, key in self._keys.items():
+            if name in self._open:
                 continue
-            due = min(task.due for task in tasks.values())
-            if due <= now:
-                return self._due(key, tasks, now)
-            until = min(until, due)
+            if key.due() <= now:
+                return self._due(name, key, now)
+            until = min(until, key.due())
         return Wait(until)
 
-    def on_stored(self, key: bytes, now: float, *, promised: bool, alone: bool = False) -> None:
+    def on_stored(self, name: bytes, now: float, *, promised: bool, alone: bool = False) -> None:
         """The store of that key ended: with its majority, without it, or with nobody there to store it."""
-        sealeds = self._open.pop(key, ())
-        if key in self._tasks:
-            self._stored[key] = now
-        tasks = self._tasks.get(key)
-        if tasks is None:
+        sealeds = self._open.pop(name, ())
+        key = self._keys.get(name)
+        if key is None:
             return
-        delay = self._interval_of(key)
-        if promised:
-            self._retry.pop(key, None)
-        else:
-            delay = min(delay, self._retry.get(key, FIRST_RETRY))
-            self._retry[key] = 2 * delay
-        if key in self._again:
-            self._again.discard(key)
-            delay = min(delay, NEWCOMER_PAUSE)
-        (self._alone.add if alone else self._alone.discard)(key)
-        for sealed in sealeds:
-            task = tasks.get(sealed.identity)
-            if task is not None and task.sealed is sealed:  # not replaced meanwhile: that one is due as it is
-                task.due, task.stored = now + delay, now
+        key.stored, key.alone = now, alone
+        tasks = [task for sealed in sealeds if (task := key.tasks.get(sealed.identity)) is not None]
+        retry = now + min(key.retry, _jittered(name, self.interval))
+        key.retry = FIRST_RETRY if promised else 2 * key.retry
+        for task in tasks:
+            if task.sealed not in sealeds:  # replaced meanwhile: due as it is
+                continue
+            if promised:
+                self._on_promised(name, task, now)
+            else:
+                task.due, task.stored = retry, now
+            if key.hurried:
+                task.due = min(task.due, now + NEWCOMER_PAUSE)
+        key.hurried = False
 
     def on_neighbour(self, now: float) -> None:
         """The first neighbour appeared: what was stored on nobody is due at once."""
-        for key in self._alone:
-            for task in self._tasks[key].values():
+        for key in self._keys.values():
+            for task in key.tasks.values() if key.alone else ():
                 task.due = now
-        self._alone.clear()
+            key.alone = False
 
     def on_newcomer(self, holds: Callable[[bytes], bool], now: float) -> None:
         """A peer has entered the table; keys that it should hold are told to it soon.
@@ -174,25 +186,29 @@ class Republisher:
         store: none begins earlier than NEWCOMER_DELAY after the first of them, nor than NEWCOMER_PAUSE
         after the last store of that key.
         """
-        for key, tasks in self._tasks.items():
-            if not holds(key):
+        for name, key in self._keys.items():
+            if not holds(name):
                 continue
-            if key in self._open:
-                self._again.add(key)
-            soon = max(now + NEWCOMER_DELAY, self._stored.get(key, float("-inf")) + NEWCOMER_PAUSE)
-            for task in tasks.values():
+            key.hurried = key.hurried or name in self._open
+            soon = max(now + NEWCOMER_DELAY, key.stored + NEWCOMER_PAUSE)
+            for task in key.tasks.values():
                 task.due = min(task.due, soon)
 
-    def alone(self, key: bytes) -> None:
+    def alone(self, name: bytes) -> None:
         """The caller stored this key by itself and found nobody there."""
-        if key in self._tasks:
-            self._alone.add(key)
+        if name in self._keys:
+            self._keys[name].alone = True
 
-    def _due(self, key: bytes, tasks: dict[Identity, _Task], now: float) -> Due:
+    def _due(self, name: bytes, key: _Key, now: float) -> Due:
         soon = now + GATHER * self.interval
-        sealeds = tuple(task.sealed for task in tasks.values() if task.due <= soon)
-        self._open[key] = sealeds
-        return Due(key, sealeds)
+        sealeds = tuple(task.sealed for task in key.tasks.values() if task.due <= soon)
+        self._open[name] = sealeds
+        return Due(name, sealeds)
 
-    def _interval_of(self, key: bytes) -> float:
-        return self.interval * (1 - JITTER * (position(key) % 1024) / 1024)
+    def _on_promised(self, name: bytes, task: _Task, now: float) -> None:
+        task.due, task.stored = now + _jittered(name, min(task.again, self.interval)), now
+        task.again = min(2 * task.again, SLOWEST)
+
+
+def _jittered(name: bytes, seconds: float) -> float:
+    return seconds * (1 - JITTER * (position(name) % 1024) / 1024)

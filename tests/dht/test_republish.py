@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelnet_p2p.dht.republish import (
+    FIRST_AGAIN,
     FIRST_RETRY,
     MAX_OPEN,
     NEWCOMER_DELAY,
@@ -26,7 +27,20 @@ if TYPE_CHECKING:
 HOUR = 3600.0
 
 
-def test_a_record_is_due_at_once_then_at_its_interval_and_renewed_at_half_its_life(alice: Person) -> None:
+def stored_until(calendar: Republisher, end: float) -> float:
+    """All that is due is stored at once, again and again until `end`; when the next store is due."""
+    now = 0.0
+    while True:
+        match calendar.poll(now):
+            case Due(key):
+                calendar.on_stored(key, now, promised=True)
+            case Wait(until) if until > end:
+                return until
+            case Wait(until):
+                now = until
+
+
+def test_a_record_is_due_at_once_then_in_a_while_and_renewed_at_half_its_life(alice: Person) -> None:
     calendar, offer, card = Republisher(600.0), alice.offer(), alice.card()
     calendar.add({b"model": offer, b"task": card}, 0.0, renew_at=HOUR)
     assert [calendar.poll(0.0), calendar.poll(0.0)] == [Due(b"model", (offer,)), Due(b"task", (card,))]
@@ -35,7 +49,7 @@ def test_a_record_is_due_at_once_then_at_its_interval_and_renewed_at_half_its_li
         calendar.on_stored(key, 1.0, promised=True)
     step = calendar.poll(1.0)
     assert isinstance(step, Wait)
-    assert 540 <= step.until <= 601
+    assert 0.9 * FIRST_AGAIN <= step.until <= FIRST_AGAIN + 1.0
     assert isinstance(calendar.poll(step.until), Due)
     assert calendar.poll(HOUR) == Renew(offer.identity)
     assert calendar.poll(HOUR) != Renew(offer.identity)
@@ -44,6 +58,37 @@ def test_a_record_is_due_at_once_then_at_its_interval_and_renewed_at_half_its_li
     calendar.remove(offer.identity)
     calendar.remove(offer.identity)
     assert calendar.poll(9 * HOUR) == Wait(float("inf"))
+
+
+def test_what_is_new_is_told_again_soon_and_then_ever_more_rarely_up_to_the_interval(alice: Person) -> None:
+    calendar, now, delays = Republisher(600.0), 0.0, list[float]()
+    calendar.add({b"key": alice.offer()}, 0.0, stored=True)
+    for _ in range(6):
+        step = calendar.poll(now)
+        assert isinstance(step, Wait)
+        delays.append(step.until - now)
+        now = step.until
+        assert isinstance(calendar.poll(now), Due)
+        calendar.on_stored(b"key", now, promised=True)
+    for delay, most in zip(delays, (60.0, 120.0, 240.0, 480.0, 600.0, 600.0), strict=True):
+        assert 0.9 * most <= delay <= most
+
+
+def test_what_is_signed_anew_is_not_new(alice: Person) -> None:
+    calendar = Republisher(600.0)
+    calendar.add({b"key": alice.offer()}, 0.0, stored=True)
+    stored_until(calendar, HOUR)
+    calendar.add({b"key": alice.offer(seq=2), b"more": alice.offer(seq=2)}, HOUR, stored=True)
+    soon = calendar.poll(HOUR)
+    assert isinstance(soon, Wait)
+    assert soon.until <= HOUR + FIRST_AGAIN  # under the key that came with it
+    assert isinstance(due := calendar.poll(soon.until), Due)
+    assert due.key == b"more"
+    calendar.on_stored(b"more", soon.until, promised=True)
+    calendar.add({b"key": alice.offer(seq=3)}, soon.until, stored=True)
+    later = calendar.poll(soon.until)
+    assert isinstance(later, Wait)
+    assert later.until >= soon.until + 540
 
 
 def test_several_records_of_one_key_share_the_walk(alice: Person) -> None:
@@ -153,21 +198,19 @@ def test_newcomers_close_to_a_key_are_told_of_it_soon_and_together(alice: Person
 def test_a_longer_interval_counts_from_the_next_store_and_a_shorter_one_at_once(alice: Person) -> None:
     calendar, offer = Republisher(600.0), alice.offer()
     calendar.add({b"key": offer}, 0.0, stored=True)
-    step = calendar.poll(0.0)
-    assert isinstance(step, Wait)
-    assert 540 <= step.until <= 600
+    due = stored_until(calendar, 9 * HOUR)
     calendar.pace(3600.0)
-    assert calendar.poll(0.0) == step
-    assert isinstance(calendar.poll(step.until), Due)
-    calendar.on_stored(b"key", 600.0, promised=True)
-    later = calendar.poll(600.0)
+    assert calendar.poll(due - 1.0) == Wait(due)
+    assert isinstance(calendar.poll(due), Due)
+    calendar.on_stored(b"key", due, promised=True)
+    later = calendar.poll(due)
     assert isinstance(later, Wait)
-    assert 600 + 3240 <= later.until <= 600 + 3600
+    assert due + 3240 <= later.until <= due + 3600
     calendar.pace(60.0)  # peers began to die
-    soon = calendar.poll(610.0)
+    soon = calendar.poll(due + 10.0)
     assert isinstance(soon, Wait)
-    assert 600 + 54 <= soon.until <= 600 + 60
-    assert calendar.poll(700.0) == Due(b"key", (offer,))
+    assert due + 54 <= soon.until <= due + 60
+    assert calendar.poll(due + 100.0) == Due(b"key", (offer,))
 
 
 def test_a_retry_that_is_due_sooner_is_not_put_off_by_the_pace(alice: Person) -> None:
