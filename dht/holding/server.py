@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from modelnet_p2p.dht.holding.cache import MAX_RECORDS as MAX_COPIES
 from modelnet_p2p.dht.holding.cache import Cache
@@ -93,10 +93,9 @@ def _may_write(sealed: Sealed, key: bytes) -> bool:
     return key == own and not isinstance(sealed.record, Card | Revocation)
 
 
-@dataclass(frozen=True, slots=True)
-class _Placed:
-    contact: Contact
+class _Placed(NamedTuple):
     distance: int
+    contact: Contact
     counts: bool = True
 
 
@@ -179,14 +178,13 @@ class KadServer:
         Of a crowd around the key no more than a publisher would store with.
         """
         n = self.table.k + self.table.k // 2
-        near, region = self.table.closest(key, n, exclude=sender), self.density.region
-        if region is not None:
-            place = position(key)
-            if region.holds_crowd([position(contact.id) ^ place for contact in near]):
-                near = self.table.closest(key, CROWD_LOOKED_AT * n, exclude=sender)
-                line, _ = region.line([_Placed(c, position(c.id) ^ place) for c in near], STORED_OF_SLOT)
-                near = [placed.contact for placed in line[:n]]
-        return tuple(told(contact) for contact in near)
+        place, region = position(key), self.density.region
+        near = self.table.nearest(place, n, exclude=sender)
+        if region is not None and region.holds_crowd([distance for distance, _ in near]):
+            near = self.table.nearest(place, CROWD_LOOKED_AT * n, exclude=sender)
+            line, _ = region.line([_Placed(*one) for one in near], STORED_OF_SLOT)
+            return tuple(told(placed.contact) for placed in line[:n])
+        return tuple(told(contact) for _, contact in near)
 
     def _refuse(self, kind: Kind, key: bytes, reason: Refusal) -> Message:
         self.refused[reason] += 1

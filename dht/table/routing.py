@@ -22,6 +22,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from operator import itemgetter
 
 from modelnet_p2p.dht.keyspace import BITS, MAX_GROUND_BITS, common_prefix, key_near, position
 from modelnet_p2p.dht.table.churn import Churn
@@ -45,6 +46,8 @@ WIDE = 6  # times k places has a bucket of my neighbourhood: a hundred forgers d
 NEAR = 2  # times k peers live in the farthest such bucket, at most: the k closest to me lie in it and nearer
 WIDEST = 9  # times k peers are looked for where a crowd is: a walk asks 200 at most
 CROWDED = 1.5  # times as many neighbours as are expected are a crowd that hides some
+
+_distance = itemgetter(0)
 
 
 class Place(Enum):
@@ -71,6 +74,7 @@ class Bucket:
     entries: dict[PeerId, Entry] = field(default_factory=dict)
     waiting: dict[PeerId, Entry] = field(default_factory=dict)
     refreshed: float = float("-inf")  # when a walk last went through here
+    since: float = float("inf")  # when the first peer came
 
 
 class RoutingTable:
@@ -110,6 +114,7 @@ class RoutingTable:
         self._lost.pop(contact.id, None)
         index = self._index(contact.id)
         bucket = self._buckets.setdefault(index, Bucket())
+        bucket.since = min(bucket.since, now)
         room = self._room(index)
         known = bucket.entries.pop(contact.id, None) or bucket.waiting.pop(contact.id, None)
         if known is not None:
@@ -188,12 +193,16 @@ class RoutingTable:
         Those that failed lately come only where the others do not suffice.
         """
         place = target if isinstance(target, int) else position(target)
-        buckets = self._buckets.values()
-        entries = [e for bucket in buckets for e in bucket.entries.values() if e.contact.id != exclude]
+        return [contact for _, contact in self.nearest(place, n, exclude=exclude)]
+
+    def nearest(self, place: int, n: int, *, exclude: PeerId | None = None) -> list[tuple[int, Contact]]:
+        """The same, each with how far away it is."""
+        entries = [e for bucket in self._buckets.values() for e in bucket.entries.values()]
         healthy = [entry for entry in entries if not entry.failures]
-        chosen = healthy if len(healthy) >= n else entries
-        chosen.sort(key=lambda entry: entry.place ^ place)  # some hundred at most: quicker than a heap
-        return [entry.contact for entry in chosen[:n]]
+        chosen = healthy if len(healthy) >= n + (exclude is not None) else entries
+        found = [(entry.place ^ place, entry.contact) for entry in chosen]
+        found.sort(key=_distance)  # some hundred at most: quicker than a heap
+        return [one for one in found[: n + 1] if one[1].id != exclude][:n]
 
     def doubtful(
         self, now: float, longest: float, is_connected: Callable[[PeerId], bool] = lambda _: True
@@ -219,13 +228,18 @@ class RoutingTable:
 
     def stale(self, now: float, interval: float) -> list[int]:
         """The buckets through which no walk went for `interval` seconds, farthest first; FULL_FACTOR times as
-        long where a far one is full of peers that answer: it is known who lives there.
+        long where a far one is full of peers that answer, since it was filled if no walk ever went there: it
+        is known who lives there.
 
         The last one, MAX_GROUND_BITS, stands for the k that are nearest to me: one walk towards my own id
         refreshes all buckets that hold nobody else.
         """
-        indexes = [*range(self._near()), MAX_GROUND_BITS]
-        return [i for i in indexes if self._bucket_refreshed(i) + interval * self._patience(i) <= now]
+        indexes = [*self.far(), MAX_GROUND_BITS]
+        return [index for index in indexes if self._is_stale(index, now, interval)]
+
+    def far(self) -> range:
+        """The buckets that lie beyond the k nearest to me, farthest first."""
+        return range(self._near())
 
     def refresh_key(self, index: int, seed: bytes) -> bytes:
         """What a walk that refreshes bucket `index` asks for with FIND_NODE; `seed` is fresh randomness."""
@@ -240,7 +254,7 @@ class RoutingTable:
         index = min(common_prefix(self._place, place), MAX_GROUND_BITS)
         self._buckets.setdefault(index, Bucket()).refreshed = now
         if closest:
-            self.density.on_walked(place, (contact.id for contact in closest))
+            self.density.on_walked(place, (contact.id for contact in closest), now, len(self))
             self._resize()
 
     def crowd(self) -> int:
@@ -273,15 +287,14 @@ class RoutingTable:
             self.churn.revived(peer, now)
             self.churn.lived(known.seen, now)
 
-    def _patience(self, index: int) -> int:
+    def _is_stale(self, index: int, now: float, interval: float) -> bool:
         bucket = self._buckets.get(index)
-        if bucket is None or index >= MAX_GROUND_BITS or len(bucket.entries) < self.k:
-            return 1
-        return 1 if any(entry.failures for entry in bucket.entries.values()) else FULL_FACTOR
-
-    def _bucket_refreshed(self, index: int) -> float:
-        bucket = self._buckets.get(index)
-        return bucket.refreshed if bucket is not None else float("-inf")
+        if bucket is None:
+            return True
+        full = index < MAX_GROUND_BITS and len(bucket.entries) >= self.k
+        if full and not any(entry.failures for entry in bucket.entries.values()):
+            return max(bucket.refreshed, bucket.since) + FULL_FACTOR * interval <= now
+        return bucket.refreshed + interval <= now
 
     def _index(self, peer: PeerId) -> int:
         return min(common_prefix(self._place, position(peer)), BITS - 1)

@@ -5,8 +5,11 @@ the gang. So what a newcomer learns first it learns from each of its bootstraps 
 and where its own neighbourhood is crowded, that from every one of them. One honest bootstrap is enough.
 
 In a network larger than the house each walk dials nearly all whom it asks, two dozen. So a newcomer looks
-into as many far buckets as it takes to judge how many peers there are, and into one more at a time: the rest
-of them fill by themselves, with those who come by, and with whom its own walks ask.
+into as many far buckets as it takes to judge how many peers there are, and into one more at a time that is
+not full yet: most fill by themselves, with those who come by, and with whom its own walks ask.
+
+A crowd around me is looked through, which costs a hundred dials and more. So what says that it is one must
+not be old: in a network that grows, my neighbourhood does too.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ VAIN_FACTOR = (
 )
 # for one newcomer in eight, and to ask all of it costs a hundred dials
 HIDDEN_SHARE = 4  # k / 4 whom a look brings are no chance
+FRESH_SECONDS = 60.0  # walks to far keys that are older are made anew before a crowd is looked through
 MAX_ROOTS = 4  # bootstraps from which walks begin apart: each costs a newcomer a walk when it is besieged
 
 
@@ -62,16 +66,28 @@ class Survey:
         stale = self._table.stale(now(), interval)
         far = [index for index in stale if index != MAX_GROUND_BITS]
         if self._first is None and roots:
-            self._first = self._begun + len(stale)
-        chosen = far[: max(FAR_LOOKS, LEAST_FAR_WALKS - self._begun)] + stale[len(far) :]
-        for index in chosen:
+            self._first = self._begun + max(len(stale), LEAST_FAR_WALKS + 1)
+        wanting = max(LEAST_FAR_WALKS - self._begun, min(self._table.density.missing, FAR_LOOKS))
+        first = self._table.far()[:wanting]  # the farthest, full or not: they say how many there are
+        for index in (*(first or far[:FAR_LOOKS]), *stale[len(far) :]):
             apart = len(roots) > 1 and self._begun < (self._first or 0)
             seeds = (roots[self._begun % len(roots)],) if apart else ()
             self._begun += 1
             yield Look(self._table.refresh_key(index, seed()), seeds)
-        if (crowd := self._table.crowd()) and self._crowd_due <= now():
-            self._crowd_due, known = now() + interval, len(self._table)
-            for start in roots or (None,):
-                yield Look(bytes(self._table.me), () if start is None else (start,), crowd)
-            if len(self._table) < known + self._table.k // HIDDEN_SHARE:
-                self._crowd_due += (VAIN_FACTOR - 1) * interval
+        if self._table.crowd() and self._crowd_due <= now():
+            self._crowd_due = now() + interval
+            yield from self._judge_anew(now(), seed)
+            if crowd := self._table.crowd():
+                known = len(self._table)
+                for start in roots or (None,):
+                    yield Look(bytes(self._table.me), () if start is None else (start,), crowd)
+                if len(self._table) < known + self._table.k // HIDDEN_SHARE:
+                    self._crowd_due += (VAIN_FACTOR - 1) * interval
+
+    def _judge_anew(self, now: float, seed: Callable[[], bytes]) -> Iterator[Look]:
+        """As many walks to far keys as are missing before it can be judged how many peers there are now."""
+        density, far = self._table.density, self._table.far()
+        if far:
+            density.forget(now - FRESH_SECONDS)
+            for number in range(density.missing):
+                yield Look(self._table.refresh_key(far[number % len(far)], seed()))

@@ -262,12 +262,12 @@ class Overlay:
 
     async def look_around(self) -> None:
         """Learn the peers closest to me."""
-        await self._look_up(Look(bytes(self.me)))
+        await self._look_up(Look(bytes(self.me)), self.patience.seconds)
 
-    async def _look_up(self, look: Look) -> None:
+    async def _look_up(self, look: Look, patience: float) -> None:
         seeds = look.seeds or self.seeds(look.target)
         tuning = replace(self.tuning, k=look.n) if look.n else self.tuning
-        walk = FindClosest(look.target, seeds, me=self.me, tuning=tuning, patience=self.patience.seconds)
+        walk = FindClosest(look.target, seeds, me=self.me, tuning=tuning, patience=patience)
         await self.run(walk)
         self.table.on_walked(look.target, trio.current_time(), walk.closest)
 
@@ -329,8 +329,9 @@ class Overlay:
                 await trio.sleep(SETTLE_SECONDS)
             else:
                 pause = min(2 * pause, self.tuning.table_refresh)
-            if 0 < len(self.table) < self.tuning.k:
-                await self.look_around()
+            k, coming = self.tuning.k, len(self.network.connected()) if pause == SETTLE_SECONDS else 0
+            if self.table and max(len(self.table), coming) < k:  # who is connected says soon who it is
+                await self._look_up(Look(bytes(self.me)), self.tuning.request_timeout)
 
     async def trim(self) -> None:
         """Close what connections there are too many of."""
@@ -360,7 +361,7 @@ class Overlay:
             doubtful = self.table.doubtful(trio.current_time(), interval, connected.__contains__)
             await self.run(Check(doubtful, self.tuning.alpha))
             for look in self._survey.looks(trio.current_time, interval, lambda: os.urandom(32)):
-                await self._look_up(look)
+                await self._look_up(look, self.tuning.request_timeout)  # nobody waits for it
             pause = REFRESH_SECONDS
 
 

@@ -181,18 +181,18 @@ def test_nothing_is_forgotten_and_nothing_told_too_often(seed: int, alice: Perso
 def test_newcomers_close_to_a_key_are_told_of_it_soon_and_together(alice: Person) -> None:
     calendar, offer, card = Republisher(600.0), alice.offer(), alice.card()
     calendar.add({b"model": offer, b"task": card}, 0.0, stored=True)
-    for now in (100.0, 100.2, 100.4):  # three join at about the same time, close to one of the keys
+    for now in (20.0, 20.2, 20.4):  # three join at about the same time, close to one of the keys
         calendar.on_newcomer(lambda key: key == b"model", now)
-    assert calendar.poll(100.5) == Wait(100.0 + NEWCOMER_DELAY)
-    assert calendar.poll(101.0) == Due(b"model", (offer,))
-    calendar.on_newcomer(lambda key: key == b"model", 101.2)  # too late for the store that is under way
-    calendar.on_stored(b"model", 102.0, promised=True)
-    calendar.on_newcomer(lambda key: True, 103.0)
-    step = calendar.poll(103.0)
-    assert step == Wait(103.0 + NEWCOMER_DELAY)  # the other key, which was not stored lately
-    assert calendar.poll(104.0) == Due(b"task", (card,))
-    assert calendar.poll(111.9) == Wait(102.0 + NEWCOMER_PAUSE)
-    assert calendar.poll(112.0) == Due(b"model", (offer,))
+    assert calendar.poll(20.5) == Wait(20.0 + NEWCOMER_DELAY)
+    assert calendar.poll(21.0) == Due(b"model", (offer,))
+    calendar.on_newcomer(lambda key: key == b"model", 21.2)  # too late for the store that is under way
+    calendar.on_stored(b"model", 22.0, promised=True)
+    calendar.on_newcomer(lambda key: True, 23.0)
+    step = calendar.poll(23.0)
+    assert step == Wait(23.0 + NEWCOMER_DELAY)  # the other key, which was not stored lately
+    assert calendar.poll(24.0) == Due(b"task", (card,))
+    assert calendar.poll(31.9) == Wait(22.0 + NEWCOMER_PAUSE)
+    assert calendar.poll(32.0) == Due(b"model", (offer,))
 
 
 def test_a_longer_interval_counts_from_the_next_store_and_a_shorter_one_at_once(alice: Person) -> None:

@@ -111,22 +111,24 @@ def test_a_flood_of_waiting_peers_of_one_network_does_not_inherit_the_bucket() -
 
 def test_a_bucket_is_stale_until_a_walk_goes_through_it() -> None:
     table = RoutingTable(ME, K)
-    for index in range(4):
-        peers = in_bucket(index)
-        for _ in range(K):
+    buckets = [in_bucket(index) for index in range(4)]
+    for index, peers in enumerate(buckets):
+        for _ in range(K if index else K - 1):
             table.add(next(peers), 0.0)
-    assert table.stale(0.0, 60.0) == [0, 1, 2, MAX_GROUND_BITS]
+    assert table.stale(0.0, 60.0) == [0, MAX_GROUND_BITS]  # those that filled by themselves can wait
+    table.add(next(buckets[0]), 0.0)
     for index in (0, 2):
         key = table.refresh_key(index, b"seed")
         assert common_prefix(position(key), position(ME)) == index
         table.on_walked(key, 10.0)
-    assert table.stale(20.0, 60.0) == [1, MAX_GROUND_BITS]
+    assert table.stale(20.0, 60.0) == [MAX_GROUND_BITS]
     assert table.refresh_key(MAX_GROUND_BITS, b"") == ME
     table.on_walked(bytes(ME), 20.0)
-    assert table.stale(20.0, 60.0) == [1]
-    assert table.stale(80.0, 60.0) == [1, MAX_GROUND_BITS]  # the others are full of peers that answer
+    assert table.stale(20.0, 60.0) == []
+    assert table.stale(80.0, 60.0) == [MAX_GROUND_BITS]  # the others are full of peers that answer
     table.failed(next(contact.id for contact in table.closest(table.refresh_key(2, b""), 1)), 80.0)
-    assert table.stale(80.0, 60.0) == [1, 2, MAX_GROUND_BITS]
+    assert table.stale(80.0, 60.0) == [2, MAX_GROUND_BITS]
+    assert table.stale(FULL_FACTOR * 60.0, 60.0) == [1, 2, MAX_GROUND_BITS]
     assert table.stale(10.0 + FULL_FACTOR * 60.0, 60.0) == [0, 1, 2, MAX_GROUND_BITS]
 
 

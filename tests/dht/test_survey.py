@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import count, islice
 from random import Random
 
 from modelnet_p2p.dht.keyspace import BITS, common_prefix, position
 from modelnet_p2p.dht.table.density import FAR, LEAST_FAR_WALKS, Density
 from modelnet_p2p.dht.table.routing import WIDE, WIDEST, RoutingTable
-from modelnet_p2p.dht.table.survey import HIDDEN_SHARE, MAX_ROOTS, VAIN_FACTOR, Survey
+from modelnet_p2p.dht.table.survey import FRESH_SECONDS, HIDDEN_SHARE, MAX_ROOTS, VAIN_FACTOR, Look, Survey
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import Contact
 
@@ -26,11 +27,14 @@ def in_bucket(index: int, name: bytes) -> list[Contact]:
 
 def walked(table: RoutingTable, peers: int) -> None:
     """Walks to random keys of the far buckets, in a world of so many."""
-    world = [Contact(PeerId(b"world" + number.to_bytes(4))) for number in range(peers)]
     for index in range(FAR):
-        place = position(table.refresh_key(index, RNG.randbytes(32)))
-        closest = sorted(world, key=lambda one: position(one.id) ^ place)[:K]
-        table.on_walked(place, 0.0, closest)
+        walk(table, table.refresh_key(index, RNG.randbytes(32)), 0.0, peers)
+
+
+def walk(table: RoutingTable, key: bytes, now: float, peers: int) -> None:
+    world = [Contact(PeerId(b"world" + number.to_bytes(4))) for number in range(peers)]
+    closest = sorted(world, key=lambda one: position(one.id) ^ position(key))[:K]
+    table.on_walked(key, now, closest)
 
 
 def far() -> int:
@@ -103,7 +107,7 @@ def test_a_bucket_shrinks_when_the_world_has_grown() -> None:
 
 def test_the_first_survey_begins_at_each_bootstrap_in_turns_and_the_next_at_all_that_are_known() -> None:
     table = RoutingTable(ME, K)
-    for one in [*in_bucket(5, b"honest"), in_bucket(6, b"honest")[0]]:
+    for one in [*in_bucket(5, b"honest")[: K + 1], in_bucket(6, b"honest")[0]]:
         table.add(one, 0.0)
     survey, roots = Survey(table), [Contact(PeerId(b"root" + bytes([n]))) for n in range(MAX_ROOTS + 2)]
     for root in roots:
@@ -113,39 +117,89 @@ def test_the_first_survey_begins_at_each_bootstrap_in_turns_and_the_next_at_all_
         looks = []
         for look in survey.looks(lambda: now, 300.0, lambda: RNG.randbytes(32)):
             looks.append(look.seeds)
-            table.on_walked(look.target, now)
+            walk(table, look.target, now, 1000)
         return looks
 
     # as many far ones as say how many peers there are, and my own neighbourhood; then one at a time
     assert turn(400.0) == [(root,) for root in roots[: LEAST_FAR_WALKS + 1]]
-    assert [turn(400.0 + 30.0 * number) for number in (1, 2, 3)] == [[(roots[n],)] for n in (0, 1, 2)]
-    assert turn(520.0) == []
+    assert [turn(400.0 + 30.0 * number) for number in (1, 2)] == [[(roots[n],)] for n in (0, 1)]
+    assert turn(490.0) == []  # the last far one is full
     assert [turn(700.0 + 30.0 * number) for number in range(5)] == [[()] * 2, *[[()]] * 4]
 
 
 def test_where_a_crowd_is_every_bootstrap_is_asked_apart_and_not_again_before_its_time() -> None:
     table = RoutingTable(ME, K)
-    walked(table, 1000)
-    for one in in_bucket(6, b"gang"):
+    walked(table, 600)
+    for one in [*in_bucket(6, b"gang"), *in_bucket(7, b"gang")]:
         table.add(one, 0.0)
     survey, roots = Survey(table), [Contact(PeerId(b"root" + bytes([n]))) for n in range(3)]
     for root in roots:
         survey.on_bootstrap(root)
 
+    def looks(now: float) -> Iterator[Look]:
+        """All of one turn; the far ones end in a world that is as it was."""
+        for look in survey.looks(lambda: now, 300.0, lambda: RNG.randbytes(32)):
+            if not look.n and look.target != ME:
+                walk(table, look.target, now, 600)
+            yield look
+
     def wide(now: float) -> list[tuple[Contact, ...]]:
-        looks = [*survey.looks(lambda: now, 300.0, lambda: RNG.randbytes(32))]
-        return [look.seeds for look in looks if look.n and look.target == ME]
+        return [look.seeds for look in looks(now) if look.n and look.target == ME]
 
     apart = [(root,) for root in roots]
     assert wide(10.0) == apart
     assert wide(40.0) == []
     assert wide(310.0) == []  # nobody was hidden
-    looks = survey.looks(lambda: 10.0 + VAIN_FACTOR * 300.0, 300.0, lambda: RNG.randbytes(32))
     found = []
-    for look in looks:
+    for look in looks(10.0 + VAIN_FACTOR * 300.0):
         if look.n:
             found.append(look.seeds)
-            for one in in_bucket(7, b"hidden")[: K // HIDDEN_SHARE]:
+            for one in in_bucket(8, b"hidden")[: K // HIDDEN_SHARE]:
                 table.add(one, 0.0)
     assert found == apart
     assert wide(10.0 + (VAIN_FACTOR + 1) * 300.0) == apart
+
+
+def test_in_a_network_that_grew_the_neighbours_are_no_crowd_and_that_costs_a_few_far_walks() -> None:
+    table = RoutingTable(ME, K)
+    walked(table, 100)
+    for one in [*in_bucket(1, b"neighbour"), *in_bucket(2, b"neighbour")]:
+        table.add(one, 0.0)
+    assert table.crowd()  # as far as is known from before
+    survey = Survey(table)
+    for far in table.far():
+        table.on_walked(table.refresh_key(far, b""), FRESH_SECONDS)  # none of them is due
+    table.on_walked(bytes(ME), FRESH_SECONDS)
+    made = []
+    for look in survey.looks(lambda: FRESH_SECONDS + 1.0, 300.0, lambda: RNG.randbytes(32)):
+        made.append(look)
+        walk(table, look.target, FRESH_SECONDS + 1.0, 1000)
+    assert len(made) == LEAST_FAR_WALKS
+    assert not any(look.n for look in made)
+    assert table.crowd() == 0
+
+
+def test_a_walk_that_was_cut_short_does_not_say_that_the_world_is_small() -> None:
+    density, place = Density(ME, K), far()
+    peers = sorted((PeerId(n.to_bytes(4)) for n in range(1000)), key=lambda one: position(one) ^ place)
+    density.on_walked(place, peers[:3], known=2 * K)
+    assert density.peers is None
+    density.on_walked(place, peers[: K - 2], known=2 * K)
+    assert density.peers is not None
+    assert density.peers > 500
+    small = Density(ME, K)
+    small.on_walked(place, peers[:3], known=4)
+    assert small.peers == 3
+
+
+def test_a_newcomer_whose_far_buckets_are_full_learns_how_many_there_are_all_the_same() -> None:
+    table = RoutingTable(ME, K)
+    for index in range(4):
+        for one in in_bucket(index, b"passer-by")[:K]:
+            table.add(one, 0.0)
+    table.add(in_bucket(4, b"neighbour")[0], 0.0)  # the one bucket beyond my nearest that is not full
+    for one in in_bucket(5, b"neighbour")[:K]:
+        table.add(one, 0.0)
+    for look in Survey(table).looks(lambda: 5.0, 300.0, lambda: RNG.randbytes(32)):
+        walk(table, look.target, 5.0, 1000)
+    assert table.density.least is not None

@@ -40,7 +40,7 @@ LIFETIME_US = 3600 * 1_000_000
 LONG = (
     "l"  # names that begin so are those of long records, and lie under a model's key, others under a task's
 )
-JOINING = 2  # peers of one process that join at the same time: more only wait for each other's handshakes
+JOINING = 1  # peer of one process that joins at a time: more only wait for each other's handshakes
 TOLD_EVERY = 10  # peers that have joined, how many there are is told
 CONNECTIONS_SHARE = 0.6  # of a process's files are for the connections that its peers keep; the rest is for
 # those that walks open until they are trimmed, for listening, and for what a machine's own limits are
