@@ -11,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from modelnet_p2p.dht.holding.server import KadServer
@@ -20,8 +20,9 @@ from modelnet_p2p.dht.holding.store import OfferStore
 from modelnet_p2p.dht.keyspace import position
 from modelnet_p2p.dht.table.checking import Check
 from modelnet_p2p.dht.table.routing import RoutingTable
+from modelnet_p2p.dht.table.survey import Look
 from modelnet_p2p.dht.walks.collecting import Collect
-from modelnet_p2p.dht.walks.finding import FindClosest, FindPeer, Send, Walk
+from modelnet_p2p.dht.walks.finding import FindClosest, FindPeer, Send, Sounding, Walk
 from modelnet_p2p.dht.walks.lookup import Done, Wait
 from modelnet_p2p.dht.walks.patience import Patience
 from modelnet_p2p.dht.walks.region import Region
@@ -193,11 +194,15 @@ class Simulator:
         self._awake(node)
         return node.table.closest(key, self.tuning.k)
 
-    def closest_walk(self, node: Node, key: bytes, n: int = 0, seeds: Sequence[Contact] = ()) -> FindClosest:
-        """Towards the `n` closest, by default k, from the closest known or from these `seeds` alone."""
-        seeds = seeds or self.seeds(node, key)
-        tuning = replace(self.tuning, k=n) if n else self.tuning
-        return FindClosest(key, seeds, me=node.id, tuning=tuning, patience=node.patience.seconds)
+    def closest_walk(self, node: Node, key: bytes) -> FindClosest:
+        """Towards the k closest, from the closest known."""
+        seeds = self.seeds(node, key)
+        return FindClosest(key, seeds, me=node.id, tuning=self.tuning, patience=node.patience.seconds)
+
+    def looking_walk(self, node: Node, look: Look) -> FindClosest | Sounding:
+        """One that keeps a table true, which nobody waits for."""
+        seeds = look.seeds or self.seeds(node, look.target)
+        return look.walk(seeds, node.id, self.tuning, self.tuning.request_timeout)
 
     def start(
         self, node: Node, walk: AnyWalk, purpose: str = "", then: Callable[[Run], None] | None = None
@@ -276,7 +281,7 @@ class Simulator:
             if self.wake is not None:
                 self.wake(node)
                 around = node.table.closest(node.id, node.table.k)
-                node.table.on_walked(node.id, self.now, around)
+                node.table.on_walked(node.id, self.now, [contact.id for contact in around])
 
     def _hand_over(self, here: Node, there: Node, then: Callable[[], None]) -> None:
         if not there.alive or self._parted(here, there):
@@ -300,7 +305,7 @@ class Simulator:
                 case Done():
                     run.ended = self.now
                     if isinstance(run.walk, Walk):
-                        closest = run.walk.closest if isinstance(run.walk, FindClosest) else ()
+                        closest = run.walk.closest if isinstance(run.walk, FindClosest | Sounding) else ()
                         run.node.table.on_walked(run.walk.target, self.now, closest)
                     if run.then is not None:
                         run.then(run)

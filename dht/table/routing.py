@@ -245,16 +245,16 @@ class RoutingTable:
         """What a walk that refreshes bucket `index` asks for with FIND_NODE; `seed` is fresh randomness."""
         return bytes(self.me) if index >= MAX_GROUND_BITS else key_near(self._place, index, seed)
 
-    def on_walked(self, target: int | bytes, now: float, closest: Sequence[Contact] = ()) -> None:
+    def on_walked(self, target: int | bytes, now: float, closest: Sequence[PeerId] = ()) -> None:
         """A walk towards this position ended: its bucket needs no refresh for a while.
 
-        `closest` are the nearest that answered, where nobody could foresee the key, or where it was my own.
+        `closest` are the nearest that it found, where nobody could foresee the key, or where it was my own.
         """
         place = target if isinstance(target, int) else position(target)
         index = min(common_prefix(self._place, place), MAX_GROUND_BITS)
         self._buckets.setdefault(index, Bucket()).refreshed = now
         if closest:
-            self.density.on_walked(place, (contact.id for contact in closest), now, len(self))
+            self.density.on_walked(place, closest, now, len(self))
             self._resize()
 
     def crowd(self) -> int:

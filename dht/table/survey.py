@@ -14,14 +14,16 @@ not be old: in a network that grows, my neighbourhood does too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from modelnet_p2p.dht.keyspace import MAX_GROUND_BITS
 from modelnet_p2p.dht.table.density import LEAST_FAR_WALKS
 from modelnet_p2p.dht.table.routing import RoutingTable
+from modelnet_p2p.dht.walks.finding import FindClosest, Sounding
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import Contact
+from modelnet_p2p.tuning import Tuning
 
 FAR_LOOKS = 1  # of one turn, of which there is one each half minute
 VAIN_FACTOR = (
@@ -29,7 +31,7 @@ VAIN_FACTOR = (
 )
 # for one newcomer in eight, and to ask all of it costs a hundred dials
 HIDDEN_SHARE = 4  # k / 4 whom a look brings are no chance
-FRESH_SECONDS = 60.0  # walks to far keys that are older are made anew before a crowd is looked through
+FRESH_SECONDS = 10.0  # walks to far keys that are older are made anew before a crowd is looked through
 MAX_ROOTS = 4  # bootstraps from which walks begin apart: each costs a newcomer a walk when it is besieged
 
 
@@ -39,7 +41,15 @@ class Look:
 
     target: bytes
     seeds: tuple[Contact, ...] = ()  # it begins with them alone; none: with the closest that are known
-    n: int = 0  # how many are looked for; 0: k
+    n: int = 0  # of the closest have to answer; 0: only as many as tell who lives there
+
+    def walk(
+        self, seeds: Sequence[Contact], me: PeerId, tuning: Tuning, patience: float
+    ) -> FindClosest | Sounding:
+        """It as a machine, from these seeds."""
+        if not self.n:
+            return Sounding(self.target, seeds, me=me, tuning=tuning, patience=patience)
+        return FindClosest(self.target, seeds, me=me, tuning=replace(tuning, k=self.n), patience=patience)
 
 
 class Survey:
@@ -73,7 +83,7 @@ class Survey:
             apart = len(roots) > 1 and self._begun < (self._first or 0)
             seeds = (roots[self._begun % len(roots)],) if apart else ()
             self._begun += 1
-            yield Look(self._table.refresh_key(index, seed()), seeds)
+            yield refreshing(self._table, index, seed(), seeds)
         if self._table.crowd() and self._crowd_due <= now():
             self._crowd_due = now() + interval
             yield from self._judge_anew(now(), seed)
@@ -90,4 +100,10 @@ class Survey:
         if far:
             density.forget(now - FRESH_SECONDS)
             for number in range(density.missing):
-                yield Look(self._table.refresh_key(far[number % len(far)], seed()))
+                yield refreshing(self._table, far[number % len(far)], seed())
+
+
+def refreshing(table: RoutingTable, index: int, seed: bytes, seeds: tuple[Contact, ...] = ()) -> Look:
+    """A look that refreshes bucket `index`: who lives far away is sounded, my neighbours have to answer."""
+    n = table.k if index == MAX_GROUND_BITS else 0
+    return Look(table.refresh_key(index, seed), seeds, n)

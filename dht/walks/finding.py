@@ -8,17 +8,18 @@ most one request of a walk open at a time.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from modelnet_p2p.dht.keyspace import position
-from modelnet_p2p.dht.walks.lookup import DONE, Ask, Done, Lookup, Wait
+from modelnet_p2p.dht.walks.lookup import DONE, MAX_CLOSER, Ask, Done, Lookup, Wait
 from modelnet_p2p.dht.walks.region import Region
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import Contact, Kind, Message
 from modelnet_p2p.tuning import Tuning
 
-TELLERS = 2  # different peers that must name a peer's addresses before FindPeer is content
+TELLERS = 2  # different peers that must name a peer, or its addresses, before they are believed
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,7 @@ class Walk:
 
 
 class FindClosest(Walk):
-    """The k peers closest to a key: to join (towards my own id) and to refresh a bucket."""
+    """The k peers closest to a key, each of which has answered: to join, towards my own id."""
 
     def __init__(
         self,
@@ -127,8 +128,43 @@ class FindClosest(Walk):
         super().__init__(target, request, seeds, me=me, tuning=tuning, patience=patience, reading=False)
 
     @property
-    def closest(self) -> tuple[Contact, ...]:
-        return self.lookup.closest()
+    def closest(self) -> tuple[PeerId, ...]:
+        """The k nearest that answered, nearest first."""
+        return tuple(contact.id for contact in self.lookup.closest())
+
+
+class Sounding(Walk):
+    """Who lives around a key, without asking all of them: to refresh a far bucket, and to judge how densely
+    peers lie there. It ends with the answers of the beta nearest, and costs a sixth of `FindClosest`.
+
+    Whom a single teller names is not believed; the dead that several take for alive are.
+    """
+
+    def __init__(
+        self,
+        target: bytes,
+        seeds: Iterable[Contact],
+        *,
+        me: PeerId,
+        tuning: Tuning,
+        patience: float | None = None,
+    ) -> None:
+        request = Message(Kind.FIND_NODE, target)
+        super().__init__(target, request, seeds, me=me, tuning=tuning, patience=patience, reading=True)
+        self._tellers: Counter[PeerId] = Counter()  # of each, how many have named it
+        self._answered: set[PeerId] = set()
+
+    @property
+    def closest(self) -> tuple[PeerId, ...]:
+        """The k nearest of those that answered or that several tellers named, nearest first."""
+        believed = {peer for peer, tellers in self._tellers.items() if tellers >= TELLERS} | self._answered
+        believed.discard(self.lookup.me)
+        return tuple(sorted(believed, key=lambda peer: position(peer) ^ self.lookup.target)[: self.tuning.k])
+
+    def _on_answer(self, peer: PeerId, reply: Message, now: float) -> bool:
+        self._answered.add(peer)
+        self._tellers.update({contact.id for contact in reply.closer[:MAX_CLOSER]})
+        return super()._on_answer(peer, reply, now)
 
 
 class FindPeer(Walk):

@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import AsyncIterator, Callable, Container, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 import trio
@@ -23,7 +23,7 @@ from modelnet_p2p.dht.table.checking import Check
 from modelnet_p2p.dht.table.routing import Place, RoutingTable
 from modelnet_p2p.dht.table.survey import Look, Survey
 from modelnet_p2p.dht.table.warmth import Warmth
-from modelnet_p2p.dht.walks.finding import FindClosest, FindPeer, Send
+from modelnet_p2p.dht.walks.finding import FindPeer, Send
 from modelnet_p2p.dht.walks.lookup import Done, Wait
 from modelnet_p2p.dht.walks.patience import Patience
 from modelnet_p2p.errors import Code, LocalError, ModelnetError, RemoteError
@@ -262,12 +262,10 @@ class Overlay:
 
     async def look_around(self) -> None:
         """Learn the peers closest to me."""
-        await self._look_up(Look(bytes(self.me)), self.patience.seconds)
+        await self._look_up(Look(bytes(self.me), n=self.tuning.k), self.patience.seconds)
 
     async def _look_up(self, look: Look, patience: float) -> None:
-        seeds = look.seeds or self.seeds(look.target)
-        tuning = replace(self.tuning, k=look.n) if look.n else self.tuning
-        walk = FindClosest(look.target, seeds, me=self.me, tuning=tuning, patience=patience)
+        walk = look.walk(look.seeds or self.seeds(look.target), self.me, self.tuning, patience)
         await self.run(walk)
         self.table.on_walked(look.target, trio.current_time(), walk.closest)
 
@@ -331,7 +329,7 @@ class Overlay:
                 pause = min(2 * pause, self.tuning.table_refresh)
             k, coming = self.tuning.k, len(self.network.connected()) if pause == SETTLE_SECONDS else 0
             if self.table and max(len(self.table), coming) < k:  # who is connected says soon who it is
-                await self._look_up(Look(bytes(self.me)), self.tuning.request_timeout)
+                await self._look_up(Look(bytes(self.me), n=self.tuning.k), self.tuning.request_timeout)
 
     async def trim(self) -> None:
         """Close what connections there are too many of."""

@@ -249,7 +249,7 @@ class Watching:
             key, overlay.seeds(key), me=overlay.me, tuning=overlay.tuning, patience=overlay.patience.seconds
         )
         await overlay.run(walk)
-        return [contact.id for contact in walk.closest if contact.id in walk.ours]
+        return [peer for peer in walk.closest if peer in walk.ours]
 
     def _do(self, effects: Sequence[Effect]) -> None:
         for effect in effects:

@@ -110,8 +110,8 @@ class Joiner:
     def _look(self, looks: Iterator[Look]) -> None:
         sim, look = self.town.sim, next(looks, None)
         if look is not None:
-            walk = sim.closest_walk(self.node, look.target, look.n, look.seeds)
-            sim.start(self.node, walk, "crowd" if look.n else "refresh", lambda _: self._look(looks))
+            purpose = "crowd" if look.n > sim.tuning.k else "refresh"
+            sim.start(self.node, sim.looking_walk(self.node, look), purpose, lambda _: self._look(looks))
 
     def count(self) -> None:
         self.known = sum(peer in self.node.table for peer in self.truth) / len(self.truth)

@@ -17,6 +17,7 @@ from modelnet_p2p.dht.keyspace import BITS, position
 from modelnet_p2p.dht.republish import Due, Renew, Republisher
 from modelnet_p2p.dht.simulator import Node, Run, Simulator
 from modelnet_p2p.dht.table.checking import Check
+from modelnet_p2p.dht.table.survey import refreshing
 from modelnet_p2p.dht.walks.lookup import Wait
 from modelnet_p2p.dht.walks.shards import Spill
 from modelnet_p2p.dht.walks.storing import Store
@@ -295,8 +296,8 @@ class Town:
         if not stale:
             self.sim.after(REFRESH_SECONDS, lambda: self._refresh(node))
             return
-        key = node.table.refresh_key(stale[0], self.rng.randbytes(8))
-        walk = self.sim.closest_walk(node, key)
+        look = refreshing(node.table, stale[0], self.rng.randbytes(8))
+        walk = self.sim.looking_walk(node, look)
         self.sim.start(node, walk, "refresh", lambda _: self._walk_stale(node, stale[1:]))
 
     def sign(self, pair: KeyPair, model: str, seq: int, version: str = "") -> Sealed:

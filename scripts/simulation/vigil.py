@@ -267,7 +267,7 @@ class Vigil:
         walk = self.sim.closest_walk(post.node, key)
 
         def over(_: object) -> None:
-            then([contact.id for contact in walk.closest if contact.id in walk.ours])
+            then([peer for peer in walk.closest if peer in walk.ours])
 
         self.sim.start(post.node, walk, purpose, over)
 

@@ -63,7 +63,7 @@ def measure(size: int, walks: int, *, seed: int = SEED, loss: float = 0.01, dead
         runs.append(world.start(node, walk))
         world.run()
         truth = set(world.closest_alive(key, world.tuning.k)) - {node.id}
-        recalls.append(len(truth & {contact.id for contact in walk.closest}) / len(truth))
+        recalls.append(len(truth & set(walk.closest)) / len(truth))
     return Result(
         statistics.mean(recalls),
         min(recalls),
