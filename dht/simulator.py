@@ -202,7 +202,7 @@ class Simulator:
     def looking_walk(self, node: Node, look: Look) -> FindClosest | Sounding:
         """One that keeps a table true, which nobody waits for."""
         seeds = look.seeds or self.seeds(node, look.target)
-        return look.walk(seeds, node.id, self.tuning, self.tuning.request_timeout)
+        return look.walk(seeds, node.id, self.tuning)
 
     def start(
         self, node: Node, walk: AnyWalk, purpose: str = "", then: Callable[[Run], None] | None = None

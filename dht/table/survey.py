@@ -21,6 +21,7 @@ from modelnet_p2p.dht.keyspace import MAX_GROUND_BITS
 from modelnet_p2p.dht.table.density import LEAST_FAR_WALKS
 from modelnet_p2p.dht.table.routing import RoutingTable
 from modelnet_p2p.dht.walks.finding import FindClosest, Sounding
+from modelnet_p2p.dht.walks.lookup import LATE, LATE_READ
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import Contact
 from modelnet_p2p.tuning import Tuning
@@ -32,6 +33,7 @@ VAIN_FACTOR = (
 # for one newcomer in eight, and to ask all of it costs a hundred dials
 HIDDEN_SHARE = 4  # k / 4 whom a look brings are no chance
 FRESH_SECONDS = 10.0  # walks to far keys that are older are made anew before a crowd is looked through
+UNHURRIED = max(LATE, LATE_READ)  # times the timeout of a request
 MAX_ROOTS = 4  # bootstraps from which walks begin apart: each costs a newcomer a walk when it is besieged
 
 
@@ -44,9 +46,11 @@ class Look:
     n: int = 0  # of the closest have to answer; 0: only as many as tell who lives there
 
     def walk(
-        self, seeds: Sequence[Contact], me: PeerId, tuning: Tuning, patience: float
+        self, seeds: Sequence[Contact], me: PeerId, tuning: Tuning, patience: float | None = None
     ) -> FindClosest | Sounding:
-        """It as a machine, from these seeds."""
+        """It as a machine, from these seeds. Without `patience`, where nobody waits for it, each request is
+        answered or fails before it is late: nobody is asked only because others are slow."""
+        patience = UNHURRIED * tuning.request_timeout if patience is None else patience
         if not self.n:
             return Sounding(self.target, seeds, me=me, tuning=tuning, patience=patience)
         return FindClosest(self.target, seeds, me=me, tuning=replace(tuning, k=self.n), patience=patience)

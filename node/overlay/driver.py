@@ -264,7 +264,7 @@ class Overlay:
         """Learn the peers closest to me."""
         await self._look_up(Look(bytes(self.me), n=self.tuning.k), self.patience.seconds)
 
-    async def _look_up(self, look: Look, patience: float) -> None:
+    async def _look_up(self, look: Look, patience: float | None = None) -> None:
         walk = look.walk(look.seeds or self.seeds(look.target), self.me, self.tuning, patience)
         await self.run(walk)
         self.table.on_walked(look.target, trio.current_time(), walk.closest)
@@ -329,7 +329,7 @@ class Overlay:
                 pause = min(2 * pause, self.tuning.table_refresh)
             k, coming = self.tuning.k, len(self.network.connected()) if pause == SETTLE_SECONDS else 0
             if self.table and max(len(self.table), coming) < k:  # who is connected says soon who it is
-                await self._look_up(Look(bytes(self.me), n=self.tuning.k), self.tuning.request_timeout)
+                await self._look_up(Look(bytes(self.me), n=self.tuning.k))
 
     async def trim(self) -> None:
         """Close what connections there are too many of."""
@@ -359,7 +359,7 @@ class Overlay:
             doubtful = self.table.doubtful(trio.current_time(), interval, connected.__contains__)
             await self.run(Check(doubtful, self.tuning.alpha))
             for look in self._survey.looks(trio.current_time, interval, lambda: os.urandom(32)):
-                await self._look_up(look, self.tuning.request_timeout)  # nobody waits for it
+                await self._look_up(look)
             pause = REFRESH_SECONDS
 
 

@@ -30,6 +30,9 @@ OPENED_AT_ONCE = 8  # streams that begin to be served, for the same reason: each
 READ_AT_LEAST = 4096  # bytes, however small its frames are
 TOGETHER = 8  # answers that leave together: the far side works on them while we make the next
 LOOK = 1.0  # seconds between two looks at whether the far sides are there
+# the kernel finds within 38 s a host that has vanished, where nobody waits for it: that wakes no process, and
+# keeps the connection's place in the tables of the routers between
+KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 4, "TCP_KEEPCNT": 2}
 FLUSH = 0.2  # seconds that a closing connection may take to send what waits, and to be read to its end
 
 log = logging.getLogger(__name__)
@@ -321,6 +324,8 @@ class Link:
     def look(self, now: float) -> None:
         """Whether the far side is still there; due about once a second while the link runs."""
         waiting = self._out is not None or self.session.waiting
+        if not waiting and self._vitality.at_ease(now, self._written):
+            return
         flooded = self.session.flooded
         flows = self.session.flows.values()
         resting = bool(flows) and all(flow.at_rest for flow in flows)
@@ -375,3 +380,7 @@ def tune(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if hasattr(socket, "TCP_NOTSENT_LOWAT"):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_LOW)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in KEEPALIVE.items():
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

@@ -1,8 +1,9 @@
 """Whether the far side of a connection is still there, judged by when bytes came and went.
 
 Silence is answered with a ping, an unanswered ping with the end: a frozen process or a vanished host is found
-within `IDLE` + `ANSWER` seconds and one look of whoever drives this; where nobody waits for it, within `REST`
-+ `ANSWER`, for a peer keeps hundreds of connections only to have them. A message that has begun must go on,
+within `IDLE` + `ANSWER` seconds and one look of whoever drives this. Where nobody waits for it (a peer keeps
+hundreds of connections only to have them) the kernels ask each other, and only whether the process there is
+frozen is asked here, within `REST` + `ANSWER`. A message that has begun must go on,
 for all streams of the connection wait behind it. Who never takes what we send is given up too, and soon if it
 makes us answer meanwhile. When we slept ourselves, nobody is judged by that time.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 IDLE = 5.0  # seconds of silence before a ping
-REST = 30.0  # ... where nothing is at stake: with 256 connections still four pings a second
+REST = 120.0  # ... where nothing is at stake: with 256 connections still two pings a second
 ANSWER = 8.0  # seconds from the ping until any byte must have come: with IDLE and a look a second, below 15
 BODY = 5.0  # seconds that a frame which has begun may stop for ...
 BYTES_PER_SECOND = 1024  # ... beyond what it brings at this rate
@@ -38,6 +39,7 @@ class Vitality:
 
     __slots__ = (
         "_bytes",
+        "_due",
         "_frames",
         "_heard",
         "_heeded",
@@ -60,10 +62,11 @@ class Vitality:
         self._said = 0  # ... what had been written by then
         self._written = 0
         self._moved = now  # when it last took something, or nothing waited for it
+        self._due = now  # when there may be something to do next, if nothing changes
 
     def on_bytes(self, now: float, count: int, frames: int, *, inside: bool) -> None:
         """`count` bytes came; `frames` are complete since the beginning; `inside` of another one or not."""
-        self._heard = now
+        self._heard = self._due = now
         self._pinged = None
         if not inside:
             self._since = None
@@ -75,10 +78,20 @@ class Vitality:
 
     def on_pause(self, now: float) -> None:
         """Nothing was read for a while, on our own account: start counting anew."""
-        self._heard = now
+        self._heard = self._due = now
         self._pinged = None
         if self._since is not None:
             self._since = now
+
+    def at_ease(self, now: float, written: int) -> bool:
+        """Whether nothing has come or gone since the last poll, nothing is to be done yet, and none is needed.
+
+        Not where something waits to be sent.
+        """
+        if now >= self._due or written != self._written or now - self._looked > OVERSLEPT:
+            return False
+        self._looked = now
+        return True
 
     def poll(
         self, now: float, *, written: int, waiting: bool, flooded: bool, resting: bool = False
@@ -106,4 +119,6 @@ class Vitality:
         if self._pinged is None and now - self._heard >= silence:
             self._pinged = now
             return Ping()
+        if self._pinged is None and self._since is None and not waiting:
+            self._due = min(self._heard + silence, now + IDLE)  # somebody may begin to wait meanwhile
         return None

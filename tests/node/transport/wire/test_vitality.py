@@ -77,6 +77,29 @@ def test_what_was_answered_puts_nothing_at_stake() -> None:
         assert v.poll(float(now), written=700, waiting=False, flooded=False, resting=True) is None
 
 
+def test_where_nothing_changes_it_need_not_be_asked_but_each_few_seconds() -> None:
+    v, polls, written = Vitality(0.0), list[float](), 0
+    for now in map(float, range(1, 60)):
+        if now == 30.0:  # it asks something, and is answered
+            v.on_bytes(29.5, 30, 1, inside=False)
+            written = 100
+        if not v.at_ease(now, written):
+            polls.append(now)
+            assert v.poll(now, written=written, waiting=False, flooded=False, resting=True) is None
+    assert polls == [1.0, 6.0, 11.0, 16.0, 21.0, 26.0, 30.0, 35.0, 40.0, 45.0, 50.0, 55.0]
+
+
+def test_who_is_not_asked_loses_nothing_by_it() -> None:
+    for asked in (True, False):
+        v, said = Vitality(0.0), list[tuple[float, object]]()
+        for second in range(1, 200):
+            if asked or not v.at_ease(float(second), 0):
+                what = v.poll(float(second), written=0, waiting=False, flooded=False, resting=True)
+                said.append((float(second), what))
+        told = [(at, type(what)) for at, what in said if what is not None][:2]
+        assert told == [(REST, Ping), (REST + ANSWER, Dead)]
+
+
 def test_any_byte_is_a_sign_of_life() -> None:
     v = Vitality(0.0)
     assert [at for at, _ in looks(v, 1.0, 9.0)] == [5.0]
