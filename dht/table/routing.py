@@ -40,7 +40,8 @@ COLD_FACTOR = (
 # 4 KB at each end, twenty times as much. Where peers die, 1 - 0.95 ** 4 = 19 % of them may be dead
 COLD_CHECKS = 4  # of those in one look: 150 are gone through in the 1,200 s of a calm network
 MAX_LOST = 64  # peers that fell silent and are asked again now and then: a partition may have healed
-FULL_FACTOR = 4  # times the interval of others is that of buckets that are full of peers that answer
+SETTLED_FACTOR = 4  # times the interval of others is that of far buckets that are settled
+SETTLED_SHARE = 4  # k / 4 peers that all answer settle one: a walk gets on through any of them
 LOST_CHECKS = 2  # of each look, so that each of them is asked about four times in an hour
 WIDE = 6  # times k places has a bucket of my neighbourhood: a hundred forgers do not fill one
 NEAR = 2  # times k peers live in the farthest such bucket, at most: the k closest to me lie in it and nearer
@@ -227,9 +228,9 @@ class RoutingTable:
         return [e.contact for e in (*doubted[:MAX_CHECKS], *map(self._lost.__getitem__, lost))]
 
     def stale(self, now: float, interval: float) -> list[int]:
-        """The buckets through which no walk went for `interval` seconds, farthest first; FULL_FACTOR times as
-        long where a far one is full of peers that answer, since it was filled if no walk ever went there: it
-        is known who lives there.
+        """The buckets through which no walk went for `interval` seconds, farthest first; SETTLED_FACTOR times
+        as long where some live in a far one and all that are known answer, since the first of them came if
+        no walk ever went there: the others come by.
 
         The last one, MAX_GROUND_BITS, stands for the k that are nearest to me: one walk towards my own id
         refreshes all buckets that hold nobody else.
@@ -291,9 +292,9 @@ class RoutingTable:
         bucket = self._buckets.get(index)
         if bucket is None:
             return True
-        full = index < MAX_GROUND_BITS and len(bucket.entries) >= self.k
-        if full and not any(entry.failures for entry in bucket.entries.values()):
-            return max(bucket.refreshed, bucket.since) + FULL_FACTOR * interval <= now
+        settled = index < MAX_GROUND_BITS and len(bucket.entries) >= self.k // SETTLED_SHARE
+        if settled and not any(entry.failures for entry in bucket.entries.values()):
+            return max(bucket.refreshed, bucket.since) + SETTLED_FACTOR * interval <= now
         return bucket.refreshed + interval <= now
 
     def _index(self, peer: PeerId) -> int:

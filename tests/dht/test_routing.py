@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelnet_p2p.dht.keyspace import MAX_GROUND_BITS, common_prefix, position
-from modelnet_p2p.dht.table.routing import FULL_FACTOR, MAX_FAILURES, Place, RoutingTable
+from modelnet_p2p.dht.table.routing import MAX_FAILURES, SETTLED_FACTOR, SETTLED_SHARE, Place, RoutingTable
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import Contact
 
@@ -113,9 +113,9 @@ def test_a_bucket_is_stale_until_a_walk_goes_through_it() -> None:
     table = RoutingTable(ME, K)
     buckets = [in_bucket(index) for index in range(4)]
     for index, peers in enumerate(buckets):
-        for _ in range(K if index else K - 1):
+        for _ in range(K if index > 1 else K // SETTLED_SHARE - (index == 0)):
             table.add(next(peers), 0.0)
-    assert table.stale(0.0, 60.0) == [0, MAX_GROUND_BITS]  # those that filled by themselves can wait
+    assert table.stale(0.0, 60.0) == [0, MAX_GROUND_BITS]  # those in which some live can wait
     table.add(next(buckets[0]), 0.0)
     for index in (0, 2):
         key = table.refresh_key(index, b"seed")
@@ -125,11 +125,11 @@ def test_a_bucket_is_stale_until_a_walk_goes_through_it() -> None:
     assert table.refresh_key(MAX_GROUND_BITS, b"") == ME
     table.on_walked(bytes(ME), 20.0)
     assert table.stale(20.0, 60.0) == []
-    assert table.stale(80.0, 60.0) == [MAX_GROUND_BITS]  # the others are full of peers that answer
+    assert table.stale(80.0, 60.0) == [MAX_GROUND_BITS]  # in the others all answer
     table.failed(next(contact.id for contact in table.closest(table.refresh_key(2, b""), 1)), 80.0)
     assert table.stale(80.0, 60.0) == [2, MAX_GROUND_BITS]
-    assert table.stale(FULL_FACTOR * 60.0, 60.0) == [1, 2, MAX_GROUND_BITS]
-    assert table.stale(10.0 + FULL_FACTOR * 60.0, 60.0) == [0, 1, 2, MAX_GROUND_BITS]
+    assert table.stale(SETTLED_FACTOR * 60.0, 60.0) == [1, 2, MAX_GROUND_BITS]
+    assert table.stale(10.0 + SETTLED_FACTOR * 60.0, 60.0) == [0, 1, 2, MAX_GROUND_BITS]
 
 
 def test_one_walk_towards_me_stands_for_all_buckets_of_my_nearest() -> None:
@@ -138,7 +138,7 @@ def test_one_walk_towards_me_stands_for_all_buckets_of_my_nearest() -> None:
     for index in range(6):
         table.add(next(in_bucket(index)), 0.0)
     # the four nearest lie in the buckets 2 to 5: such a walk ends when it has asked them all
-    assert table.stale(0.0, 60.0) == [0, 1, MAX_GROUND_BITS]
+    assert table.stale(SETTLED_FACTOR * 60.0, 60.0) == [0, 1, MAX_GROUND_BITS]
 
 
 def test_addresses_and_groups_survive_a_sign_of_life_that_brings_none() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from random import Random
@@ -18,7 +19,7 @@ from modelnet_p2p.dht.keyspace import position
 from modelnet_p2p.dht.simulator import Node, Simulator
 from modelnet_p2p.dht.table.routing import RoutingTable
 from modelnet_p2p.dht.walks.collecting import Collect
-from modelnet_p2p.dht.walks.finding import FindPeer, Send
+from modelnet_p2p.dht.walks.finding import FindClosest, FindPeer, Send, Sounding
 from modelnet_p2p.dht.walks.lookup import Done, Wait
 from modelnet_p2p.dht.walks.storing import Store
 from modelnet_p2p.identity import PeerId
@@ -411,3 +412,38 @@ def test_a_store_among_silent_neighbours_is_no_success(alice: Person, model_key:
     assert nobody.poll(0.0) == Done()
     assert nobody.report.promised
     assert nobody.report.alone
+
+
+def test_a_sounding_tells_who_lives_around_a_key_and_asks_a_fifth_of_them() -> None:
+    rng, world = Random(20), Simulator(Random(21))
+    nodes = [world.add() for _ in range(300)]
+    for node in nodes[1:]:
+        world.join(node, [nodes[0]])
+        world.run()
+    asked, common, kinds = Counter[str](), 0, (FindClosest, Sounding)
+    for _ in range(20):
+        node, key = rng.choice(nodes), rng.randbytes(34)
+        found = []
+        for kind in kinds:
+            walk = kind(key, world.seeds(node, key), me=node.id, tuning=world.tuning)
+            world.start(node, walk)
+            world.run()
+            asked[kind.__name__] += walk.messages
+            found.append(set(walk.closest))
+        common += len(found[0] & found[1])
+    assert common >= 0.95 * 20 * world.tuning.k
+    assert 4 * asked["Sounding"] <= asked["FindClosest"]
+
+
+def test_one_liar_adds_nobody_to_a_sounding_and_takes_nobody_away() -> None:
+    key, strangers = b"key", tuple(Contact(PeerId(b"nobody%d" % i), (b"addr",)) for i in range(20))
+    walk = Sounding(key, PEERS[:3], me=PeerId(b"me"), tuning=TEST)
+    while isinstance(send := walk.poll(0.0), Send):
+        lies = send.contact == PEERS[0]
+        named = strangers if lies else (*PEERS, Contact(PeerId(b"me"), (b"addr",)))
+        answers = send.contact in PEERS
+        if answers:
+            walk.on_reply(send.contact.id, Message(Kind.FIND_NODE, closer=named), 0.0)
+        else:
+            walk.on_failure(send.contact.id, 0.0)
+    assert set(walk.closest) == {peer.id for peer in PEERS}

@@ -84,9 +84,9 @@ class Vitality:
             self._since = now
 
     def at_ease(self, now: float, written: int) -> bool:
-        """Whether nothing has come or gone since the last poll, nothing is to be done yet, and none is needed.
+        """Whether nothing has come or gone since the last poll and nothing is due, so that none is needed.
 
-        Not where something waits to be sent.
+        Ask only where nothing waits to be sent.
         """
         if now >= self._due or written != self._written or now - self._looked > OVERSLEPT:
             return False

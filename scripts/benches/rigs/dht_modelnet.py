@@ -42,7 +42,7 @@ LONG = (
 )
 JOINING = 1  # peer of one process that joins at a time: more only wait for each other's handshakes
 TOLD_EVERY = 10  # peers that have joined, how many there are is told
-CONNECTIONS_SHARE = 0.6  # of a process's files are for the connections that its peers keep; the rest is for
+CONNECTIONS_SHARE = 0.8  # of a process's files are for the connections that its peers keep; the rest is for
 # those that walks open until they are trimmed, for listening, and for what a machine's own limits are
 ROOMY = 32  # peers of one process; more share a heap that one peer's garbage collector is not made for
 # so many objects, and rounds, until each generation of such a heap is looked through for garbage: the oldest
