@@ -10,6 +10,7 @@ A watcher's own word never counts for more than one: it cannot make an obituary 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -142,9 +143,9 @@ class Watcher:
         for subject, ward in list(self.wards.items()):
             if self._over_at(ward) <= now:
                 effects += self._advance(subject, ward, now)
-        # often enough to notice how late I am
-        soonest = min((self._over_at(ward) for ward in self.wards.values()), default=now + self.tempo.probe)
-        self.due = max(now, min(soonest, now + self.tempo.probe))
+        # often enough to notice how late I am, while it matters to anybody
+        soonest = min(map(self._over_at, self.wards.values()), default=math.inf)
+        self.due = max(now, min(soonest, now + self.tempo.probe)) if self.wards else math.inf
         return effects
 
     # --- the steps of it ---
@@ -239,6 +240,7 @@ class Watcher:
             ward.verdicts = {who: v for who, v in ward.verdicts.items() if who in roster.watchers}
         elif len(self.wards) < MAX_WARDS:
             self.wards[sender] = _Ward(roster, keys, now)
+            self.due = min(self.due, now + self.tempo.probe)
         return []
 
     def _on_beat(self, sender: PeerId, beat: Beat, now: float) -> list[Effect]:

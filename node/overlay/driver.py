@@ -83,6 +83,7 @@ class Overlay:
         self.answering = Answering(network, server, self.warmth, tuning, wall_us)
         self._newcomers: list[Callable[[PeerId], None]] = []
         self._came = trio.Event()  # somebody who was not in the table
+        self._many = trio.Event()  # connections, more than are kept
         self._protocol = protocol(name, "kad")
         self._nursery = nursery
         self._channels: dict[PeerId, KadChannel] = {}
@@ -302,6 +303,8 @@ class Overlay:
 
     def on_connected(self, peer: PeerId) -> None:
         self.warmth.on_connected(peer, trio.current_time())
+        if len(self.warmth) > self.warmth.kept:
+            self._many.set()
         self._arrive(peer)
 
     def _arrive(self, peer: PeerId) -> None:
@@ -336,6 +339,8 @@ class Overlay:
         while True:
             await trio.sleep(TRIM_SECONDS)
             if len(self.warmth) <= self.warmth.kept:
+                self._many = trio.Event()
+                await self._many.wait()
                 continue
             near = {contact.id for contact in self.table.closest(bytes(self.me), self.tuning.k)}
 

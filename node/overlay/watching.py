@@ -84,6 +84,7 @@ class Watching:
         self._walks = trio.CapacityLimiter(MAX_WALKS)
         self._running = False
         self._came = True  # somebody came into the table since watchers were chosen
+        self._watched = trio.Event()  # there are watchers who want beats
         self._nudged = trio.Event()  # the watcher may be due earlier than it was
 
     async def run(self, *, serves: bool) -> None:
@@ -214,7 +215,11 @@ class Watching:
     async def _beat(self) -> None:
         while True:
             self._do(self.beater.poll(trio.current_time()))
-            await trio.sleep_until(self.beater.due)
+            if self.beater.watchers:
+                await trio.sleep_until(self.beater.due)
+            else:
+                self._watched = trio.Event()
+                await self._watched.wait()
 
     async def _watch(self) -> None:
         while True:
@@ -238,6 +243,7 @@ class Watching:
                 chosen_at, self._came = now, False
                 watchers = (await self._closest(self._place))[:MAX_WATCHERS]
                 self._do(self.beater.on_watchers(watchers, keys, trio.current_time()))
+                self._watched.set()
             else:
                 self._do(self.beater.on_watchers(self.beater.watchers, keys, now))
             await trio.sleep(beat)

@@ -30,6 +30,7 @@ OPENED_AT_ONCE = 8  # streams that begin to be served, for the same reason: each
 READ_AT_LEAST = 4096  # bytes, however small its frames are
 TOGETHER = 8  # answers that leave together: the far side works on them while we make the next
 LOOK = 1.0  # seconds between two looks at whether the far sides are there
+OVERSLEPT = 3.0  # seconds between two looks after which it was we who were not there
 # the kernel finds within 38 s a host that has vanished, where nobody waits for it: that wakes no process, and
 # keeps the connection's place in the tables of the routers between
 KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 4, "TCP_KEEPCNT": 2}
@@ -59,11 +60,16 @@ class Workbench:
 
     async def watch(self) -> None:
         """Look after all links that run, for ever: a timer for each would cost a hundred times as much."""
+        before = trio.current_time()
         while True:
             await trio.sleep(LOOK)
             now = trio.current_time()
+            overslept, before = now - before > OVERSLEPT, now
             for link in list(self.running):  # at most as many as a network has connections: no checkpoint
-                link.look(now)
+                if overslept:
+                    link.on_overslept(now)
+                elif link.look_at <= now:
+                    link.look(now)
 
 
 class Link:
@@ -89,6 +95,7 @@ class Link:
             max_outbound=max_outbound,
         )
         self.lost = False
+        self.look_at = now  # it need not be looked at before
         self.on_lost: Callable[[], None] | None = None  # called once, at the instant of the loss
         host, port = sock.getpeername()[:2]
         self.remote: tuple[str, int] = (str(host), int(port))
@@ -210,6 +217,7 @@ class Link:
     def _take_in(self, messages: Iterable[memoryview], count: int) -> bool:
         """Understand what arrived; False when that was the end of the connection."""
         session, now = self.session, trio.current_time()
+        self.look_at = 0.0
         before = session.frames
         try:
             for plain in messages:
@@ -241,6 +249,7 @@ class Link:
 
     def kick(self) -> None:
         """Send what waits, as far as the kernel takes it now."""
+        self.look_at = 0.0
         if self._writing or self.lost:
             return
         if self._corked:
@@ -321,11 +330,14 @@ class Link:
 
     # --- watching and ending -------------------------------------------------------------------
 
+    def on_overslept(self, now: float) -> None:
+        """We were not there for a while: the far side is judged anew from now on."""
+        self._vitality.on_overslept(now)
+        self.look_at = now
+
     def look(self, now: float) -> None:
         """Whether the far side is still there; due about once a second while the link runs."""
         waiting = self._out is not None or self.session.waiting
-        if not waiting and self._vitality.at_ease(now, self._written):
-            return
         flooded = self.session.flooded
         flows = self.session.flows.values()
         resting = bool(flows) and all(flow.at_rest for flow in flows)
@@ -338,6 +350,8 @@ class Link:
             case Dead(why):
                 log.info("connection-given-up peer=%s cause=%s", self.peer.short, why)
                 self.lose()
+            case None:
+                self.look_at = self._vitality.due
 
     async def leave(self) -> None:
         """Close with a word to the far side, which gets all that was sent before; bounded in time."""

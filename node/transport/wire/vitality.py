@@ -3,9 +3,9 @@
 Silence is answered with a ping, an unanswered ping with the end: a frozen process or a vanished host is found
 within `IDLE` + `ANSWER` seconds and one look of whoever drives this. Where nobody waits for it (a peer keeps
 hundreds of connections only to have them) the kernels ask each other, and only whether the process there is
-frozen is asked here, within `REST` + `ANSWER`. A message that has begun must go on,
-for all streams of the connection wait behind it. Who never takes what we send is given up too, and soon if it
-makes us answer meanwhile. When we slept ourselves, nobody is judged by that time.
+frozen is asked here, within `REST` + `ANSWER`. A message that has begun must go on, for all streams of the
+connection wait behind it. Who never takes what we send is given up too, soon if it makes us answer meanwhile.
+When we slept ourselves, which whoever drives this finds out, nobody is judged by that time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ BODY = 5.0  # seconds that a frame which has begun may stop for ...
 BYTES_PER_SECOND = 1024  # ... beyond what it brings at this rate
 TAKING = 30.0  # seconds that the far side's kernel may take nothing of what waits for it
 TAKING_FLOODED = 5.0  # ... while so many answers wait that we do not read it either
-OVERSLEPT = 3.0  # seconds between two looks, due each second, after which it was we who were not there
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +38,15 @@ class Vitality:
 
     __slots__ = (
         "_bytes",
-        "_due",
         "_frames",
         "_heard",
         "_heeded",
-        "_looked",
         "_moved",
         "_pinged",
         "_said",
         "_since",
         "_written",
+        "due",
     )
 
     def __init__(self, now: float) -> None:
@@ -57,16 +55,15 @@ class Vitality:
         self._since: float | None = None  # when the frame began that is coming in, None between frames
         self._frames = 0
         self._bytes = 0
-        self._looked = now
         self._heeded = now  # the last sign of life that a look has seen, and ...
         self._said = 0  # ... what had been written by then
         self._written = 0
         self._moved = now  # when it last took something, or nothing waited for it
-        self._due = now  # when there may be something to do next, if nothing changes
+        self.due = now  # poll again then, or when something has come or gone
 
     def on_bytes(self, now: float, count: int, frames: int, *, inside: bool) -> None:
         """`count` bytes came; `frames` are complete since the beginning; `inside` of another one or not."""
-        self._heard = self._due = now
+        self._heard = now
         self._pinged = None
         if not inside:
             self._since = None
@@ -78,33 +75,25 @@ class Vitality:
 
     def on_pause(self, now: float) -> None:
         """Nothing was read for a while, on our own account: start counting anew."""
-        self._heard = self._due = now
+        self._heard = now
         self._pinged = None
         if self._since is not None:
             self._since = now
 
-    def at_ease(self, now: float, written: int) -> bool:
-        """Whether nothing has come or gone since the last poll and nothing is due, so that none is needed.
-
-        Ask only where nothing waits to be sent.
-        """
-        if now >= self._due or written != self._written or now - self._looked > OVERSLEPT:
-            return False
-        self._looked = now
-        return True
+    def on_overslept(self, now: float) -> None:
+        """It was we who were not there: what came meanwhile is not read yet."""
+        self.on_pause(now)
+        self._moved = now
 
     def poll(
         self, now: float, *, written: int, waiting: bool, flooded: bool, resting: bool = False
     ) -> Ping | Dead | None:
-        """What to do now; asked about once a second.
+        """What to do now; asked about once a second, but not before `due` where nothing has changed.
 
         It took `written` bytes in all, and more may be `waiting`; `flooded`: so much that it is not read.
         `resting`: nobody waits for anything, unless it is the answer to what was written since it was heard.
         """
-        if now - self._looked > OVERSLEPT:
-            self.on_pause(now)
-            self._moved = now
-        self._looked = now
+        self.due = now
         if written != self._written or not waiting:
             self._written, self._moved = written, now
         elif now - self._moved >= (TAKING_FLOODED if flooded else TAKING):
@@ -120,5 +109,5 @@ class Vitality:
             self._pinged = now
             return Ping()
         if self._pinged is None and self._since is None and not waiting:
-            self._due = min(self._heard + silence, now + IDLE)  # somebody may begin to wait meanwhile
+            self.due = min(self._heard + silence, now + IDLE)  # somebody may begin to wait meanwhile
         return None

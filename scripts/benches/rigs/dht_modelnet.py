@@ -209,6 +209,8 @@ async def serve(wanted: dht_stage.Options) -> None:
         met = min(MET, wanted.peers - 1 + len(wanted.known))
         while any(len(peer.parts.overlay.table) < met for peer in opened):  # a busy machine lets dials fail
             await trio.sleep(LOOK_SECONDS)
+        if wanted.peers > ROOMY:
+            gc.freeze()
         peers = [ModelnetPeer(peer) for peer in opened]
         stage.tell({**crowd.progress(), "owners": [peer.id for peer in opened]})
         while line := await order():

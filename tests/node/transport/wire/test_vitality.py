@@ -11,7 +11,6 @@ from modelnet_p2p.node.transport.wire.vitality import (
     BODY,
     BYTES_PER_SECOND,
     IDLE,
-    OVERSLEPT,
     REST,
     TAKING,
     TAKING_FLOODED,
@@ -77,25 +76,25 @@ def test_what_was_answered_puts_nothing_at_stake() -> None:
         assert v.poll(float(now), written=700, waiting=False, flooded=False, resting=True) is None
 
 
-def test_where_nothing_changes_it_need_not_be_asked_but_each_few_seconds() -> None:
+def test_where_nothing_changes_it_need_be_asked_only_each_few_seconds() -> None:
     v, polls, written = Vitality(0.0), list[float](), 0
     for now in map(float, range(1, 60)):
-        if now == 30.0:  # it asks something, and is answered
+        changed = now == 30.0
+        if changed:  # it asks something, and is answered
             v.on_bytes(29.5, 30, 1, inside=False)
             written = 100
-        if not v.at_ease(now, written):
+        if changed or v.due <= now:
             polls.append(now)
             assert v.poll(now, written=written, waiting=False, flooded=False, resting=True) is None
     assert polls == [1.0, 6.0, 11.0, 16.0, 21.0, 26.0, 30.0, 35.0, 40.0, 45.0, 50.0, 55.0]
 
 
 def test_who_is_not_asked_loses_nothing_by_it() -> None:
-    for asked in (True, False):
+    for always in (True, False):
         v, said = Vitality(0.0), list[tuple[float, object]]()
-        for second in range(1, 200):
-            if asked or not v.at_ease(float(second), 0):
-                what = v.poll(float(second), written=0, waiting=False, flooded=False, resting=True)
-                said.append((float(second), what))
+        for now in map(float, range(1, 200)):
+            if always or v.due <= now:
+                said.append((now, v.poll(now, written=0, waiting=False, flooded=False, resting=True)))
         told = [(at, type(what)) for at, what in said if what is not None][:2]
         assert told == [(REST, Ping), (REST + ANSWER, Dead)]
 
@@ -147,10 +146,11 @@ def test_a_pause_of_ours_is_nobodys_fault() -> None:
     v = Vitality(0.0)
     v.on_bytes(1.0, 10, 0, inside=True)
     assert look(v, 1.5) is None
-    assert look(v, 1.5 + OVERSLEPT + 60) is None  # we slept for a minute: what came meanwhile is not read yet
+    v.on_overslept(61.5)  # we slept for a minute: what came meanwhile is not read yet
+    assert look(v, 62.5) is None
     v = Vitality(0.0)
     assert [at for at, _ in looks(v, 1.0, 6.0)] == [5.0]  # a ping is out
-    assert look(v, 100.0) is None
+    v.on_overslept(100.0)
     assert looks(v, 101.0, 104.0) == []
 
 
