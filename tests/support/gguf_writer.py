@@ -1,4 +1,4 @@
-"""Writes GGUF files: any metadata, and a tiny Llama as llama.cpp wants it."""
+"""Writes GGUF files: any metadata, and float32 tensors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Tensors = Mapping[str, NDArray[np.float32]]
 
 
 def write_gguf(path: Path, fields: Mapping[str, object], tensors: Tensors | None = None) -> Path:
-    """`fields` are texts, ints (u32), floats (f32), bools, and lists of one of them."""
+    """`fields` are texts, ints (u32), NumPy's int32, floats (f32), bools, and lists of one of them."""
     tensors = tensors or {}
     head = [b"GGUF", struct.pack("<IQQ", 3, len(tensors), len(fields))]
     head += [_text(name) + _typed(value) for name, value in fields.items()]
@@ -42,6 +42,8 @@ def _typed(value: object) -> bytes:
 
 
 def _packed(value: object) -> tuple[int, bytes]:
+    if isinstance(value, np.int32):
+        return 5, struct.pack("<i", value)
     match value:
         case bool():
             return 7, struct.pack("<?", value)

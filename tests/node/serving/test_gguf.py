@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,8 @@ from hypothesis import strategies as st
 from gguf_writer import write_gguf
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.serving.backends import gguf
-from modelnet_p2p.node.serving.backends.gguf import GgufBackend, replace_words
+from modelnet_p2p.node.serving.backends.gguf import GgufBackend, read_in_a_step, threads
+from modelnet_p2p.node.serving.backends.gguf_card import replace_words
 from modelnet_p2p.node.serving.backends.gguf_file import BadGguf, read_gguf
 from modelnet_p2p.node.serving.backends.registry import find_backend
 from modelnet_p2p.node.serving.description import Description
@@ -118,3 +120,24 @@ async def test_what_cannot_be_served_is_named(tmp_path: Path, monkeypatch: pytes
     error = await refusal(write_gguf(tmp_path / "tiny.gguf", FIELDS, TENSORS))
     assert error.code is Code.BAD_STATE
     assert error.hint.startswith("pip install 'modelnet-p2p[gguf]'")
+    for fields, words in (
+        ({"split.count": 3}, "one of 3 parts"),
+        ({"llama.attention.causal": False}, "does not generate"),
+        ({"llama.pooling_type": 3}, "does not generate"),
+    ):
+        assert words in (await refusal(write_gguf(tmp_path / "odd.gguf", FIELDS | fields, TENSORS))).message
+
+
+def test_a_step_reads_as_much_as_takes_a_fifth_of_a_second() -> None:
+    found = [read_in_a_step(seconds, 512) for seconds in (0, 1e-5, 1e-3, 0.01, 0.025, 0.3, 9)]
+    assert found == [512, 512, 128, 16, 8, 4, 4]
+    assert read_in_a_step(1e-5, 64) == 64
+
+
+def test_its_threads_leave_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    assert 1 <= threads() <= max(1, cores // 2)
+    for wish, found in (("3", 3), ("0", threads()), ("many", threads()), ("99999", threads())):
+        monkeypatch.setenv("OMP_NUM_THREADS", wish)
+        assert threads() == found

@@ -19,6 +19,7 @@ from modelnet_p2p.payload import Value
 T = TypeVar("T")
 
 MAX_PROMPT_CHARS = 1 << 22  # a million tokens; who sends more waits for the tokenizer alone
+CHARS_PER_TOKEN = 64  # beyond any tokenizer's average: such a text overflows, and is not read for that
 MAX_MESSAGES = 4096  # of one chat: each costs the template a turn
 MAX_TOOLS = 128  # OpenAI's bound
 MAX_STOPS = 16  # OpenAI takes 4; each is looked for in every piece

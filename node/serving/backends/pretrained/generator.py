@@ -16,6 +16,7 @@ from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.serving.backends.contract import Offload
 from modelnet_p2p.node.serving.backends.generation.chunks import Chance, Chunks
 from modelnet_p2p.node.serving.backends.generation.requests import (
+    CHARS_PER_TOKEN,
     PLAIN_STOPS,
     Form,
     Request,
@@ -31,7 +32,6 @@ from modelnet_p2p.payload import Value
 
 log = logging.getLogger(__name__)
 
-CHARS_PER_TOKEN = 64  # beyond any tokenizer's average: such a text overflows, and is not read for that
 END = "end"  # stands in a call's news after the last item
 
 
