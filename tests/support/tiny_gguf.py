@@ -63,14 +63,45 @@ def _vocabulary() -> tuple[list[str], list[int]]:
     return tokens, kinds
 
 
-def save_tiny_gguf(path: Path, *, template: str = "", context: int = 200, **more: object) -> Path:
-    """`template`: of its chats; `more`: fields of the header, `__` in their names stands for a dot."""
-    tokens, kinds = _vocabulary()
-    fields: dict[str, object] = {
+def _alphabet() -> list[str]:
+    """A letter for each byte, as byte-level tokenizers write them: printable ones stand for themselves."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = iter(range(256, 512))
+    return [chr(byte if byte in plain else next(others)) for byte in range(256)]
+
+
+def save_byte_pairs(path: Path, *, template: str = "", context: int = 200) -> Path:
+    """The same story, in tokens of a byte-level tokenizer with merges, as most models of today have; nothing
+    stands before a text there."""
+    letters = _alphabet()
+
+    def written(piece: str) -> str:
+        if piece.startswith("<0x"):
+            return letters[int(piece[3:5], 16)]
+        return "".join(letters[byte] for byte in piece.replace(SPACE, " ").encode())
+
+    story, ticks = ([written(piece) for piece in _pieces(text)] for text in (STORY, TICKS))
+    beginnings = [word[:length] for word in story + ticks for length in range(2, len(word) + 1)]
+    names = ["</s>", "<|user|>", "<|system|>", "<|assistant|>", "<|end|>", "<|tools|>"]
+    longer = list(dict.fromkeys(beginnings))
+    tokens = [*names, *letters, *longer]
+    kinds = [CONTROL] * len(names) + [NORMAL] * (len(tokens) - len(names))
+    fields: dict[str, object] = _shape(context) | {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [np.int32(kind) for kind in kinds],
+        "tokenizer.ggml.merges": [f"{token[:-1]} {token[-1]}" for token in longer],
+        "tokenizer.ggml.eos_token_id": 0,
+    }
+    if template:
+        fields["tokenizer.chat_template"] = template
+    return write_gguf(path, fields, _tensors(tokens, story, ticks))
+
+
+def _shape(context: int) -> dict[str, object]:
+    return {
         "general.architecture": "llama",
-        "general.name": "Tiny",
-        "general.license": "apache-2.0",
-        "general.languages": ["en"],
         "llama.context_length": context,
         "llama.embedding_length": SIZE,
         "llama.block_count": LAYERS,
@@ -79,6 +110,16 @@ def save_tiny_gguf(path: Path, *, template: str = "", context: int = 200, **more
         "llama.attention.head_count_kv": HEADS // 2,
         "llama.attention.layer_norm_rms_epsilon": 1e-5,
         "llama.rope.dimension_count": SIZE // HEADS,
+    }
+
+
+def save_tiny_gguf(path: Path, *, template: str = "", context: int = 200, **more: object) -> Path:
+    """`template`: of its chats; `more`: fields of the header, `__` in their names stands for a dot."""
+    tokens, kinds = _vocabulary()
+    fields: dict[str, object] = _shape(context) | {
+        "general.name": "Tiny",
+        "general.license": "apache-2.0",
+        "general.languages": ["en"],
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.scores": [-float(at) for at in range(len(tokens))],
@@ -91,21 +132,20 @@ def save_tiny_gguf(path: Path, *, template: str = "", context: int = 200, **more
     if template:
         fields["tokenizer.chat_template"] = template
     fields |= {name.replace("__", "."): value for name, value in more.items()}
-    return write_gguf(path, fields, _tensors(tokens))
+    return write_gguf(path, fields, _tensors(tokens, _pieces(STORY), _pieces(TICKS)))
 
 
-def _tensors(tokens: list[str]) -> dict[str, NDArray[np.float32]]:
+def _tensors(tokens: list[str], story: list[str], ticks: list[str]) -> dict[str, NDArray[np.float32]]:
     place = {token: at for at, token in enumerate(tokens)}
     vectors = np.zeros((len(tokens), SIZE), np.float32)
     vectors[:, -1] = 1
-    story, ticks = _pieces(STORY), _pieces(TICKS)
     follow = dict(zip(story, [*story[1:], "</s>"], strict=True)) | dict(zip(ticks, ticks[::-1], strict=True))
     follow["<|assistant|>"] = story[0]
     assert len(follow) < SIZE
     for at, token in enumerate(follow):
         vectors[place[token]] = np.eye(SIZE)[at]
     output = np.zeros_like(vectors)
-    output[EOS, -1] = GAIN  # after all others
+    output[place["</s>"], -1] = GAIN  # after all others
     for token, then in follow.items():
         output[place[then]] += GAIN * vectors[place[token]]
     rng = np.random.default_rng(1)

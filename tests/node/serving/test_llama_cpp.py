@@ -21,7 +21,7 @@ from modelnet_p2p.node.serving.models import Models
 from modelnet_p2p.node.serving.source import Source
 from modelnet_p2p.node.weights.hashing import artifact_of
 from modelnet_p2p.payload import Value
-from tiny_gguf import RULE, STORY, TEMPLATE, TICKS, save_tiny_gguf
+from tiny_gguf import RULE, STORY, TEMPLATE, TICKS, save_byte_pairs, save_tiny_gguf
 
 pytest.importorskip("llama_cpp")
 
@@ -126,6 +126,17 @@ def _request(value: Any) -> Any:
     from modelnet_p2p.node.serving.backends.generation.requests import Sampling, read_request
 
     return read_request(value, {}, Sampling())
+
+
+async def test_a_byte_level_tokenizer_is_as_good(tmp_path: Path) -> None:
+    backend = await opened(save_byte_pairs(tmp_path / "pairs.gguf", template=TEMPLATE))
+    pieces = await items(backend, f" {BEGUN}")
+    assert "".join(pieces) == REST
+    assert {"é", "😀", RULE} <= set(pieces)
+    assert said(await items(backend, {"messages": HELLO})) == STORY
+    assert said(await items(backend, {"messages": [{"role": "user", "content": STORY + "日本"}]})) == STORY
+    for empty in ("", {"prompt": ""}):
+        assert "the prompt is empty" in (await refusal(backend, empty)).message
 
 
 async def test_what_a_caller_writes_is_no_token_of_the_models_own(plain: GgufBackend) -> None:
