@@ -261,7 +261,8 @@ class RoutingTable:
     def crowd(self) -> int:
         """How many peers to look for around me, so that a crowd of forgers hides nobody; 0: there is none.
 
-        Those that wait count as well: they are known to be there.
+        Those that wait count as well: they are known to be there. It is always as many as a walk finds: where
+        forgers are ten to one, those whom it is for lie far behind them.
         """
         peers = self.density.least
         if peers is None:
@@ -270,7 +271,7 @@ class RoutingTable:
         there = sum(len(bucket.entries) + len(bucket.waiting) for bucket in near)
         if there <= CROWDED * max(self.k, peers / 2**self._wide) and not self.density.torn:
             return 0
-        return min(there + 2 * self.k, WIDEST * self.k)
+        return WIDEST * self.k
 
     def _near(self) -> int:
         """The first bucket of those that hold, all together, no more than k peers."""

@@ -4,9 +4,9 @@ A walk that begins at all peers known goes where most of them lead; were those a
 the gang. So what a newcomer learns first it learns from each of its bootstraps apart: the buckets in turns,
 and where its own neighbourhood is crowded, that from every one of them. One honest bootstrap is enough.
 
-In a network larger than the house each walk dials nearly all whom it asks, two dozen. So a newcomer looks
-into as many far buckets as it takes to judge how many peers there are, and into one more at a time that is
-not full yet: most fill by themselves, with those who come by, and with whom its own walks ask.
+In a network larger than the house each walk dials nearly all whom it asks. So a newcomer sounds as many far
+buckets as it takes to judge how many peers there are, and one more at a time that is not settled yet: most
+fill by themselves, with those who come by, and with whom its own walks ask.
 
 A crowd around me is looked through, which costs a hundred dials and more. So what says that it is one must
 not be old: in a network that grows, my neighbourhood does too.
@@ -27,10 +27,9 @@ from modelnet_p2p.kad import Contact
 from modelnet_p2p.tuning import Tuning
 
 FAR_LOOKS = 1  # of one turn, of which there is one each half minute
-VAIN_FACTOR = (
-    4  # times the interval, before it is looked again where nobody was hidden: chance alone makes a crowd
-)
-# for one newcomer in eight, and to ask all of it costs a hundred dials
+# times the interval, before it is looked again where nobody was hidden: chance alone makes a crowd for one
+# newcomer in eight, and to ask all of it costs a hundred dials
+VAIN_FACTOR = 4
 HIDDEN_SHARE = 4  # k / 4 whom a look brings are no chance
 FRESH_SECONDS = 10.0  # walks to far keys that are older are made anew before a crowd is looked through
 UNHURRIED = max(LATE, LATE_READ)  # times the timeout of a request
