@@ -32,6 +32,10 @@ FAR_LOOKS = 1  # of one turn, of which there is one each half minute
 VAIN_FACTOR = 4
 HIDDEN_SHARE = 4  # k / 4 whom a look brings are no chance
 FRESH_SECONDS = 10.0  # walks to far keys that are older are made anew before a crowd is looked through
+SHOWN = (
+    6  # walks of who is besieged: with three, nine tenths of true neighbours were known to 93 % of 300 such
+)
+# newcomers, with six to 96 %, without them to 89 %
 UNHURRIED = max(LATE, LATE_READ)  # times the timeout of a request
 MAX_ROOTS = 4  # bootstraps from which walks begin apart: each costs a newcomer a walk when it is besieged
 
@@ -94,6 +98,7 @@ class Survey:
                 known = len(self._table)
                 for start in roots or (None,):
                     yield Look(bytes(self._table.me), () if start is None else (start,), crowd)
+                yield from self._show_myself(seed)
                 if len(self._table) < known + self._table.k // HIDDEN_SHARE:
                     self._crowd_due += (VAIN_FACTOR - 1) * interval
 
@@ -104,6 +109,13 @@ class Survey:
             density.forget(now - FRESH_SECONDS)
             for number in range(density.missing):
                 yield refreshing(self._table, far[number % len(far)], seed())
+
+    def _show_myself(self, seed: Callable[[], bytes]) -> Iterator[Look]:
+        """Walks far away, whose peers then know me, and name me beside the crowd to those who come after me."""
+        far = self._table.far()
+        for number in range(SHOWN if far else 0):
+            key = self._table.refresh_key(far[number % len(far)], seed())
+            yield Look(key, n=self._table.k)
 
 
 def refreshing(table: RoutingTable, index: int, seed: bytes, seeds: tuple[Contact, ...] = ()) -> Look:
