@@ -32,10 +32,9 @@ FAR_LOOKS = 1  # of one turn, of which there is one each half minute
 VAIN_FACTOR = 4
 HIDDEN_SHARE = 4  # k / 4 whom a look brings are no chance
 FRESH_SECONDS = 10.0  # walks to far keys that are older are made anew before a crowd is looked through
-SHOWN = (
-    6  # walks of who is besieged: with three, nine tenths of true neighbours were known to 93 % of 300 such
-)
-# newcomers, with six to 96 %, without them to 89 %
+# walks of who is besieged: with six, nine tenths of their true neighbours were known to 96 % of 300 such
+# newcomers, with three to 93 %, with none to 89 %
+SHOWN = 6
 UNHURRIED = max(LATE, LATE_READ)  # times the timeout of a request
 MAX_ROOTS = 4  # bootstraps from which walks begin apart: each costs a newcomer a walk when it is besieged
 
@@ -111,7 +110,7 @@ class Survey:
                 yield refreshing(self._table, far[number % len(far)], seed())
 
     def _show_myself(self, seed: Callable[[], bytes]) -> Iterator[Look]:
-        """Walks far away, whose peers then know me, and name me beside the crowd to those who come after me."""
+        """Walks far away: whom they ask knows me then, and names me beside the crowd to who comes later."""
         far = self._table.far()
         for number in range(SHOWN if far else 0):
             key = self._table.refresh_key(far[number % len(far)], seed())
