@@ -112,8 +112,8 @@ class Walk:
         return Send(contact, message, expects_reply)
 
 
-class FindClosest(Walk):
-    """The k peers closest to a key, each of which has answered: to join, towards my own id."""
+class FindNode(Walk):
+    """Asks who is nearest to a key."""
 
     def __init__(
         self,
@@ -123,9 +123,14 @@ class FindClosest(Walk):
         me: PeerId,
         tuning: Tuning,
         patience: float | None = None,
+        reading: bool = False,
     ) -> None:
         request = Message(Kind.FIND_NODE, target)
-        super().__init__(target, request, seeds, me=me, tuning=tuning, patience=patience, reading=False)
+        super().__init__(target, request, seeds, me=me, tuning=tuning, patience=patience, reading=reading)
+
+
+class FindClosest(FindNode):
+    """The k peers closest to a key, each of which has answered: to join, towards my own id."""
 
     @property
     def closest(self) -> tuple[PeerId, ...]:
@@ -133,7 +138,7 @@ class FindClosest(Walk):
         return tuple(contact.id for contact in self.lookup.closest())
 
 
-class Sounding(Walk):
+class Sounding(FindNode):
     """Who lives around a key, without asking all of them: to refresh a far bucket, and to judge how densely
     peers lie there. It ends with the answers of the beta nearest, and costs a sixth of `FindClosest`.
 
@@ -149,8 +154,7 @@ class Sounding(Walk):
         tuning: Tuning,
         patience: float | None = None,
     ) -> None:
-        request = Message(Kind.FIND_NODE, target)
-        super().__init__(target, request, seeds, me=me, tuning=tuning, patience=patience, reading=True)
+        super().__init__(target, seeds, me=me, tuning=tuning, patience=patience, reading=True)
         self._tellers: Counter[PeerId] = Counter()  # of each, how many have named it
         self._answered: set[PeerId] = set()
 

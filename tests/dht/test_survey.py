@@ -9,9 +9,19 @@ from random import Random
 from modelnet_p2p.dht.keyspace import BITS, common_prefix, position
 from modelnet_p2p.dht.table.density import FAR, LEAST_FAR_WALKS, Density
 from modelnet_p2p.dht.table.routing import WIDE, WIDEST, RoutingTable
-from modelnet_p2p.dht.table.survey import FRESH_SECONDS, HIDDEN_SHARE, MAX_ROOTS, VAIN_FACTOR, Look, Survey
+from modelnet_p2p.dht.table.survey import (
+    FRESH_SECONDS,
+    HIDDEN_SHARE,
+    MAX_ROOTS,
+    SHOWN,
+    VAIN_FACTOR,
+    Look,
+    Survey,
+)
+from modelnet_p2p.dht.walks.finding import Send
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import Contact
+from modelnet_p2p.tuning import WAN
 
 ME = PeerId(b"me")
 K = 20
@@ -81,7 +91,7 @@ def test_a_gang_that_dialled_first_does_not_keep_my_true_neighbours_out() -> Non
         table.add(one, 1.0)
     assert all(one.id in table for one in honest)
     assert len(table) <= WIDE * K
-    assert 2 * K < table.crowd() <= WIDEST * K
+    assert table.crowd() == WIDEST * K
 
 
 def test_far_buckets_stay_small_and_a_calm_neighbourhood_is_no_crowd() -> None:
@@ -147,7 +157,10 @@ def test_where_a_crowd_is_every_bootstrap_is_asked_apart_and_not_again_before_it
         return [look.seeds for look in looks(now) if look.n > K]
 
     apart = [(root,) for root in roots]
-    assert wide(10.0) == apart
+    made = list(looks(10.0))
+    assert [look.seeds for look in made if look.n > K] == apart
+    shown = made[-SHOWN:]  # and then it shows itself far away, where each of k answers
+    assert all(look.n == K and look.target != ME and not look.seeds for look in shown)
     assert wide(40.0) == []
     assert wide(310.0) == []  # nobody was hidden
     found = []
@@ -203,3 +216,16 @@ def test_a_newcomer_whose_far_buckets_are_full_learns_how_many_there_are_all_the
     for look in Survey(table).looks(lambda: 5.0, 300.0, lambda: RNG.randbytes(32)):
         walk(table, look.target, 5.0, 1000)
     assert table.density.least is not None
+
+
+def test_a_look_that_nobody_waits_for_asks_nobody_beside_the_slow() -> None:
+    seeds = in_bucket(0, b"slow")
+    for n in (0, K):
+        asked = {True: 0, False: 0}  # while all are silent, almost until they are given up
+        for hurried in asked:
+            walk = Look(bytes(ME), n=n).walk(seeds, ME, WAN, WAN.patience if hurried else None)
+            for now in (0.0, 0.9 * WAN.request_timeout):
+                while isinstance(walk.poll(now), Send):
+                    asked[hurried] += 1
+        assert asked[False] == (WAN.alpha if n else WAN.alpha_read)
+        assert asked[True] > asked[False]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +23,7 @@ from modelnet_p2p.node.transport.addresses import (
     with_peer,
 )
 from modelnet_p2p.node.transport.gate import Gate
+from modelnet_p2p.node.transport.link import KEEPALIVE, tune
 from modelnet_p2p.node.transport.registry import MAX_KNOWN_ADDRS, MAX_KNOWN_PEERS, AddressBook, Target
 
 ALICE, BOB = KeyPair(b"a" * 32).id, KeyPair(b"b" * 32).id
@@ -224,3 +227,14 @@ def test_no_bytes_break_negotiation(data: bytes, messages: int) -> None:
         assert len(negotiation.texts(received)) == messages
     except negotiation.BadNegotiation:
         pass
+
+
+def test_the_kernel_watches_over_a_connection_at_rest() -> None:
+    with socket.socket() as sock:
+        tune(sock)
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        for name, value in KEEPALIVE.items():
+            assert (
+                not hasattr(socket, name)
+                or sock.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) == value
+            )
