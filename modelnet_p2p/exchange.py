@@ -69,12 +69,16 @@ class RemoteProtocolError(RemoteError):
 
 
 class Role(Enum):
+    __hash__ = object.__hash__  # Enum's is Python's own code, run a dozen times a frame
+
     CALLER = auto()
     ANSWERER = auto()
 
 
 class State(Enum):
     """Of one side of the exchange; the comments say how each is entered and left."""
+
+    __hash__ = object.__hash__
 
     IDLE = auto()  # at first, and as soon as both sides are DONE; left by a call
     SENDING = auto()  # a caller after an open call, until its End

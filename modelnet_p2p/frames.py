@@ -39,6 +39,8 @@ MAX_AUTH_BYTES = 4096  # a token, or a small chain of signed grants
 class Kind(IntEnum):
     """The first two bytes of a frame: kind + 256 * flags. Flag 1, on a call only: items follow."""
 
+    __hash__ = int.__hash__  # Enum's is Python's own code, run a dozen times a frame
+
     CALL = 0x0001
     OPEN_CALL = 0x0101
     ITEM = 0x0002

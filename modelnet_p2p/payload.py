@@ -93,17 +93,17 @@ def encode_value(value: Value, wire: str = "") -> Payload:
         """What msgpack does not know: a tensor, or one number of numpy's."""
         import numpy as np
 
-        from modelnet_p2p.tensor import header_of, pack_header
+        import modelnet_p2p.tensor as tensors
 
         if isinstance(thing, np.ndarray) and not hasattr(thing, "mask"):  # a masked one would lose it
-            header = pack_header(thing)
+            header = tensors.pack_header(thing)
             arrays.append(thing)
             return ExtType(TENSOR_EXT, header)
         if isinstance(thing, np.generic) and not isinstance(number := thing.item(), np.generic):
             return number
         if isinstance(thing, CompactTensor) and thing.wire == wire:
             arrays.append(thing)
-            return ExtType(COMPACT_EXT, header_of(thing.dtype, thing.shape))
+            return ExtType(COMPACT_EXT, tensors.header_of(thing.dtype, thing.shape))
         kind = type(thing)
         raise BadPayload(f"{kind.__module__}.{kind.__qualname__} is no value, or too large an integer")
 
@@ -121,7 +121,7 @@ def encode_value(value: Value, wire: str = "") -> Payload:
 
 
 def _with_tensors(tree: bytes, arrays: list[Array | CompactTensor]) -> Payload:
-    from modelnet_p2p.tensor import tensor_bytes
+    import modelnet_p2p.tensor as tensors
 
     buffers: list[Buffer] = [tree]
     end = len(tree)
@@ -129,7 +129,7 @@ def _with_tensors(tree: bytes, arrays: list[Array | CompactTensor]) -> Payload:
         start = aligned(end)
         if start > end:
             buffers.append(bytes(start - end))
-        data = array.data if isinstance(array, CompactTensor) else tensor_bytes(array)
+        data = array.data if isinstance(array, CompactTensor) else tensors.tensor_bytes(array)
         end = start + len(data)
         buffers.append(data)
     return Payload(tuple(buffers), len(tree), end)
@@ -150,17 +150,17 @@ def decode_value(body: Buffer, tree: int | None = None, wire: str = "") -> Value
 
     def tensor(code: int, header: bytes) -> Array | CompactTensor:
         """`code` is TENSOR_EXT or COMPACT_EXT: the tree was checked."""
-        from modelnet_p2p.tensor import unpack_header, view_tensor
+        import modelnet_p2p.tensor as tensors
 
         nonlocal end
         if code == COMPACT_EXT:
             compact = _view_compact(wire, header, body, aligned(end))
             end = aligned(end) + len(compact.data)
             return compact
-        dtype, shape, size = unpack_header(header)
+        dtype, shape, size = tensors.unpack_header(header)
         start = aligned(end)
         end = start + size
-        return view_tensor(dtype, shape, body, start)
+        return tensors.view_tensor(dtype, shape, body, start)
 
     value = unpack_tree(memoryview(body)[:tree], tensor)
     if end != len(body):

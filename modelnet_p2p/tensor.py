@@ -42,6 +42,8 @@ DTYPES: dict[str, np.dtype[Any]] = {
 
 _NAMES = ("", *DTYPES)
 _CODES = {name: code for code, name in enumerate(_NAMES)}
+# of either byte order: numpy makes a dtype's own `name` anew each time, in a microsecond and a half
+_NAME_OF = {ordered: name for name, dtype in DTYPES.items() for ordered in (dtype, dtype.newbyteorder(">"))}
 
 
 def dtype_of(name: object) -> np.dtype[Any]:
@@ -56,8 +58,11 @@ def dtype_of(name: object) -> np.dtype[Any]:
 
 def dtype_name(dtype: np.dtype[Any]) -> str:
     """The name of `dtype`, of either byte order; raises LocalError (bad-input) outside of the list."""
-    dtype_of(dtype.name)
-    return str(dtype.name)
+    name = _NAME_OF.get(dtype)
+    if name is None:
+        dtype_of(dtype.name)  # raises
+        return str(dtype.name)
+    return name
 
 
 def span(dtype: np.dtype[Any], shape: tuple[int, ...]) -> int:

@@ -112,10 +112,11 @@ class _Search:
 
 
 def _is_large(array: Array) -> bool:
+    if array.nbytes < LEAST_BYTES:
+        return False
     from modelnet_p2p.tensor import DTYPES, MAX_DIMS
 
-    fits = array.dtype.name in DTYPES and array.ndim <= MAX_DIMS
-    return array.nbytes >= LEAST_BYTES and fits and not hasattr(array, "mask")
+    return array.dtype.name in DTYPES and array.ndim <= MAX_DIMS and not hasattr(array, "mask")
 
 
 def copied(arrays: Sequence[Array], offsets: Sequence[int], memory: memoryview) -> Iterator[None]:

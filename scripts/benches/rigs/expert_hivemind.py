@@ -38,7 +38,9 @@ class HivemindExpert:
         self._alone = name_to_block[KIND](WIDTH).eval()
 
     def _input(self, rows: int) -> torch.Tensor:
-        return self._inputs.setdefault(rows, torch.randn(rows, WIDTH))
+        if rows not in self._inputs:
+            self._inputs[rows] = torch.randn(rows, WIDTH)
+        return self._inputs[rows]
 
     def _call(self, rows: int) -> float:
         x = self._input(rows)

@@ -61,8 +61,10 @@ class ModelnetExpert:
         pack(self._packed)
 
     def _input(self, rows: int) -> np.ndarray:
-        rng = np.random.default_rng(rows)
-        return self._inputs.setdefault(rows, rng.standard_normal((rows, WIDTH), np.float32))
+        if rows not in self._inputs:
+            rng = np.random.default_rng(rows)
+            self._inputs[rows] = rng.standard_normal((rows, WIDTH), np.float32)
+        return self._inputs[rows]
 
     async def _call(self, model: str, rows: int) -> None:
         x = self._input(rows)
