@@ -7,7 +7,7 @@ the model counts as down: callers are sent elsewhere at once, and do not wait fo
 from __future__ import annotations
 
 STEADY_SECONDS = 60.0  # a life of that length was a good one: its end is the first of a new row
-FIRST_DELAY = 0.5  # seconds before the second start in a row, doubled from there; the first is not delayed
+FIRST_DELAY = 0.25  # seconds before the second start in a row, doubled from there; the first is not delayed
 MAX_DELAY = 60.0  # a start of a large model takes that long by itself
 DOWN_AFTER = 3  # deaths in a row: two may be one caller's, who tried again
 
@@ -35,4 +35,4 @@ class Restarts:
         if not counts:
             return now
         self.row = 1 if steady else self.row + 1
-        return now + (0.0 if self.row == 1 else min(MAX_DELAY, FIRST_DELAY * 2.0 ** min(self.row - 2, 10)))
+        return now + (0.0 if self.row == 1 else min(MAX_DELAY, FIRST_DELAY * 2.0 ** min(self.row - 2, 11)))

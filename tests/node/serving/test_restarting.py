@@ -15,7 +15,7 @@ def test_the_first_death_is_made_good_at_once_and_the_next_later_and_later() -> 
         restarts.on_start(now)
         delays.append(restarts.on_death(now + 0.1) - (now + 0.1))
         assert restarts.is_down is (now + 1 >= DOWN_AFTER)
-    assert [round(delay, 6) for delay in delays] == [0, 0.5, 1, 2, 4, 8, 16, 32, 60, 60, 60, 60]
+    assert [round(delay, 6) for delay in delays] == [0, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 60, 60, 60]
 
 
 def test_a_long_life_ends_the_row() -> None:
