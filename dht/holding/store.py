@@ -271,8 +271,14 @@ class OfferStore:
         """Its turn in its group (a provider of no known group is one of its own), and a tie-break."""
         provider = sealed.identity.provider
         turn = shelf.providers[provider] if group is None else shelf.groups[group]
-        mixed = hashlib.sha256(self._secret + repr(tuple(sealed.identity)).encode())
-        return turn, mixed.digest()[: CURSOR_BYTES - 4]
+        return turn, self._mixed(sealed.identity)
+
+    def _mixed(self, identity: Identity) -> bytes:
+        """The same for this identity always, and for another one as good as never."""
+        provider, owner, name, version, part = identity
+        words = "\0".join((name, version, part)).encode()  # printable, all of them
+        hashed = hashlib.sha256(b"".join((self._secret, provider, owner, words)))
+        return hashed.digest()[: CURSOR_BYTES - 4]
 
     def _put(self, key: bytes, shelf: Shelf, held: Held) -> None:
         identity = held.sealed.identity
