@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from modelnet_p2p.node.serving.policy.ranking import Experience, draw, rank
+from modelnet_p2p.node.serving.policy.ranking import BOAST, Experience, Strangers, draw, rank
 from modelnet_p2p.offers import Offer
 
 MAX_KNOWN_PROVIDERS = 1024  # whose past behaviour is remembered
@@ -18,11 +18,12 @@ class Memory:
         self._choose = choose
         self._now = now
         self._experience: dict[str, Experience] = {}
+        self._strangers = Strangers()
         self._flying: dict[str, int] = {}  # calls that a provider is at; none is 0
 
     def rank(self, offers: Sequence[Offer]) -> list[Offer]:
         """Best first."""
-        return rank(offers, self._recall, self._now())
+        return rank(offers, self._recall, self._now(), self._strangers.doubt)
 
     def draw(self, ranked: Sequence[Offer]) -> list[Offer]:
         """In which order to ask them."""
@@ -45,10 +46,14 @@ class Memory:
 
     def succeeded(self, offer: Offer, ms: float) -> None:
         """A call of this offer took so long."""
+        if self._recall(offer) is None and _is_idle(offer):
+            self._strangers.kept()
         self._of(offer).succeeded(ms)
 
     def failed(self, offer: Offer, *, busy: bool) -> None:
         """It could not be reached, broke off, was too slow, or refused as `busy`."""
+        if busy and self._recall(offer) is None and _is_idle(offer):
+            self._strangers.broke()
         self._of(offer).failed(self._now(), refused_at=offer.load if busy else None)
 
     def _recall(self, offer: Offer) -> Experience | None:
@@ -58,3 +63,8 @@ class Memory:
         if offer.provider not in self._experience and len(self._experience) >= MAX_KNOWN_PROVIDERS:
             self._experience.pop(next(iter(self._experience)))
         return self._experience.setdefault(offer.provider, Experience())
+
+
+def _is_idle(offer: Offer) -> bool:
+    """By its own word."""
+    return offer.load is not None and offer.load < BOAST

@@ -1,5 +1,8 @@
 """Whom to ask first: own experience, then what was measured, then what peers say of themselves.
 
+What strangers say of themselves is believed as far as strangers have kept their word to this caller: one
+that is told `busy` by every third who called itself idle goes to those that it knows, unless they are busier.
+
 Everybody who asks sees about the same numbers; were the best always taken, all would flock to one
 peer and it would be the worst a second later. So among equals two are drawn and the better one
 leads (the power of two random choices, Mitzenmacher 2001); that is the one that would be through sooner with
@@ -21,6 +24,8 @@ BOAST_MEMORY = 1800.0  # ... which counts so long, each time BOAST_GROWTH times 
 BOAST_GROWTH = 4.0
 MAX_BOAST_MEMORY = 2 * 3600.0  # ... up to this: as long as an offer lives
 MAX_BOASTS = 8  # counted: more make no difference
+MIN_STRANGERS = 2.0  # that count as met, and as having kept their word, before any is ...
+MAX_STRANGERS = 64.0  # ... and that are remembered: beyond, all of them count half
 UNKNOWN_RTT_MS = 50.0  # where nothing was measured: worse than a LAN, better than the far side of the earth
 
 
@@ -50,11 +55,36 @@ class Experience:
         return self.failed_at is None or now - self.failed_at > self.memory
 
 
+@dataclass(slots=True)
+class Strangers:
+    """How those kept their word who said that they were idle, and had not been called before."""
+
+    met: float = 0.0
+    boasted: float = 0.0
+
+    @property
+    def doubt(self) -> float:
+        """The share of them that will not, as far as is known; 0 to 1."""
+        return self.boasted / (self.met + MIN_STRANGERS)
+
+    def kept(self) -> None:
+        self._meet(0.0)
+
+    def broke(self) -> None:
+        self._meet(1.0)
+
+    def _meet(self, boasted: float) -> None:
+        if self.met >= MAX_STRANGERS:
+            self.met, self.boasted = self.met / 2, self.boasted / 2
+        self.met += 1.0
+        self.boasted += boasted
+
+
 Recall = Callable[[Offer], Experience | None]
 
 
-def rank(offers: Sequence[Offer], experience: Recall, now: float) -> list[Offer]:
-    """`offers`, best first; `now` is in monotonic seconds.
+def rank(offers: Sequence[Offer], experience: Recall, now: float, doubt: float = 0.0) -> list[Offer]:
+    """`offers`, best first; `now` is in monotonic seconds, `doubt` the share of strangers that boast.
 
     A provider that was called before is judged by how long its calls took, another by its round trip
     and what the fastest of the others needs for the work itself.
@@ -66,12 +96,15 @@ def rank(offers: Sequence[Offer], experience: Recall, now: float) -> list[Offer]
     def cost(offer: Offer) -> tuple[bool, int, float]:
         seen = known[id(offer)]
         distrusted = seen is not None and not seen.trusted(now)
+        load = offer.load or 0.0
         if seen is not None and seen.call_ms is not None:
             expected = seen.call_ms
         else:
             expected = fastest + (UNKNOWN_RTT_MS if offer.rtt_ms is None else offer.rtt_ms)
+            expected /= 1.0 - doubt  # asked in vain, another one has to be asked
+            load = doubt + (1.0 - doubt) * load
         # a peer at load 1 has a full queue: its answer is several calls away
-        return distrusted, _ORDER[offer.state], expected * (1 + 4 * (offer.load or 0.0))
+        return distrusted, _ORDER[offer.state], expected * (1 + 4 * load)
 
     return sorted(offers, key=cost)
 

@@ -144,3 +144,31 @@ def test_a_memory_asks_a_boaster_last_and_forgets_the_oldest_when_it_is_full() -
     for number in range(MAX_KNOWN_PROVIDERS):
         memory.succeeded(offer(f"peer {number}"), 1.0)
     assert memory.rank([full, idle]) == [idle, full]
+
+
+def test_who_was_lied_to_by_strangers_asks_whom_it_knows_before_another_one() -> None:
+    friend, stranger = offer("ann", rtt=10.0, load=0.4), offer("ben", rtt=10.0, load=0.0)
+    believing, burnt = (Memory(Random(1).randrange, lambda: 0.0) for _ in range(2))
+    for memory in (believing, burnt):
+        memory.succeeded(friend, 40.0)
+        assert memory.rank([friend, stranger]) == [stranger, friend]  # it says that it is idle
+    for number in range(6):
+        met = offer(f"peer {number}", load=0.0)
+        believing.succeeded(met, 40.0)
+        burnt.failed(met, busy=True)
+    assert believing.rank([friend, stranger]) == [stranger, friend]
+    assert burnt.rank([friend, stranger]) == [friend, stranger]
+    for number in range(200):  # what came later counts more than what was long ago
+        burnt.succeeded(offer(f"honest {number}", load=0.0), 40.0)
+    assert burnt.rank([friend, stranger]) == [stranger, friend]
+
+
+def test_who_said_that_it_is_loaded_and_refuses_has_told_no_lie() -> None:
+    memory = Memory(Random(1).randrange, lambda: 0.0)
+    friend, stranger = offer("ann", rtt=10.0, load=0.4), offer("ben", rtt=10.0, load=0.0)
+    memory.succeeded(friend, 40.0)
+    for number in range(6):
+        memory.failed(offer(f"full {number}", load=0.9), busy=True)
+        memory.failed(offer(f"gone {number}", load=0.0), busy=False)
+        memory.failed(offer(f"silent {number}"), busy=True)  # it said nothing of its load
+    assert memory.rank([friend, stranger]) == [stranger, friend]
