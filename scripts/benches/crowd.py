@@ -17,7 +17,7 @@ from rich.console import Console
 
 from benches import usage
 from benches.dht import Swarm, open_swarm
-from benches.figure import Figure
+from benches.figure import Figure, quantile
 from benches.rigs.dht_stage import CARD_BYTES
 from benches.rigs.stage import Line
 from benches.systems import OURS
@@ -85,6 +85,7 @@ def stores_and_gets(
     rng = random.Random(SEED)
     taken: dict[str, list[float]] = {"crowd_store": [], "crowd_get": []}
     failed = dict.fromkeys(taken, 0)
+    hops: list[float] = []
     keys = []
     for number in range(plan.stores):
         peer, name = rng.randrange(len(swarm)), f"s-{number}"
@@ -99,12 +100,15 @@ def stores_and_gets(
         failed["crowd_get"] += told["records"] < 1
         if not told["local"]:
             taken["crowd_get"].append(told["seconds"] * MS)
+            hops.append(told["hops"])
         if number % 100 == 99:
             say(f"{number + 1} read, {failed['crowd_get']} failed")
     for name, samples in taken.items():
         published = {"hivemind_1024": PUBLISHED[name]}
         yield Figure(name, "ms", samples, params | {"bytes": CARD_BYTES} | published)
         yield Figure(f"{name}_failures", "", [failed[name]], params | {"of": plan.stores})
+    if hops:  # in a crowd of few everybody holds everything
+        yield Figure("crowd_get_hops", "", hops, params | {"p90": quantile(hops, 0.9)})
 
 
 def allow_files(say: Callable[[str], None]) -> None:

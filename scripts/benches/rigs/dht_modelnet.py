@@ -94,7 +94,7 @@ class ModelnetPeer:
             held = overlay.server.store.page(key, b"", PAGE_BYTES)
             walk.on_local(held.sealeds, held.contacts)
             await overlay.run(walk)
-            return Got(len(walk.records), bool(held.sealeds))
+            return Got(len(walk.records), bool(held.sealeds), walk.hops)
 
         return get
 

@@ -26,6 +26,7 @@ class Got:
 
     records: int
     local: bool
+    hops: int | None = None  # the longest chain of answers that led to a holder, where its system tells
 
 
 Store = Callable[[], Awaitable[bool]]  # signs and stores; whether all of it is stored
@@ -92,7 +93,8 @@ async def timed_store(store: Store) -> Line:
 async def timed_get(get: Get) -> Line:
     started = perf_counter()
     got = await get()
-    return {"seconds": perf_counter() - started, "records": got.records, "local": got.local}
+    seconds = perf_counter() - started
+    return {"seconds": seconds, "records": got.records, "local": got.local, "hops": got.hops}
 
 
 async def rate(actions: Sequence[Store | Get], together: Together) -> Line:
