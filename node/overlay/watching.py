@@ -30,7 +30,7 @@ from modelnet_p2p.dht.keyspace import position
 from modelnet_p2p.dht.liveness.beating import Beater
 from modelnet_p2p.dht.liveness.obituaries import Obituaries, is_timely
 from modelnet_p2p.dht.liveness.watcher import Announce, Effect, Tell, Watcher
-from modelnet_p2p.dht.walks.finding import FindClosest
+from modelnet_p2p.dht.walks.finding import FindClosest, FindHolders, likely_holders
 from modelnet_p2p.errors import ModelnetError, RemoteError
 from modelnet_p2p.identity import KeyPair, PeerId
 from modelnet_p2p.names import Keys, protocol, provider_key
@@ -47,7 +47,7 @@ READ_BYTES = 4096
 MESSAGES_PER_SECOND = 10.0  # of one sender, each with at most six seals to check: an honest one sends one
 MESSAGES_BURST = 100.0
 HOLDERS_ASKED = 3  # by a reader: one that has the obituary is enough, and two may be silent or lie
-MAX_WALKS = 4  # to holders at the same time: mass death must not become a flood of walks
+MAX_WALKS = 4  # to holders at the same time, until most are told: mass death must not become a flood of walks
 MAX_TOLD = 256  # deaths of whom it is remembered who was told, should they be refuted: 240 peers each at most
 MAX_READ = 1024  # of the dead that a reader remembers from its last answers
 CHOOSE_BEATS = 5.0  # at least between two walks for watchers
@@ -81,7 +81,7 @@ class Watching:
         # a question costs no seal, and a reader has one for each of its DHT requests
         self._questions = Throttle(overlay.tuning.requests_per_second, overlay.tuning.requests_burst)
         self._streams = 0
-        self._walks = trio.CapacityLimiter(MAX_WALKS)
+        self._walks = trio.Semaphore(MAX_WALKS)
         self._running = False
         self._came = True  # somebody came into the table since watchers were chosen
         self._watched = trio.Event()  # there are watchers who want beats
@@ -283,19 +283,52 @@ class Watching:
             self._nursery.start_soon(self._tell_holders, keys, message, told)
 
     async def _tell_holders(self, keys: Collection[bytes], obituary: Obituary, told: set[PeerId]) -> None:
-        async def tell(key: bytes) -> None:
-            async with self._walks:
-                holders = await self._closest(key)
-            if self._told.get(obituary.subject) is not told:
-                return  # refuted meanwhile
-            for peer in holders:
-                if peer not in told:
-                    told.add(peer)
-                    self._tell(peer, obituary)
+        """Each as soon as it is known to be one: a reader needs one of them, and the last may be waited for
+        for seconds. So does the next key, for whose walk there is room once most of this one's are told."""
 
+        def tell(peer: PeerId) -> None:
+            is_refuted = self._told.get(obituary.subject) is not told
+            if not is_refuted and peer not in told:
+                told.add(peer)
+                self._tell(peer, obituary)
+
+        async def walk_to(key: bytes) -> None:
+            overlay, has_room = self._overlay, False
+
+            def on_holder(peer: PeerId) -> None:
+                nonlocal has_room
+                tell(peer)
+                if walk.named_enough and not has_room:
+                    has_room = True
+                    self._walks.release()
+
+            await self._walks.acquire()
+            try:
+                walk = FindHolders(
+                    key,
+                    overlay.seeds(key),
+                    me=overlay.me,
+                    tuning=overlay.tuning,
+                    patience=overlay.patience.seconds,
+                    region=overlay.density.region,
+                    on_holder=on_holder,
+                )
+                await overlay.run(walk)
+            finally:
+                if not has_room:
+                    self._walks.release()
+            for peer in walk.closest:
+                if peer in walk.ours:
+                    tell(peer)
+
+        connected = self._overlay.network.connected()
+        for key in keys:
+            for peer in likely_holders(key, self._overlay.seeds(key), self._overlay.density.region):
+                if peer in connected:
+                    tell(peer)
         async with trio.open_nursery() as nursery:
             for key in keys:
-                nursery.start_soon(tell, key)
+                nursery.start_soon(walk_to, key)
 
     # --- lines to others ---
 

@@ -318,6 +318,7 @@ def _figures(readings: list[Reading], round_trip: float) -> dict[str, float]:
         "found": sum(reading.found for reading in readings) / n,
         "answered": sum(bool(reading.records) for reading in readings) / n,  # with any record at all
         "newest": sum(reading.newest for reading in readings) / n,
+        "stale": sum(reading.found and not reading.newest for reading in readings) / n,
         "patience_s": patience,
         "round_trips_p95": (quantile(seconds, 0.95) - patience) / round_trip,
         "messages_mean": statistics.mean(reading.messages for reading in readings),

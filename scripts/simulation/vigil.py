@@ -29,6 +29,7 @@ from modelnet_p2p.dht.liveness.beating import Beater
 from modelnet_p2p.dht.liveness.obituaries import Obituaries
 from modelnet_p2p.dht.liveness.watcher import Announce, Effect, Tell, Watcher
 from modelnet_p2p.dht.simulator import Node, Simulator
+from modelnet_p2p.dht.walks.finding import likely_holders
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.names import Keys, provider_key
 from modelnet_p2p.node.overlay.watching import CHOOSE_BEATS, MAX_WALKS
@@ -288,6 +289,11 @@ class Vigil:
         if keys:
             told: dict[PeerId, None] = {}
             post.told[subject] = told
+            for key in keys:
+                for peer in likely_holders(key, self.sim.seeds(post.node, key), post.node.region):
+                    if peer in post.node.connected and peer not in told:
+                        told[peer] = None
+                        self.send(post, peer, message)
             post.untold += [(key, message, told) for key in keys]
             self._tell_holders(post)
 
@@ -297,13 +303,31 @@ class Vigil:
             self._tell_of(post, *post.untold.popleft())
 
     def _tell_of(self, post: Post, key: bytes, obituary: Obituary, told: dict[PeerId, None]) -> None:
-        def tell(holders: Sequence[PeerId]) -> None:
-            post.walks -= 1
-            refuted = post.told.get(obituary.subject) is not told
-            for peer in () if refuted else holders:
-                if peer not in told:
-                    told[peer] = None
-                    self.send(post, peer, obituary)
-            self._tell_holders(post)
+        has_room = False
 
-        self._walk(post, key, TELLING, tell)
+        def tell(peer: PeerId) -> None:
+            refuted = post.told.get(obituary.subject) is not told
+            if not refuted and peer not in told:
+                told[peer] = None
+                self.send(post, peer, obituary)
+
+        def make_room() -> None:
+            nonlocal has_room
+            if not has_room:
+                has_room = True
+                post.walks -= 1
+                self._tell_holders(post)
+
+        def on_holder(peer: PeerId) -> None:
+            tell(peer)
+            if walk.named_enough:
+                make_room()
+
+        def over(_: object) -> None:
+            for peer in walk.closest:
+                if peer in walk.ours:
+                    tell(peer)
+            make_room()
+
+        walk = self.sim.holders_walk(post.node, key, on_holder)
+        self.sim.start(post.node, walk, TELLING, over)

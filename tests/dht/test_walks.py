@@ -19,8 +19,16 @@ from modelnet_p2p.dht.keyspace import position
 from modelnet_p2p.dht.simulator import Node, Simulator
 from modelnet_p2p.dht.table.routing import RoutingTable
 from modelnet_p2p.dht.walks.collecting import Collect
-from modelnet_p2p.dht.walks.finding import FindClosest, FindPeer, Send, Sounding
+from modelnet_p2p.dht.walks.finding import (
+    FindClosest,
+    FindHolders,
+    FindPeer,
+    Send,
+    Sounding,
+    likely_holders,
+)
 from modelnet_p2p.dht.walks.lookup import Done, Wait
+from modelnet_p2p.dht.walks.region import Region
 from modelnet_p2p.dht.walks.storing import Store
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import MAX_RECORDS_ADDED, Contact, Kind, Message
@@ -447,3 +455,31 @@ def test_one_liar_adds_nobody_to_a_sounding_and_takes_nobody_away() -> None:
         else:
             walk.on_failure(send.contact.id, 0.0)
     assert set(walk.closest) == {peer.id for peer in PEERS}
+
+
+def test_tidings_do_not_wait_for_the_dead_among_the_holders() -> None:
+    key, region = b"key", Region.expecting(TEST.k, 4 * TEST.k)
+    town = [Contact(PeerId(b"peer%d" % number), (b"addr",)) for number in range(4 * TEST.k)]
+    near = [peer for peer in town if position(peer.id) ^ position(key) < region.radius]
+    dead, stock = near[0], near[1]
+    assert likely_holders(key, town, region) == [peer.id for peer in near]
+    assert likely_holders(key, town, None) == []  # it is not known how many peers there are
+
+    told: list[PeerId] = []
+    walk = FindHolders(key, town, me=PeerId(b"me"), tuning=TEST, region=region, on_holder=told.append)
+    asked: set[Contact] = set()
+    while isinstance(step := walk.poll(0.0), Send):
+        asked.add(step.contact)
+        if step.contact != dead:
+            records = None if step.contact == stock else ()
+            walk.on_reply(step.contact.id, Message(Kind.FIND_NODE, closer=(), records=records), 0.0)
+    assert isinstance(step, Wait)  # for the dead one
+    assert set(told) == {peer.id for peer in near if peer in asked} - {dead.id, stock.id}
+    assert len(told) == len(set(told))
+    assert walk.named_enough
+
+    while isinstance(step := walk.poll(math.inf), Send):  # it is waited for no longer: one more is asked
+        walk.on_reply(step.contact.id, Message(Kind.FIND_NODE, closer=(), records=()), 0.0)
+    assert isinstance(step, Done)
+    assert len(walk.closest) == TEST.k
+    assert dead.id not in walk.closest

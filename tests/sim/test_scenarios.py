@@ -28,7 +28,6 @@ TINY: dict[str, object] = {
 }
 # What the network does not reach today: a mark that is missed beside these is a step back.
 KNOWN_MISSED = {
-    "detection": {"gone_p50"},  # of a power cut
     "sybil": {"messages_mean_vs_first"},  # where the size is taken for twice, and only in a small world
 }
 
