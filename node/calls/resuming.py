@@ -17,13 +17,13 @@ import trio
 from modelnet_p2p.errors import Code, NotFound, RemoteError
 from modelnet_p2p.names import ModelUri
 from modelnet_p2p.node.calls.router import Begun, OnBegin, OnItem, Outcome
+from modelnet_p2p.node.calls.tries import is_loss
 from modelnet_p2p.offers import Offer
 from modelnet_p2p.payload import Value, encode_value
 
 log = logging.getLogger(__name__)
 
 MAX_RESUMED = 3  # providers that may die under one answer
-LOST = frozenset({Code.UNREACHABLE})  # the provider, or the connection to it, is gone
 
 
 class CallOnce(Protocol):
@@ -44,6 +44,7 @@ async def relay(call: CallOnce, target: str, timeout: float, on_begin: OnBegin, 
     until = trio.current_time() + timeout
     answer, dead = _Answer(on_begin, on_item), list[str]()
     lost: RemoteError | None = None
+    crashed = False  # a model's process died while it was at this call: another one may be its fault
     while True:
         answer.offer = None
         left = until - trio.current_time()
@@ -57,9 +58,11 @@ async def relay(call: CallOnce, target: str, timeout: float, on_begin: OnBegin, 
             offer = answer.offer
             if offer is None or isinstance(error, NotFound):  # nobody else began
                 raise lost or error from error
-            if not (answer.keeps and error.code in LOST and len(dead) < MAX_RESUMED):
+            if not (answer.keeps and is_loss(error) and len(dead) < MAX_RESUMED):
                 raise
-            lost = error
+            if crashed and error.code is Code.MODEL_ERROR:
+                raise
+            lost, crashed = error, crashed or error.code is Code.MODEL_ERROR
             dead.append(offer.provider)
             target = str(
                 ModelUri(offer.record.name, offer.record.version, offer.record.owner, offer.record.digest)

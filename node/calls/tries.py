@@ -1,7 +1,8 @@
 """The providers that are asked for one call, one after the other, and when it may move on.
 
 At most once per provider. Another one is asked after `busy`, after `unreachable` before the call was sent,
-and after a loss before the first item if the offer says that repeating is harmless (`idempotent`). One that
+and after a loss before the first item if the offer says that repeating is harmless (`idempotent`); if the
+model's process died beside other calls, one more, and no third: this call may be what it dies of. One that
 could not be reached where it was remembered is asked again where it is found now. A busy one may name
 another, who is then asked first, without a new search. Where the last one to be found says that it serves
 the model no longer, it is sought once more, for it may have moved. A call that names its provider never
@@ -67,6 +68,7 @@ class Tries:
         self._repeatable = repeatable
         self._asking: Offer | None = None
         self._hint: tuple[str, Offer] | None = None  # a provider that a busy one named, and that busy one
+        self._crashed = False  # a model's process died while it was at this call
         self._hinted = False  # one hint is followed: a chain of them could lead anywhere
 
     @property
@@ -124,6 +126,10 @@ class Tries:
         self._finds.note(self._target, offer, error)
         if begun or not may_move(error, self.progress, offer, self._repeatable):
             return False
+        if error.code is Code.MODEL_ERROR:
+            if self._crashed:
+                return False
+            self._crashed = True
         log.info("%s did not answer %s: %s", offer.provider[-8:], self._target.text, error.message)
         self._last = self._last if error.code is Code.NOT_FOUND else error
         self._gone = self._gone or (error.code is Code.NOT_FOUND and self._fresh and not self._again)
@@ -162,7 +168,13 @@ def may_move(error: RemoteError, progress: Progress, offer: Offer, repeatable: b
     if not progress.sent:  # nothing can have run there
         return True
     harmless = repeatable or offer.record.idempotent
-    return error.code is Code.UNREACHABLE and progress.items == 0 and harmless
+    return is_loss(error) and progress.items == 0 and harmless
+
+
+def is_loss(error: RemoteError) -> bool:
+    """Whether who answered is gone: the provider, the connection to it, or the model's process, where other
+    calls may be the cause. One that died at a lone call would die of it elsewhere, too."""
+    return error.code is Code.UNREACHABLE or (error.code is Code.MODEL_ERROR and error.retryable)
 
 
 def search_too_long(target: Target, because: str) -> RemoteError:

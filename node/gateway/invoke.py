@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import NamedTuple
+from urllib.parse import urlencode
 
 from modelnet_p2p.errors import Code, ModelnetError, RemoteError
 from modelnet_p2p.jsonvalue import from_json, to_json
@@ -39,6 +40,8 @@ from modelnet_p2p.payload import Value, check_wire
 
 NDJSON = b"application/x-ndjson"
 TEXT = "text/plain"
+_OF_URIS = frozenset({"owner", "digest", "provider"})
+_OF_CALLS = frozenset({"stream", "params", "wire"})
 _YES = frozenset({"1", "true", "yes"})
 
 
@@ -52,10 +55,9 @@ class Asked(NamedTuple):
 
 async def invoke(gateway: Gateway, http: Http) -> None:
     query = http.query()
+    target = _target(http.param("model"), query)
     asked = await _read(http, query)
-    calling = Calling(
-        gateway, http, http.param("model"), wire=check_wire(asked.wire or query.get("wire", ""))
-    )
+    calling = Calling(gateway, http, target, wire=check_wire(asked.wire or query.get("wire", "")))
 
     def fit(offer: Offer) -> tuple[Value, Mapping[str, Value]]:
         return asked.value, asked.params
@@ -64,6 +66,18 @@ async def invoke(gateway: Gateway, http: Http) -> None:
         await _stream(calling, fit)
     else:
         await _whole(calling, fit)
+
+
+def _target(model: str, query: Mapping[str, str]) -> str:
+    """What is called: of a URI that was written into the path as it is, a part stands behind the `?`.
+
+    Raises BadRequest for what neither a URI nor a call has: left out, a pin would be gone without a word.
+    """
+    if unknown := query.keys() - _OF_CALLS - _OF_URIS:
+        known = ", ".join(sorted(_OF_CALLS))
+        raise BadRequest(f"{min(unknown)!r} is not part of a call's URL: it has {known}", min(unknown))
+    pins = urlencode({key: query[key] for key in sorted(_OF_URIS & query.keys())})
+    return f"{model}?{pins}" if pins else model
 
 
 async def _read(http: Http, query: Mapping[str, str]) -> Asked:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePath
 
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.payload import Value
@@ -29,6 +30,11 @@ class Source:
     manifest: bytes | None = None  # sealed by the model's owner, where its publisher is another one
     options: Mapping[str, str] = field(default_factory=dict)  # of its backend, by name
     share_weights: bool = False  # whether others may fetch the files of its digest
+
+    @property
+    def shown(self) -> str:
+        """What its callers may hear of it, which is not where it lies on its publisher's machine."""
+        return self.model or PurePath(self.spec).name
 
     def to_map(self) -> dict[str, Value]:
         others: dict[str, Value] = {} if not self.options else {"options": dict(self.options)}

@@ -46,7 +46,7 @@ class Process:
     def __init__(self, process: trio.Process, control: Control, spec: str, quota: Quota) -> None:
         self._process = process
         self._control = control
-        self._spec = spec
+        self._model = spec
         self._sharing = Sharing(control, quota)
         self._idle: list[WorkerStream] = []
         self._ended = trio.Event()
@@ -91,7 +91,7 @@ class Process:
             theirs.close()
             if process is None:
                 ours.close()
-        return cls(process, Control(ours), source.spec, quota)
+        return cls(process, Control(ours), source.shown, quota)
 
     async def watch(self) -> None:
         """Returns when the process has ended; ends whatever else of its group is left, too."""
@@ -118,7 +118,7 @@ class Process:
         except BadNote as error:
             self.kill(f"it broke the protocol: {error}")
         except OSError:
-            log.debug("the control socket of %s broke", self._spec)
+            log.debug("the control socket of %s broke", self._model)
 
     async def _exited(self) -> bool:
         """Whether the process is dead, or is within EXIT_SECONDS: its sockets go a little before it."""
@@ -134,7 +134,7 @@ class Process:
 
     def kill(self, reason: str) -> None:
         if not self._ended.is_set() and not self._killed_for:
-            log.warning("worker %d of %s is killed: %s", self.pid, self._spec, reason)
+            log.warning("worker %d of %s is killed: %s", self.pid, self._model, reason)
             self._killed_for = reason
             self._kill_group()
 
@@ -161,14 +161,14 @@ class Process:
         this machine has no descriptor left."""
         if self._idle:
             return self._idle.pop()
-        ours, theirs = socket_pair(self._spec)
+        ours, theirs = socket_pair(self._model)
         given = False
         try:
             await self._control.send(Note(NoteKind.STREAM), theirs.fileno())
             given = True
         except (OSError, trio.ClosedResourceError) as error:
             if is_scarce(error):
-                raise no_more(f"cannot call the worker of {self._spec}", error) from error
+                raise no_more(f"cannot call the worker of {self._model}", error) from error
             raise await self.death() from None
         finally:
             theirs.close()
@@ -189,13 +189,13 @@ class Process:
         self.kill("it closed its end of a call")
         status = self._process.returncode if self._ended.is_set() else None
         if self._killed_for and status in (None, -signal.SIGKILL):  # else it was dying already
-            message = f"the worker of {self._spec} was stopped: {self._killed_for}"
+            message = f"the worker of {self._model} was stopped: {self._killed_for}"
             return LocalError(Code.MODEL_ERROR, message, retryable=True)
         how = f"signal {-status}" if status is not None and status < 0 else f"exit status {status}"
         # of several calls nobody knows which one it died of; alone, it would again
         return LocalError(
             Code.MODEL_ERROR,
-            f"the worker of {self._spec} died ({how})",
+            f"the worker of {self._model} died ({how})",
             retryable=(self._took_along if self._ended.is_set() else self._calls) > 1,
         )
 

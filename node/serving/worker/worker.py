@@ -100,12 +100,14 @@ class Worker:
             if error.code in (Code.BUSY, Code.NOT_FOUND):
                 raise
             raise LocalError(
-                Code.MODEL_ERROR, f"{self._source.spec} did not start again: {error.message}", hint=error.hint
+                Code.MODEL_ERROR,
+                f"{self._source.shown} did not start again: {error.message}",
+                hint=error.hint,
             ) from error
         if self.is_changed:
             raise LocalError(
                 Code.BUSY,
-                f"{self._source.spec} has changed since it was announced, and is announced anew",
+                f"{self._source.shown} has changed since it was announced, and is announced anew",
                 hint="try again later, or another provider",
             )
         call = Call(self._source.spec[:512], value, method, params, key=self._turns(caller))
@@ -140,13 +142,13 @@ class Worker:
                 raise error
 
     def _gone(self) -> LocalError:
-        return LocalError(Code.NOT_FOUND, f"{self._source.spec} is no longer served here")
+        return LocalError(Code.NOT_FOUND, f"{self._source.shown} is no longer served here")
 
     def _down(self, start: _Start) -> LocalError:
         soon = max(0.0, start.at - trio.current_time())
         return LocalError(
             Code.BUSY,
-            f"{self._source.spec} has died {self._restarts.row} times in a row,"
+            f"{self._source.shown} has died {self._restarts.row} times in a row,"
             f" and is started again in {soon:.0f} s",
             hint="try again later, or another provider",
         )

@@ -261,6 +261,9 @@ def test_when_a_call_may_move() -> None:
     assert may_move(error(Code.UNREACHABLE), sent, safe)
     assert not may_move(error(Code.UNREACHABLE), begun, safe)
     assert not may_move(error(Code.MODEL_ERROR), sent, safe)
+    assert may_move(error(Code.MODEL_ERROR, True), sent, safe)  # its process died, other calls were on
+    assert not may_move(error(Code.MODEL_ERROR, True), sent, unsafe)
+    assert not may_move(error(Code.MODEL_ERROR, True), begun, safe)
     assert not may_move(error(Code.UNKNOWN_METHOD), sent, safe)
 
 
@@ -384,6 +387,20 @@ def story(*found: Any, pinned: bool = False) -> tuple[Any, Tries]:
 def offers_of(*names: str) -> list[Any]:
     record = SimpleNamespace(idempotent=False)
     return [SimpleNamespace(provider=name, record=record) for name in names]
+
+
+async def test_a_call_at_which_two_models_died_is_not_tried_on_a_third() -> None:
+    died = RemoteError(Code.MODEL_ERROR, "died (signal 9)", retryable=True)
+    offers = offers_of("anna", "ben", "cleo")
+    for offer in offers:
+        offer.record.idempotent = True
+    _, tries = story(offers, offers)
+    assert await tries.next() == offers[0]
+    tries.progress.sent = True
+    assert tries.go_on(offers[0], died, begun=False)
+    assert await tries.next() == offers[1]
+    tries.progress.sent = True
+    assert not tries.go_on(offers[1], died, begun=False)
 
 
 async def test_a_busy_provider_names_another_who_is_asked_without_a_new_search() -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -155,6 +157,32 @@ async def test_the_same_model_goes_on_where_the_lost_one_stopped(
         assert 'modelnet:requests_resumed_total{model_name="reciter@1"} 1.0' in figures
 
 
+async def test_where_only_the_models_process_dies_its_streams_go_on_as_well(
+    open_town: OpenTown, open_client: OpenClient, publish: Publish
+) -> None:
+    """Of several: nobody knows at whose call it died."""
+    count, answers = 300, []
+    body = {"model": "reciter", "messages": [{"role": "user", "content": str(count)}], "stream": True}
+    async with open_town() as town:
+        bob, alice, carol = [await town.peer(name) for name in ("bob", "alice", "carol")]
+        await publish(alice)
+        served = alice.parts.models.get("reciter")
+        async with open_client(bob) as client, trio.open_nursery() as nursery:
+
+            async def ask() -> None:
+                answers.append(await client.post("/v1/chat/completions", body))
+
+            nursery.start_soon(ask)
+            nursery.start_soon(ask)
+            await publish(carol)
+            while served.stats()["in_flight"] < 2:
+                await trio.sleep(0.01)
+            os.kill(served.pid, signal.SIGKILL)
+    for answer in answers:
+        assert said(answer) == [str(number) for number in range(count)]
+        assert answer.body.endswith(b"data: [DONE]\n\n")
+
+
 @pytest.mark.parametrize(("spec", "shift"), [("recite:exact", 7), ("recite:loosely", 0)])
 async def test_what_would_not_go_on_alike_ends_with_an_error(
     open_town: OpenTown, open_client: OpenClient, publish: Publish, spec: str, shift: int
@@ -200,6 +228,24 @@ async def test_one_that_dies_before_its_first_word_is_replaced_unseen(
             answer = await client.post("/v1/chat/completions", body)
         assert answer.json()["choices"][0]["message"]["content"] == "0 1 2 3 4 "
         assert answer.headers["x-modelnet-attempts"] == "2"
+
+
+async def test_what_two_models_died_at_is_given_up() -> None:
+    record = SimpleNamespace(digest=b"d" * 32, gives=("deterministic",), name="m", version="", owner=None)
+    asked: list[Any] = []
+
+    async def call(target: str, timeout: float, avoid: Any, on_begin: Any, on_item: Any) -> Any:
+        asked.append(list(avoid))
+        await on_begin(SimpleNamespace(offer=SimpleNamespace(record=record, provider=f"p{len(asked)}")))
+        await on_item("one")
+        raise RemoteError(Code.MODEL_ERROR, f"died {len(asked)}", retryable=True)
+
+    async def ignore(_: object) -> None:
+        pass
+
+    with pytest.raises(RemoteError, match="died 2"):
+        await relay(call, "m", 5.0, ignore, ignore)
+    assert asked == [[], ["p1"]]
 
 
 async def test_a_loss_at_the_end_of_the_time_is_told_as_that(autojump_clock: object) -> None:

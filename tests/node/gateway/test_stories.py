@@ -15,6 +15,8 @@ import pytest
 import trio
 from safetensors.numpy import load, save
 
+from modelnet_p2p.identity import KeyPair
+
 SUPPORT = str(Path(__file__).parents[2] / "support")
 MODELS = {
     "chat": "text-generation",
@@ -234,6 +236,22 @@ async def test_any_model_with_any_input(open_town: OpenTown, open_client: OpenCl
         )
         assert [json.loads(line).get("item") for line in lines] == ["a ", "b ", None]
         assert json.loads(lines[-1])["done"]
+
+
+async def test_a_uri_in_the_path_means_exactly_that_model(
+    open_town: OpenTown, open_client: OpenClient
+) -> None:
+    """What stands behind its `?` belongs to it, not to the gateway."""
+    async with opened(open_town, open_client, "words") as client:
+        path, own, other = "/api/v1/invoke/modelnet:words", client.alice.id, KeyPair(b"o" * 32).id
+        for pin in ("", f"?owner={own}", f"?provider={own}&params=%7B%7D"):
+            answer = await client.post(path + pin, {"input": "a b"})
+            assert answer.json().get("output") == ["a ", "b "], (pin, answer.body)
+        for pin in (f"?owner={other}", f"?provider={other}", f"?owner={own}&digest=sha256:{'11' * 32}"):
+            answer = await client.post(path + pin, {"input": "a b"})
+            assert (answer.status, answer.json()["error"]["code"]) == (404, "model_not_found"), pin
+        odd = await client.post(f"{path}?onwer={own}", {"input": "a b"})
+        assert (odd.status, odd.json()["error"]["param"]) == (400, "onwer")
 
 
 async def test_how_a_model_that_fails_is_told(open_town: OpenTown, open_client: OpenClient) -> None:
