@@ -121,9 +121,10 @@ class _Answer:
         provider = self.offer.provider if self.offer is not None else ""
         return RemoteError(
             Code.MODEL_ERROR,
-            f"the provider was lost after {self.items} items, and {provider} answers the same call otherwise",
+            f"the provider was lost after {self.items} items, and {provider} does not repeat them",
             peer=provider,
-            hint="ask again from the start",
+            hint="ask again from the start, with a seed if answers are drawn",
+            retryable=True,
         )
 
 
