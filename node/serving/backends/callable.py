@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.serving.backends.contract import Backend, Description, WorkerOffload
+from modelnet_p2p.node.serving.backends.rows import Rows
 from modelnet_p2p.node.serving.backends.tensor_model import QUANTISE, SAMPLE
 from modelnet_p2p.node.serving.description import MAX_ROWS, MAX_SLOTS, SYNC_SLOTS
 from modelnet_p2p.node.serving.guarding import guard
@@ -173,6 +174,9 @@ class CallableBackend(Backend):
         if inspect.isawaitable(output):  # a wrapper around an async one
             return await self.offload.in_loop(output)
         return output
+
+    def rows(self, value: Value, params: Mapping[str, Value]) -> Rows | None:
+        return super().rows(value, params) if self._serving is None else self._serving.rows(value, params)
 
     async def stream(self, value: Value, params: Mapping[str, Value]) -> AsyncGenerator[Value, None]:
         if params or not self._takes_input_alone:

@@ -88,15 +88,76 @@ def answer(ports: Sequence[Port], outputs: Sequence[Value]) -> Value:
     return {port.name: output for port, output in zip(ports, outputs, strict=True)}
 
 
+def offered(port: Port, value: Value, model: str, floats: str) -> tuple[Value, LocalError | None]:
+    """For a model that may take more than `port` says: what to run it on, and what its caller is told if it
+    raises then (bad-input, the words of `gather`). None: the input fits, so it is the model's own fault."""
+    expected = f"{model} expected a tensor {port}"
+    if isinstance(value, dict) and value.keys() == {port.name}:
+        value = value[port.name]
+    try:
+        if isinstance(value, list) and not _is_numbers(value):
+            got = "a list of something else than numbers"
+            raise LocalError(Code.BAD_INPUT, f"{expected}, got {got}")
+        array = _array(port, value, expected)
+    except LocalError as misfit:
+        return with_arrays(value, floats), misfit
+    return array, _misfit(port, array, expected)
+
+
+def with_arrays(value: Value, floats: str) -> Value:
+    """`value` with lists of numbers as arrays, for a model of which nobody knows what it takes: int64, or of
+    the dtype `floats` where one has a fraction, or bool. Other lists stay lists, and so do those of lists of
+    different lengths and empty ones; numbers alone stay numbers."""
+    if isinstance(value, dict):
+        return {name: with_arrays(part, floats) for name, part in value.items()}
+    if not isinstance(value, list):
+        return value
+    if not _is_numbers(value):
+        return [with_arrays(part, floats) for part in value]
+    try:
+        array = np.array(value)
+    except ValueError:  # lists of different lengths
+        return value
+    if not array.size or array.dtype.kind not in "bif":
+        return value
+    return array.astype(DTYPES[floats]) if array.dtype.kind == "f" else array
+
+
+def has_rank(port: Port, value: Value) -> bool:
+    """Whether an input for `port` has as many dimensions as it; of nested lists the first ones are asked."""
+    if isinstance(value, dict):
+        return value.keys() == {port.name} and has_rank(port, value[port.name])
+    rank = 0
+    while isinstance(value, list) and value:
+        value, rank = value[0], rank + 1
+    if rank == 0 and isinstance(value, np.ndarray):
+        rank = value.ndim
+    elif not isinstance(value, int | float):
+        return False
+    return port.shape is not None and rank == len(port.shape)
+
+
+def _is_numbers(value: list[Value]) -> bool:
+    return all(
+        _is_numbers(item) if isinstance(item, list) else isinstance(item, int | float) for item in value
+    )
+
+
 def _checked(port: Port, value: Value, expected: str) -> Array:
     array = _array(port, value, expected)
+    if (misfit := _misfit(port, array, expected)) is not None:
+        raise misfit
+    return array
+
+
+def _misfit(port: Port, array: Array, expected: str) -> LocalError | None:
     fits = port.shape is None or (
         array.ndim == len(port.shape)
         and all(want is None or want == got for want, got in zip(port.shape, array.shape, strict=True))
     )
-    if not fits or array.dtype.name != port.dtype:
-        raise LocalError(Code.BAD_INPUT, f"{expected}, got {_words(array)}")
-    return array
+    if fits and array.dtype.name == port.dtype:
+        return None
+    return LocalError(Code.BAD_INPUT, f"{expected}, got {_words(array)}")
 
 
 def _array(port: Port, value: Value, expected: str) -> Array:

@@ -19,6 +19,7 @@ from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.serving.backends.callable import construct, resolve
 from modelnet_p2p.node.serving.backends.contract import Backend, Description
 from modelnet_p2p.node.serving.backends.files import needing, the_file
+from modelnet_p2p.node.serving.backends.rows import Rows
 from modelnet_p2p.node.serving.backends.tensor_model import QUANTISE, SAMPLE, worded
 from modelnet_p2p.node.serving.backends.torch_serving import TorchServing
 from modelnet_p2p.payload import Value
@@ -79,9 +80,12 @@ class TorchModuleBackend(Backend):
         return self._description
 
     async def invoke(self, value: Value, params: Mapping[str, Value]) -> Value:
-        """`module(input, **params)`, arrays anywhere in both becoming tensors, and back."""
+        """`module(input, **params)`, see `TorchServing.run`."""
         self._serving.check(value, params)
         return await self.offload(lambda: self._serving.run(value, params))
+
+    def rows(self, value: Value, params: Mapping[str, Value]) -> Rows | None:
+        return self._serving.rows(value, params)
 
 
 def _read(path: Path) -> tuple[bytes, Mapping[str, str]]:

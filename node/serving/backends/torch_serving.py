@@ -2,12 +2,15 @@
 
 Tensors come and go as numpy arrays, bfloat16 by its bits, for torch and numpy know no common name for it.
 What a module takes stands nowhere: it is what the publisher's sample is, or the module's own
-`example_input_array` (Lightning's word), or what its first layer has weights for.
+`example_input_array` (Lightning's word), or what its first layer has weights for. So it is asked, not
+believed: the module runs on whatever comes, and where it raises on what does not look like that, the input is
+to blame.
 """
 
 from __future__ import annotations
 
 import inspect
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,9 +18,12 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
+from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.serving.backends.callable import check_keywords
-from modelnet_p2p.node.serving.backends.ports import Port, specs
+from modelnet_p2p.node.serving.backends.ports import Port, has_rank, offered, specs, with_arrays
+from modelnet_p2p.node.serving.backends.rows import Rows, rows_of
 from modelnet_p2p.node.serving.backends.warming import COLD, Warmth, warm_up
+from modelnet_p2p.node.serving.guarding import guard
 from modelnet_p2p.payload import Value
 from modelnet_p2p.records import Spec
 from modelnet_p2p.tensor import DTYPES, Array, dtype_name
@@ -38,13 +44,34 @@ class TorchServing:
         self._device = "cuda" if torch.cuda.is_available() and not on_cpu else "cpu"
         self.module = module.to(self._device).eval()
         self._signature = inspect.signature(module.forward)
+        self._floats = self.precision if self.precision in ("float16", "bfloat16", "float64") else "float32"
+        self._port: Port | None = None  # what it takes, once a first run has succeeded on that
 
     def check(self, value: Value, params: Mapping[str, Value]) -> None:
         """Raises LocalError (bad-input) for keywords that the module does not have."""
         check_keywords(self._words, self._signature, value, params)
 
+    def rows(self, value: Value, params: Mapping[str, Value]) -> Rows | None:
+        """None, too, for what has not its rank: a linear layer takes [4] as well as [1,4], and would take two
+        of them in one step for [8]."""
+        return rows_of(value, params) if self._port is not None and has_rank(self._port, value) else None
+
     def run(self, value: Value, params: Mapping[str, Value]) -> Value:
-        """`module(input, **params)`, arrays anywhere in both becoming tensors, and back."""
+        """`module(input, **params)`, arrays anywhere in both and lists of numbers in the input becoming
+        tensors, and back. Raises LocalError (bad-input) for an input that is not what the module is known to
+        take, if it does not take that either."""
+        if self._port is None:
+            return self._run(with_arrays(value, self._floats), params)
+        given, misfit = offered(self._port, value, self._words, self._floats)
+        if misfit is None:
+            return self._run(given, params)
+        try:
+            with guard(Code.BAD_INPUT, f"{self._words} raised ", level=logging.DEBUG):
+                return self._run(given, params)
+        except LocalError as error:
+            raise misfit from error
+
+    def _run(self, value: Value, params: Mapping[str, Value]) -> Value:
         import torch
 
         with torch.inference_mode():
@@ -94,7 +121,7 @@ class TorchServing:
         outputs: list[Port] = []
 
         def run(arrays: list[Array]) -> Sequence[Value]:
-            parts = _parts(self.run(arrays[0], {}))
+            parts = _parts(self._run(arrays[0], {}))
             if not outputs:
                 outputs.extend(_port_of(name, part) for name, part in parts.items())
             return list(parts.values())
@@ -102,6 +129,7 @@ class TorchServing:
         warmth = warm_up(self._words, run, [port], outputs, [] if example is None else [example])
         if warmth == COLD:
             return COLD, (Spec(port.name, "tensor"),), ()
+        self._port = port
         return warmth, specs([port]), specs(outputs)
 
 

@@ -90,8 +90,10 @@ async def test_a_module_and_its_description(
     np.testing.assert_allclose(answer, (x @ WEIGHT.T + BIAS) * 2)
     with pytest.raises(LocalError) as caught:
         await call(served, np.zeros((1, 4), np.float32))
-    assert caught.value.code is Code.MODEL_ERROR
-    assert "RuntimeError" in caught.value.message
+    assert caught.value.code is Code.BAD_INPUT
+    assert caught.value.message == "nets:Line expected a tensor float32 [n,3], got float32 [1,4]"
+    answer, _ = await call(served, [[1, 2, 3]])
+    np.testing.assert_allclose(answer, x @ WEIGHT.T + BIAS)
     with pytest.raises(LocalError) as caught:
         await call(served, x, depth=2)
     assert caught.value.code is Code.BAD_INPUT

@@ -67,6 +67,41 @@ class Encoder(nn.Module):
     def forward(self, x):
         return self.layer(x)
 
+class Fussy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(4, 4, bias=False)
+        self.a.weight.data.copy_(torch.eye(4))
+    def forward(self, x, times=1.0):
+        if isinstance(x, dict):
+            return x["first"] + x["second"]
+        if times == 0:
+            raise ValueError("not even once")
+        return self.a(x.float()) * times
+
+fussy = Fussy()
+
+class Line(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(4, 4, bias=False)
+        self.a.weight.data.copy_(torch.eye(4))
+    def forward(self, x, times=1.0):
+        if times == 0:
+            raise ValueError("not even once")
+        return self.a(x) * times
+
+class Kinds(nn.Module):
+    def forward(self, x):
+        if isinstance(x, dict):
+            return {name: str(part.dtype) for name, part in x.items()}
+        return str(x.dtype) if isinstance(x, torch.Tensor) else [type(part).__name__ for part in x]
+
+class Halves(Kinds):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
+
 class Picky(nn.Module):
     def __init__(self):
         super().__init__()
@@ -160,6 +195,88 @@ async def test_what_nobody_says_stays_open(
     told = (await load("zoo:Picky")).describe()
     assert told.latency_us is None
     assert "zoo:Picky was not warmed up" in caplog.text
+
+
+@pytest.mark.parametrize("options", [{}, {"quantise": "int8"}])
+async def test_lists_of_numbers_are_taken_as_by_an_onnx_model(load: Load, options: dict[str, str]) -> None:
+    line = await load("zoo:Line", **options)
+    for value in (
+        [[1, 2, 3, 4]],
+        [[1.0, 2, 3, 4]],
+        {"x": [[1, 2, 3, 4]]},
+        np.array([[1, 2, 3, 4]], np.float32),
+    ):
+        answer = np.asarray(await line.invoke(value, {"times": 2}))
+        assert answer.dtype == np.float32
+        np.testing.assert_allclose(answer, [[2, 4, 6, 8]], rtol=0.02)
+    words = await load("zoo:Words", **options)
+    assert np.asarray(await words.invoke([[1, 2, 3], [4, 5, 6]], {})).shape == (2, 2)
+
+
+@pytest.mark.parametrize("options", [{}, {"quantise": "int8"}])
+@pytest.mark.parametrize(
+    ("value", "got"),
+    [
+        (np.ones((1, 4), np.float64), "float64 [1,4]"),
+        (np.ones((1, 5), np.float32), "float32 [1,5]"),
+        ([[1, 2, 3]], "float32 [1,3]"),
+        ([[1, 2], [3]], "lists of different lengths"),
+        ([["a", "b", "c", "d"]], "a list of something else than numbers"),
+        ([np.ones(3)], "a list of something else than numbers"),
+        ({"y": [[1, 2, 3, 4]]}, "a map of y"),
+        ("four", "a text"),
+        (None, "nothing"),
+    ],
+)
+async def test_what_it_does_not_take_is_the_callers_mistake(
+    load: Load, value: Any, got: str, options: dict[str, str]
+) -> None:
+    line = await load("zoo:Line", **options)
+    with pytest.raises(LocalError) as caught:
+        await line.invoke(value, {})
+    assert caught.value.code is Code.BAD_INPUT
+    assert caught.value.message == f"zoo:Line expected a tensor float32 [n,4], got {got}"
+
+
+async def test_what_it_takes_beyond_that_is_not_refused(load: Load) -> None:
+    """A first layer's shape is a guess: the module itself has the last word."""
+    fussy = await load("zoo:fussy")
+    assert fussy.describe().inputs == (Spec("x", "tensor", "float32", (None, 4)),)
+    one = np.array([1, 2, 3, 4], np.float64)
+    for value in (one, one.tolist(), one[None, None], one.astype(np.int32)):
+        np.testing.assert_array_equal(np.ravel(np.asarray(await fussy.invoke(value, {}))), one)
+    both = {"first": [[1, 2]], "second": [[0.5, 0.5]]}
+    np.testing.assert_array_equal(np.asarray(await fussy.invoke(both, {})), [[1.5, 2.5]])
+    with pytest.raises(ValueError, match="not even once"):
+        await fussy.invoke([[1, 2, 3, 4]], {"times": 0})  # it fits: the module's own fault
+
+
+async def test_only_whole_rows_share_a_step(load: Load) -> None:
+    """Two halves of a row are not one."""
+    line = await load("zoo:Line")
+    assert line.describe().batches > 1
+    row = np.ones((1, 4), np.float32)
+    for value in (row, row.tolist(), {"x": row}):
+        assert line.rows(value, {}) is not None
+    half = np.ones(2, np.float32)
+    for part in (half, half.tolist(), {"x": half}, {"y": row}, [half], [], None):
+        assert line.rows(part, {}) is None
+
+
+async def test_where_nobody_knows_numbers_tell_their_dtype(load: Load) -> None:
+    kinds = await load("zoo:Kinds")
+    for value, found in [
+        ([[1, 2], [3, 4]], "torch.int64"),
+        ([[1, 2], [3, 4.5]], "torch.float32"),
+        ([True, False], "torch.bool"),
+        ({"a": [1], "b": [0.5]}, {"a": "torch.int64", "b": "torch.float32"}),
+        ([[1, 2], [3]], ["list", "list"]),
+        (["a", [1]], ["str", "Tensor"]),
+        ([np.ones(2), np.ones(2)], ["Tensor", "Tensor"]),
+        ([], []),
+    ]:
+        assert await kinds.invoke(value, {}) == found
+    assert await (await load("zoo:Halves")).invoke([0.5], {}) == "torch.bfloat16"
 
 
 async def test_the_int8_variant_says_how_far_off_it_is(load: Load, tmp_path: Path) -> None:
