@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,20 @@ def test_what_is_missing_or_broken_is_named(tmp_path: Path, folder: Path) -> Non
         refused(folder, Code.BAD_INPUT, "config.json")
 
 
+@pytest.mark.parametrize("left", [0, 5, 40, -1])
+def test_a_download_that_broke_off_is_told_by_its_file(folder: Path, left: int) -> None:
+    for name in ("model.safetensors", "model-00001-of-00001.safetensors"):
+        weights = folder / "model.safetensors"
+        weights.rename(folder / name)
+        places = {"weight_map": {"a": name}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(places))
+        data = (folder / name).read_bytes()
+        (folder / name).write_bytes(data[:left])
+        error = refused(folder, Code.BAD_INPUT, f"{folder / name} is cut off or damaged")
+        assert error.hint == "download it again"
+        weights.write_bytes(data)
+
+
 def test_a_directory_is_claimed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder.parent)
     for spec in (str(folder), "./My Llama", "My Llama", "My Llama/", "./nowhere", "/no/llama-3.2"):
@@ -152,12 +167,20 @@ def test_a_directory_is_claimed(folder: Path, monkeypatch: pytest.MonkeyPatch) -
         assert not looks_like_folder(spec), spec
 
 
-async def test_what_is_not_installed_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("card", ["", "---\nlicense: mit\n---\n# My Llama\n"])
+async def test_what_is_not_installed_is_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, card: str
+) -> None:
+    """Nothing of the extra is there: nor what reads the card."""
+
     async def at_once(step: Callable[[], Any]) -> Any:  # Any: each step's own result
         return step()
 
-    monkeypatch.setattr(loading, "NEEDED", ("no_such_package",))
-    with pytest.raises(LocalError, match="no_such_package") as caught:
+    (folder / "README.md").write_text(card)
+    monkeypatch.setattr(loading, "find_spec", lambda name: None)
+    for name in ("torch", "transformers", "yaml"):
+        monkeypatch.setitem(sys.modules, name, None)  # importing it raises ModuleNotFoundError
+    with pytest.raises(LocalError, match="needs torch and transformers and yaml") as caught:
         await TransformersBackend(Source(str(folder)), at_once).load()
     assert (caught.value.code, caught.value.hint) == (
         Code.BAD_STATE,

@@ -292,6 +292,17 @@ def test_code_that_a_directory_brings_is_not_run(stage: Stage, tmp_path: Path) -
         assert caught.value.code is code
 
 
+def test_files_that_are_cut_off_are_named(stage: Stage, folder: Path, tmp_path: Path) -> None:
+    for name, code in (("model.safetensors", "is cut off or damaged"), ("tokenizer.json", "its tokenizer")):
+        broken = tmp_path / name.partition(".")[0]
+        copytree(folder, broken)
+        (broken / name).write_bytes((folder / name).read_bytes()[:1000])
+        with pytest.raises(LocalError, match=code) as caught:
+            stage.open(broken)
+        assert caught.value.code is Code.BAD_INPUT
+        assert str(broken) in caught.value.message
+
+
 def test_weights_that_are_missing_are_not_made_up(stage: Stage, folder: Path, tmp_path: Path) -> None:
     copytree(folder, tmp_path / "part")
     weights = load_file(folder / "model.safetensors")

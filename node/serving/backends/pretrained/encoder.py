@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from modelnet_p2p.errors import Code, LocalError
-from modelnet_p2p.node.serving.backends.pretrained.folder import MODULES, Folder, read_json
+from modelnet_p2p.node.serving.backends.pretrained.folder import MODULES, Folder, check_sound, read_json
 
 Floats = NDArray[np.float32]
 Step: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # hidden or vectors, mask -> vectors
@@ -166,6 +166,7 @@ def _dense(weights: Any, config: Mapping[str, object], device: Any) -> Step:
             f"the dense layer {weights.parent} has no safetensors, or an activation {word[:40]!r}",
             hint=f"served are safetensors and {', '.join(ACTIVATIONS)}",
         )
+    check_sound(weights)
     tensors = load_file(weights, device=str(device))
     matrix, bias, activation = tensors["linear.weight"].float(), tensors.get("linear.bias"), ACTIVATIONS[word]
 

@@ -8,6 +8,7 @@ This module needs neither torch nor transformers.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,9 @@ from functools import cached_property
 from math import prod
 from pathlib import Path
 
+from modelnet_p2p.digest import BadArtifact, header_bytes, tensor_places
 from modelnet_p2p.errors import Code, LocalError
+from modelnet_p2p.node.disk.files import reason
 from modelnet_p2p.node.serving.backends.pretrained.card import Card, read_card
 from modelnet_p2p.node.serving.policy.safety import UNSAFE_SUFFIXES
 from modelnet_p2p.node.weights.hashing import artifact_of
@@ -61,7 +64,6 @@ class Folder:
     path: Path
     config: Mapping[str, object]
     shards: tuple[Path, ...]
-    card: Card
 
     @property
     def kind(self) -> Kind:
@@ -100,6 +102,11 @@ class Folder:
         return None
 
     @cached_property
+    def card(self) -> Card:
+        """Needs the package yaml, which the transformers library brings."""
+        return read_card(self.path)
+
+    @cached_property
     def weights(self) -> Weights:
         """Read once from beginning to end; raises LocalError (bad-input) for a file that is not sound."""
         found = artifact_of(self.path)
@@ -136,7 +143,8 @@ def looks_like_folder(spec: str) -> bool:
 
 
 def open_folder(path: Path) -> Folder:
-    """Look through `path`; raises LocalError: bad-input for what is missing, unsafe for what runs code."""
+    """Look through `path`; raises LocalError: bad-input for what is missing or damaged, unsafe for what runs
+    code."""
     if not path.is_dir():
         hint = "name a directory below the one you are in, or its whole path"
         raise LocalError(Code.BAD_INPUT, f"there is no directory {path}", hint=hint)
@@ -149,7 +157,10 @@ def open_folder(path: Path) -> Folder:
     config = read_json(path / CONFIG)
     _refuse_adapters(path)
     _refuse_code(path, config)
-    return Folder(path, config, tuple(_shards(path)), read_card(path))
+    shards = tuple(_shards(path))
+    for shard in shards:
+        check_sound(shard)
+    return Folder(path, config, shards)
 
 
 def _refuse_adapters(path: Path) -> None:
@@ -202,6 +213,21 @@ def _shards(path: Path) -> Iterator[Path]:
         if not (path / name).is_file():
             raise LocalError(Code.BAD_INPUT, f"there is no file {path / name}, which {INDEX} names")
         yield path / name
+
+
+def check_sound(path: Path) -> None:
+    """Whether a safetensors file has a header and the bytes that it tells of, which one whose download broke
+    off has not; raises LocalError (bad-input)."""
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            start = file.read(8)
+            tensor_places(start + file.read(header_bytes(start, size) - 8), size)
+    except OSError as error:
+        raise LocalError(Code.BAD_INPUT, f"cannot read {path}: {reason(error)}") from error
+    except BadArtifact as error:
+        words = f"{path} is cut off or damaged: {error}"
+        raise LocalError(Code.BAD_INPUT, words, hint="download it again") from error
 
 
 def _no_weights(path: Path) -> LocalError:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from typing import Any
 
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.serving.backends.files import lacking
 from modelnet_p2p.node.serving.backends.pretrained.folder import Folder, Kind
-from modelnet_p2p.node.serving.guarding import last_line
+from modelnet_p2p.node.serving.guarding import guard
 from modelnet_p2p.node.serving.source import Source
 
-NEEDED = ("torch", "transformers")
+NEEDED = ("torch", "transformers", "yaml")  # the last for the model card
 CLASSES = {
     Kind.GENERATES: "AutoModelForCausalLM",
     Kind.CLASSIFIES: "AutoModelForSequenceClassification",
@@ -23,8 +23,6 @@ CLASSES = {
 # Threads that share the steps of so small a model wait for each other, and spin: with 100,000 weights two of
 # them took ten times the CPU of one.
 SHARED_PARAMETERS = 20_000_000
-# What the library raises for files that do not fit together, or for want of a package that a tokenizer needs.
-LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError)
 SWITCHES = {  # of the Hugging Face libraries, read when they are imported: nothing is ever fetched
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
@@ -132,10 +130,7 @@ def _check_known(folder: Folder) -> None:
     )
 
 
-@contextmanager
-def _named(folder: Folder, part: str) -> Iterator[None]:
-    try:
-        yield
-    except LOAD_ERRORS as error:
-        message = f"cannot load {folder.path}, {part}: {last_line(error)}"
-        raise LocalError(Code.BAD_INPUT, message) from error
+def _named(folder: Folder, part: str) -> AbstractContextManager[None]:
+    """Whatever the library raises for files that are damaged or do not fit together, or for want of a package
+    that a tokenizer needs: its parts in Rust raise what is no more than an Exception."""
+    return guard(Code.BAD_INPUT, f"cannot load {folder.path}, {part}: ")
