@@ -373,7 +373,10 @@ class Peer:
         place = self.parts.upstreams if is_address(wanted.spec) else self.parts.hosting
         if dry_run:
             return await place.rehearse(wanted, on_event or quiet)
-        return await place.publish(wanted, on_event or quiet)
+        answer = await place.publish(wanted, on_event or quiet)
+        if place is self.parts.hosting:
+            await self.parts.upstreams.yield_name(str(answer["model"]).partition("@")[0])
+        return answer
 
     async def pull(
         self,

@@ -8,9 +8,11 @@ the source alone: after a restart the first look finds out what is true by then.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from shlex import quote
 from typing import Protocol
 
 import trio
@@ -19,7 +21,7 @@ from modelnet_p2p.errors import Code, LocalError, ModelnetError, NotFound, Remot
 from modelnet_p2p.node.notices import Notice, quiet
 from modelnet_p2p.node.serving.policy.attendance import Attendance, Rhythm
 from modelnet_p2p.node.serving.source import Source
-from modelnet_p2p.node.serving.upstream.address import Address, served_name, told_apart
+from modelnet_p2p.node.serving.upstream.address import MARK_CHARS, Address, served_name, told_apart
 from modelnet_p2p.node.serving.upstream.connection import Gone
 from modelnet_p2p.node.serving.upstream.faults import SERVER
 from modelnet_p2p.node.serving.upstream.http import KEYS, key_of, open_http
@@ -65,19 +67,33 @@ class Model:
 
 
 class Keeper:
-    """One source. `claimed` names models of its server that other sources have."""
+    """One source.
+
+    `names` are those that models of its server have had here, `claimed` tells which of them another source
+    has, `keep` is called when a name was given.
+    """
 
     def __init__(
-        self, source: Source, without: Iterable[str], host: Host, claimed: Callable[[], set[str]], say: Notice
+        self,
+        source: Source,
+        without: Iterable[str],
+        names: Mapping[str, str],
+        host: Host,
+        claimed: Callable[[Keeper], set[str]],
+        keep: Callable[[Keeper], None],
+        say: Notice,
     ) -> None:
         self.address = Address.parse(source.spec)
+        self.chosen = source.model.partition("@")[0] if source.model else ""  # its publisher's name for it
         self._key, name = key_of(self.address, source.environ)
         self.source = replace(source, spec=self.address.spec, environ={name: self._key} if name else {})
         self.without = set(without)  # names over there of models that were unpublished one by one
+        self.names = dict(names)  # by the names over there
         self.models: dict[str, Model] = {}  # by the name over there
         self.looked = trio.Event()  # set once the first look is over
         self._host = host
         self._claimed = claimed
+        self._keep = keep
         self._say = say
         self._attendance = Attendance(SERVER_RHYTHM, trio.current_time())
         self._is_silent = False  # as far as the last look tells
@@ -85,6 +101,26 @@ class Keeper:
         self._doubted = trio.Event()
         self._looking = trio.Lock()
         self._scope = trio.CancelScope()
+
+    @property
+    def key(self) -> str:
+        """What it is remembered by: a model may be published under several names."""
+        if not self.chosen:
+            return self.address.spec
+        return f"{self.address.spec} {hashlib.sha256(self.chosen.encode()).hexdigest()[:MARK_CHARS]}"
+
+    def replaces(self, other: Keeper) -> bool:
+        """Whether what `other` serves is this one's from now on, for it has the same name."""
+        if other.address.base != self.address.base or not other.address.model:
+            return other.key == self.key
+        if not self.address.model:
+            return not other.chosen or other.chosen == self.name_of(other.address.model)
+        same = self.chosen or other.address.model == self.address.model
+        return bool(same) and self._own_name == other._own_name
+
+    @property
+    def _own_name(self) -> str:
+        return self.chosen or self.name_of(self.address.model)
 
     # --- for as long as the source is published ---
 
@@ -118,12 +154,12 @@ class Keeper:
     async def exclude(self, upstream: str) -> dict[str, object]:
         """Publish this model no more; the answer of its withdrawal. Raises LocalError as `end` does."""
         async with self._looking:
-            model = self.models[upstream]
-            if model.is_served:
+            model = self.models.get(upstream)
+            if model is not None and model.is_served:
                 answer = await withdrawn(self._host, model.name)
             else:
-                answer = nothing_withdrawn(model.name)
-            del self.models[upstream]
+                answer = nothing_withdrawn(self.chosen or self.name_of(upstream))
+            self.models.pop(upstream, None)
             self.without.add(upstream)
             return answer
 
@@ -187,37 +223,78 @@ class Keeper:
             if model.is_served:
                 self._say(f"{self.address.base} has no model {upstream!r} any more: it is withdrawn")
                 await self._withdraw(model, "gone")
+        here = {model.name for model in listed}
+        self.names = {upstream: name for upstream, name in self.names.items() if upstream in here}
         if self.address.model and not wanted:
             self._why_away = f"{self.address.base} has no model {self.address.model!r}"
         for upstream in wanted:
             model = self.models.get(upstream) or self._new(upstream)
-            if model.is_served and self._host.spec_of(model.name) != self._spec(upstream):
-                model.name, model.why = self.free_name(upstream), "its name was taken"
+            if self._has_lost_its_name(upstream, model):
+                continue
             if (model.suspected or not model.is_served) and trio.current_time() >= model.attendance.next_at:
                 await self._try(upstream, model, notice)
+
+    def _has_lost_its_name(self, upstream: str, model: Model) -> bool:
+        """Whether something else is published under the name that it must have; otherwise it gets another."""
+        taker = self._host.spec_of(model.name)
+        if taker == self._spec(upstream):
+            return False
+        if model.is_served:
+            model.why = "its name was taken"
+        if taker is None:
+            return False
+        if self.chosen:
+            model.why = f"{model.name} is {taker} now"
+            return self.looked.is_set()  # the first look is its publisher's wish
+        before, model.name = model.name, self._given_name(upstream)
+        self._say(f"{before} is {taker} now: {upstream!r} of {self.address.base} is {model.name}")
+        return False
 
     def wanted(self, listed: list[Listed]) -> list[str]:
         """Those that should be published, as they are called over there."""
         if self.address.model:
             found = named(listed, self.address.model)
             return [found.name] if found else []
-        others = self._claimed() | self.without
+        others = self._claimed(self) | self.without
         fitting = [model.name for model in listed if model.may_be_served(self._host.me)]
         return [name for name in fitting if name not in others][:MAX_OF_ONE]
 
     def _new(self, upstream: str) -> Model:
-        model = self.models[upstream] = Model(self.free_name(upstream), _attendance(), "not published yet")
+        model = self.models[upstream] = Model(self._given_name(upstream), _attendance(), "not published yet")
         return model
+
+    def _given_name(self, upstream: str) -> str:
+        """Its name from now on, also after a restart."""
+        name = self.free_name(upstream)
+        if not self.chosen and self.names.get(upstream) != name:
+            self.names[upstream] = name
+            self._keep(self)
+        return name
+
+    def name_of(self, upstream: str) -> str:
+        """What it is called here if nobody says otherwise: as before, or after its name over there."""
+        return self.names.get(upstream) or served_name(upstream)
 
     def free_name(self, upstream: str) -> str:
         """What it is to be called: nobody's name is taken away."""
-        if self.source.model is not None:
-            return self.source.model.partition("@")[0]
-        name, mine = served_name(upstream), self._spec(upstream)
-        used = {model.name for other, model in self.models.items() if other != upstream}
+        if self.chosen:
+            return self.chosen
+        name, mine = self.name_of(upstream), self._spec(upstream)
+        used = {other_name for other, other_name in self.names.items() if other != upstream}
         if name in used or self._host.spec_of(name) not in (None, mine):
-            return told_apart(name, mine)
+            return told_apart(served_name(upstream), mine)
         return name
+
+    def notes(self, upstream: str, name: str) -> list[str]:
+        """What its publisher should know of the name that it has got."""
+        own = served_name(upstream)
+        if self.chosen or name == own:
+            return []
+        holder = next((other for other, used in self.names.items() if used == own), self._host.spec_of(own))
+        if holder is None:
+            return []
+        command = f"modelnet-peer publish {quote(self._spec(upstream))} --model NAME"
+        return [f"{upstream} is {name} here, for {own} is {holder}; to name it yourself: {command}"]
 
     def source_of(self, upstream: str, name: str) -> Source:
         """The one model as something to publish."""

@@ -293,8 +293,12 @@ async def test_what_is_unpublished_stays_away(open_town: OpenTown, autojump_cloc
         assert await names(bob) == ["one", "three"]
         await publish(alice, f"{URL}#one", model="mine")  # a source of its own
         await trio.sleep(60)
-        assert await names(bob) == ["mine", "three"]
+        assert await names(bob) == ["mine", "one", "three"]
         await alice.unpublish("mine")
+        await trio.sleep(60)
+        assert await names(bob) == ["one", "three"]
+        await publish(alice, f"{URL}#one")  # by the name that it has anyway
+        await alice.unpublish("one")
         await trio.sleep(60)
         assert await names(bob) == ["three"]
         said = await alice.unpublish("http://box")
@@ -320,6 +324,126 @@ async def test_nobody_s_name_is_taken_away(open_town: OpenTown) -> None:
         assert caught.value.code is Code.IN_USE
         await alice.publish("builtin:echo", model="a-b")  # what the publisher says outright is done
         assert models_of(await alice.status())["a-b"] == "serving"
+
+
+async def test_a_model_is_published_by_its_own_name_and_by_others_beside(
+    open_town: OpenTown, autojump_clock: MockClock
+) -> None:
+    box = box_with("tiny", "slow")
+    async with in_memory(box=box), open_town() as town:
+        alice, bob = await town.peer("alice"), await town.peer("bob")
+        await publish(alice)
+        for name in ("acme/up@1", "acme/too"):
+            assert (await publish(alice, f"{URL}#tiny", model=name))["model"] == name
+        assert await names(bob) == ["acme/too", "acme/up@1", "slow", "tiny"]
+
+        well = box.handlers[CHAT]
+        broken = say_json({"error": "out of memory"}, 500)
+        box.on(CHAT, lambda body: broken if body["model"] == "slow" else well(body))
+        said = await publish(alice)  # all of it once more, while one of them is not well
+        assert [line["model"] for line in said["models"]] == ["tiny"]
+        assert [line["upstream"] for line in said["left_out"]] == ["slow"]
+        await trio.sleep(60)
+        assert await names(bob) == ["acme/too", "acme/up@1", "tiny"]
+
+        said = await alice.unpublish(f"{URL}#tiny")
+        assert sorted(line["model"] for line in said["models"]) == ["acme/too", "acme/up", "tiny"]
+        await trio.sleep(60)
+        assert await names(bob) == []
+
+
+async def test_a_source_of_its_own_by_the_same_name_is_the_server_s_again_when_all_are_published(
+    open_town: OpenTown, autojump_clock: MockClock
+) -> None:
+    box = box_with("tiny")
+    async with in_memory(box=box), open_town() as town:
+        alice, bob = await town.peer("alice"), await town.peer("bob")
+        await publish(alice, f"{URL}#tiny", task="translation")
+        assert (await publish(alice))["model"] == "tiny"
+        await trio.sleep(60)
+        assert (await names(bob), await names(bob, "translation")) == (["tiny"], [])
+        await publish(alice, f"{URL}#tiny", task="translation")  # and the other way round
+        await trio.sleep(60)
+        assert (await names(bob), await names(bob, "translation")) == ([], ["tiny"])
+
+
+async def test_unpublishing_a_server_takes_all_of_its_models_whatever_they_are_called(
+    open_town: OpenTown, autojump_clock: MockClock
+) -> None:
+    box = box_with("Fake:1B", "other")
+    async with in_memory(box=box), open_town() as town:
+        alice, bob = await town.peer("alice"), await town.peer("bob")
+        await publish(alice, f"{URL}#Fake:1B", model="acme/llama@1")
+        said = await alice.unpublish(URL)
+        assert [line["model"] for line in said["models"]] == ["acme/llama"]
+        await publish(alice, f"{URL}#Fake:1B", model="acme/llama@1")
+        await publish(alice)
+        said = await alice.unpublish(URL)
+        assert sorted(line["model"] for line in said["models"]) == ["acme/llama", "fake-1b", "other"]
+        await trio.sleep(60)
+        assert (await alice.status())["models"] == await names(bob) == []
+        with pytest.raises(NotFound, match="no models of"):
+            await alice.unpublish(URL)
+
+
+async def test_the_first_that_has_a_name_keeps_it_and_the_other_is_told(
+    open_town: OpenTown, autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    box, home = box_with("Fake:1B", "fake-1b"), Home(tmp_path)
+    async with in_memory(box=box), open_town() as town:
+        await town.peer("bob")
+        async with reopened(town, "alice", home) as alice:
+            first, other = (await publish(alice))["models"]
+            assert (first["model"], first["upstream"], first["notes"]) == ("fake-1b", "Fake:1B", [])
+            assert other["model"].startswith("fake-1b-")
+            [note] = other["notes"]
+            assert note.startswith(f"fake-1b is {other['model']} here, for fake-1b is Fake:1B;")
+            assert note.endswith(f"publish '{URL}#fake-1b' --model NAME")
+
+            box.serve_chat("fake-1b", "Fake:1B")  # the server's order is its own
+            await publish(alice, f"{URL}#Fake:1B", model="acme/llama@1")
+            again = {line["upstream"]: line["model"] for line in (await publish(alice))["models"]}
+            assert again == {"Fake:1B": "fake-1b", "fake-1b": other["model"]}
+        async with reopened(town, "alice", home) as alice:
+            status: Any = await alice.status()
+            upstreams = {line["model"]: line["upstream"] for line in status["models"]}
+            assert upstreams == {
+                "fake-1b": f"{URL}#Fake:1B",
+                other["model"]: f"{URL}#fake-1b",
+                "acme/llama@1": f"{URL}#Fake:1B",
+            }
+
+
+async def test_a_name_that_something_else_is_published_under_is_not_taken_back(
+    open_town: OpenTown, autojump_clock: MockClock
+) -> None:
+    box = box_with("one", "two")
+    async with in_memory(box=box), open_town() as town:
+        alice = await town.peer("alice")
+        await publish(alice, f"{URL}#one", model="mine")
+        await publish(alice, f"{URL}#two", model="mine")
+        await trio.sleep(60)
+        assert [line["upstream"] for line in (await alice.status())["models"]] == [f"{URL}#two"]
+        await alice.publish("builtin:echo", model="mine")
+        await trio.sleep(60)
+        [line] = (await alice.status())["models"]
+        assert (line["model"], line.get("upstream")) == ("mine", None)
+        await alice.unpublish("mine")
+        await trio.sleep(60)
+        assert (await alice.status())["models"] == []
+
+        await publish(alice)
+        box.away = True
+        await until(lambda: _states(alice), wanted={"upstream away"})
+        await alice.publish("builtin:echo", model="one")
+        box.away = False
+        await until(lambda: _states(alice), wanted={"serving"})
+        lines = {line["model"]: line.get("upstream") for line in (await alice.status())["models"]}
+        assert (lines.pop("one"), lines.pop("two"), [*lines.values()]) == (None, f"{URL}#two", [f"{URL}#one"])
+
+
+async def _states(peer: Peer) -> set[str]:
+    return set(models_of(await peer.status()).values())
 
 
 @asynccontextmanager

@@ -88,8 +88,13 @@ async def list_models(http: Http) -> list[Listed]:
 
 
 def named(listed: Sequence[Listed], name: str) -> Listed | None:
-    """The one that is called so; Ollama means `:latest` where no tag is said."""
-    return next((model for model in listed if model.name in (name, f"{name}:latest")), None)
+    """The one that is called so."""
+    return next((model for model in listed if is_named(model.name, name)), None)
+
+
+def is_named(full: str, name: str) -> bool:
+    """Whether `name` means the model of that full name: Ollama means `:latest` where no tag is said."""
+    return full in (name, f"{name}:latest")
 
 
 async def look_at(http: Http, model: Listed, task: str | None) -> Looked:
