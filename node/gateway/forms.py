@@ -25,6 +25,7 @@ TEXT_TASKS = (
     "summarization",
     "translation",
 )
+LABELLING = ("-classification", "text-ranking")  # ends of Hugging Face's tasks: text-, token-, zero-shot-…
 # what is the gateway's own matter: the model never sees it
 _OURS = frozenset({"model", "stream", "stream_options", "n", "user", "store", "metadata", "service_tier"})
 # what a model that takes plain text cannot heed, and where it would answer something else than was asked
@@ -49,10 +50,16 @@ def form_of(offer: Offer) -> Form:
             return Form.MESSAGES
     if offer.task in EMBEDDING_TASKS:
         return Form.EMBEDDING
-    takes_text = any(spec.kind == "text" for spec in offer.inputs)
+    takes_text = any(spec.kind == "text" for spec in offer.inputs) and not _gives_labels(offer)
     if takes_text or (not offer.inputs and offer.task in TEXT_TASKS):
         return Form.TEXT
     return Form.OTHER
+
+
+def _gives_labels(offer: Offer) -> bool:
+    """Whether it reads a text and tells what it is of: it has no text to answer a chat with."""
+    gives_text = any(spec.kind == "text" for spec in offer.outputs)
+    return offer.task.endswith(LABELLING) and bool(offer.outputs) and not gives_text
 
 
 def endpoints_of(offer: Offer) -> list[str]:

@@ -9,11 +9,32 @@ import pytest
 import trio
 
 from modelnet_p2p.errors import Code, LocalError, NotFound, RemoteError
+from modelnet_p2p.identity import KeyPair
 from modelnet_p2p.node.gateway.errors import KINDS, BadRequest, error_object, kind_of, to_bytes
-from modelnet_p2p.node.gateway.forms import check_messages, for_model, transcript
+from modelnet_p2p.node.gateway.forms import chat_fit, check_messages, endpoints_of, for_model, transcript
 from modelnet_p2p.node.gateway.http import BODY_SECONDS, Http, Room, parse_object
 from modelnet_p2p.node.gateway.pieces import Whole
 from modelnet_p2p.node.gateway.tensors import from_npy
+from modelnet_p2p.offers import Offer, State
+from modelnet_p2p.records import Manifest, OfferRecord, Spec, seal_manifest
+
+ALICE = KeyPair(b"alice".ljust(32, b"."))
+
+
+def offered(model: str, task: str, takes: tuple[Spec, ...], gives: tuple[Spec, ...]) -> Offer:
+    manifest = Manifest(owner=ALICE.id, name=model, task=task, issued_unix=1)
+    record = OfferRecord(
+        provider=ALICE.id,
+        network="public",
+        manifest=manifest,
+        manifest_envelope=seal_manifest(manifest, ALICE),
+        seq=1,
+        issued_us=1,
+        expires_us=2,
+        inputs=takes,
+        outputs=gives,
+    )
+    return Offer(record, b"envelope", ("/ip4/127.0.0.1/tcp/1",), State.ALIVE)
 
 
 def test_every_code_of_ours_has_its_kind() -> None:
@@ -73,6 +94,27 @@ def test_a_model_that_takes_messages_gets_the_request_without_what_is_ours() -> 
         "max_completion_tokens": 3,
     }
     assert for_model(body) == {"messages": [], "seed": 1, "max_tokens": 3}
+
+
+@pytest.mark.parametrize(
+    ("task", "gives", "chats"),
+    [
+        ("text-classification", (Spec("labels", "json"),), False),
+        ("zero-shot-classification", (Spec("scores", "tensor", "float32", (None, 3)),), False),
+        ("text-classification", (Spec("label", "text"),), True),
+        ("text-classification", (), True),  # a function that does not say what it gives
+        ("x-modelnet/function", (Spec("answer", "json"),), True),  # it may be a map with `choices`
+    ],
+)
+def test_who_gives_labels_does_not_chat(task: str, gives: tuple[Spec, ...], chats: bool) -> None:
+    offer = offered("acme/moods", task, (Spec("text", "text"),), gives)
+    assert ("/v1/chat/completions" in endpoints_of(offer)) == chats
+    ask = chat_fit({"messages": [{"role": "user", "content": "Hello"}]})
+    if chats:
+        assert ask(offer) == ("Hello", {})
+        return
+    with pytest.raises(BadRequest, match=r"acme/moods cannot chat: .* ask it at /api/v1/invoke"):
+        ask(offer)
 
 
 def test_a_conversation_as_text() -> None:

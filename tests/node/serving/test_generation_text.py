@@ -102,6 +102,7 @@ def test_the_makers_sampling_holds_where_the_caller_says_nothing() -> None:
         ({"messages": HELLO, "response_format": {"type": "json_schema"}}, "json_schema"),
         ({"messages": HELLO, "chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
         ({"prompt": "x", "echo": True}, "echo"),
+        ({"prompt": "x", "min_p": 0.1}, "takes no parameter 'min_p'"),
     ],
 )
 def test_what_makes_no_sense_is_named(value: Any, words: str) -> None:
@@ -109,6 +110,16 @@ def test_what_makes_no_sense_is_named(value: Any, words: str) -> None:
         read_request(value, {}, GREEDY)
     assert caught.value.code is Code.BAD_INPUT
     assert words in caught.value.message
+
+
+def test_an_option_that_nobody_knows_is_named_with_those_that_are() -> None:
+    with pytest.raises(LocalError, match="this model takes no parameter 'bogus'") as caught:
+        read_request("Once", {"bogus": 1, "temperature": 0}, GREEDY)
+    assert caught.value.code is Code.BAD_INPUT
+    assert "max_tokens" in caught.value.hint
+    usual = {"model": "m", "stream": True, "stream_options": {}, "user": "alice", "store": False}
+    more = {"parallel_tool_calls": True, "reasoning_effort": "low", "service_tier": "auto", "bogus": None}
+    assert read_request({"messages": HELLO, **usual, **more}, {}, GREEDY).form is Form.CHAT
 
 
 def test_an_overflow_names_the_numbers() -> None:

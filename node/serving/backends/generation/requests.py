@@ -2,7 +2,8 @@
 
 The input of a call is a text, a map with `prompt` (completions) or a map with `messages` (chat). A text
 brings its options as parameters of the call, a map brings them as OpenAI's clients send them. Fields that ask
-for something which a local model cannot do are refused, those that mean nothing to it are left alone.
+for something which a local model cannot do are refused, and so are unknown ones; those that clients send as a
+matter of course and that mean nothing to it are left alone.
 """
 
 from __future__ import annotations
@@ -30,6 +31,19 @@ TEXT_TOKENS = 256  # for a plain text without max_tokens: a page, and no endless
 MIN_TEMPERATURE = 1e-3  # below it is 0: logits divided by less are no numbers any more
 COMPLETION_TOKENS = 16  # for completions without max_tokens: OpenAI's
 
+OPTIONS = frozenset(
+    {"max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "seed", "stop", "logit_bias"}
+    | {"frequency_penalty", "presence_penalty", "logprobs", "top_logprobs", "tools", "tool_choice"}
+    | {"chat_template_kwargs"}
+)
+REFUSED = frozenset(  # unless they ask for nothing, see `_refuse`
+    {"n", "best_of", "echo", "suffix", "audio", "prediction", "functions", "function_call", "response_format"}
+)
+LEFT_ALONE = frozenset(  # of the caller's account, of how the answer travels, and hints that bind nobody
+    {"model", "stream", "stream_options", "user", "store", "metadata", "service_tier", "safety_identifier"}
+    | {"prompt_cache_key", "prompt_cache_retention", "parallel_tool_calls", "reasoning_effort", "verbosity"}
+    | {"modalities"}
+)
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 
@@ -139,6 +153,11 @@ def _sampling(fields: Mapping[str, Value], default: Sampling) -> Sampling:
 
 def _refuse(fields: Mapping[str, Value]) -> None:
     """What would be answered otherwise than it was asked."""
+    known = OPTIONS | REFUSED | LEFT_ALONE | {"messages", "prompt"}
+    unknown = sorted(str(name) for name, field in fields.items() if name not in known and field is not None)
+    if unknown:
+        hint = f"it takes {', '.join(sorted(OPTIONS))}"
+        raise _bad(f"this model takes no parameter {unknown[0][:40]!r}", hint)
     for name, word in (("n", "one answer"), ("best_of", "one answer")):
         if fields.get(name) not in (None, 1):
             raise _bad(f"{name}={str(fields[name])[:20]}: a call gives {word}", "call it several times")
