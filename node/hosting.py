@@ -127,6 +127,7 @@ class Hosting:
             published = await self._tell(draft, tombstone)
         return {
             **published_line(draft),
+            **_told(served.description, source, served.in_place_of),
             "holders": {"asked": published.asked, "stored": published.stored},
             "expires_unix": published.sealed.expires_us // 1_000_000,
         }
@@ -186,10 +187,17 @@ class Hosting:
     async def rehearse(self, source: Source, notice: Notice) -> dict[str, object]:
         """What publishing `source` would say; the model is loaded and let go, nobody is told."""
         notice(f"loading {source.spec}")
-        draft = self._draft_of(await self._models.rehearse(source), source, 0)
+        description = await self._models.rehearse(source)
+        draft = self._draft_of(description, source, 0)
         self._publisher.check(draft)
-        holders = {"asked": 0, "stored": 0}
-        return {**published_line(draft), "holders": holders, "expires_unix": None, "dry_run": True}
+        before = self._models.get(draft.name)
+        return {
+            **published_line(draft),
+            **_told(description, source, None if before is None else before.source),
+            "holders": {"asked": 0, "stored": 0},
+            "expires_unix": None,
+            "dry_run": True,
+        }
 
     async def withdraw(self, model: str) -> dict[str, object]:
         """Serve `model` no longer and take its record back; the contract's `unpublish` object."""
@@ -319,6 +327,14 @@ class Hosting:
             now_unix=int(time.time()),
             shares_weights=source.share_weights,
         )
+
+
+def _told(description: Description, source: Source, before: Source | None) -> dict[str, object]:
+    """What its publisher should know beside: whose place it takes, and what is odd about it."""
+    notes = [*source.notes, *description.notes]
+    if before is not None and not source.is_like(before):
+        notes.append(f"{description.name} is something else now; to keep both, publish with --model NAME")
+    return {"replaces": None if before is None else before.told_beside(source), "notes": notes}
 
 
 def _is_meant(uri: ModelUri, identity: Identity) -> bool:

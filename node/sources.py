@@ -31,6 +31,7 @@ async def source_of(
 ) -> Source:
     """The source that `Peer.publish` means; raises LocalError (bad-input, forbidden)."""
     pulled = await pulls.source(source, cwd) if isinstance(source, str) else None
+    note = await pulls.hidden(source, cwd) if isinstance(source, str) else ""
     if pulled is not None:
         source, sealed = pulled
         manifest = manifest or sealed
@@ -56,4 +57,5 @@ async def source_of(
         manifest=manifest,
         options=checked_options(options or {}),
         share_weights=bool(share_weights),
+        notes=(note,) if note else (),
     )

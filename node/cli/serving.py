@@ -172,6 +172,8 @@ def _show_published(session: Session, answer: dict[str, Any], dry_run: bool) -> 
     for left_out in answer.get("left_out") or ():
         output.notice(f"{left_out.get('upstream')} is left out: {left_out.get('why')}")
     for number, line in enumerate(answer.get("models") or [answer]):
+        for note in line.get("notes") or ():
+            output.notice(f"note: {note}")
         if output.as_json:
             output.line(line)
             continue
@@ -188,6 +190,7 @@ def _show_model(output: Output, answer: dict[str, Any], dry_run: bool) -> None:
             ("uri", answer.get("uri")),
             ("task", answer.get("task")),
             *([("upstream", answer["upstream"])] if answer.get("upstream") else []),
+            *([("in place of", f"{answer['replaces']}, published before")] if answer.get("replaces") else []),
             *(described(answer) if dry_run else ()),
             ("stored", "nothing: a dry run" if dry_run else _holders(holders)),
         ]

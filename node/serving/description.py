@@ -17,6 +17,8 @@ SYNC_SLOTS = 1  # most models are not written for two calls at once
 MAX_SLOTS = 64  # each is a stream and a task in the worker
 MAX_ROWS = 65_536  # of one step of a model that batches: what more it says is a mistake
 MAX_PLACE_BYTES = 4096  # of a path on this disk
+MAX_NOTES = 8  # lines for its publisher
+MAX_NOTE_BYTES = 400  # of each
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,7 @@ class Description:
     latency_us: int | None = None  # of one small call, the median of a warm-up run on the provider's machine
     batches: int = 1  # most rows, of several calls together, that it takes in one step; 1: one call a step
     deterministic: bool = False  # the same input gives the same answer, to the bit, whoever serves its digest
+    notes: tuple[str, ...] = ()  # what its publisher should know of it; not in the offer
 
     @property
     def places(self) -> int:
@@ -83,6 +86,7 @@ class Description:
             "latency_us": self.latency_us,
             "batches": self.batches,
             "deterministic": self.deterministic,
+            "notes": list(self.notes),
         }
 
     @classmethod
@@ -139,4 +143,5 @@ _DECODERS: Mapping[str, Callable[[object], object]] = {
     "latency_us": _or(None, integer()),
     "batches": integer(1, MAX_ROWS),
     "deterministic": _flag,
+    "notes": several(text(MAX_NOTE_BYTES), MAX_NOTES),
 }

@@ -81,6 +81,7 @@ class Models:
         old = self._entries.get(name)
         self._entries[name] = found
         if old is not None:
+            found.served.in_place_of = old.served.source
             self._replace(name, old, found)
         return found.served
 

@@ -47,6 +47,7 @@ class Served:
     def __init__(self, source: Source, description: Description, runner: Runner) -> None:
         self.source = source
         self.description = description
+        self.in_place_of: Source | None = None  # what was served by its name when it came
         self.waits = runner.waits  # a call may take time: it needs a deadline, and a watch on its caller
         self._runner = runner
         self._admission = Admission(description.places)

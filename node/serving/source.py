@@ -12,6 +12,7 @@ from modelnet_p2p.payload import Value
 
 MAX_OPTIONS = 16  # of one source: how its publisher wants it, not data
 SLOTS = "slots"  # the option of those kinds of models that leave it to their publisher: calls at once
+SAMPLE = "sample"  # the option of those that are tried on an input: a file that holds one
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +31,38 @@ class Source:
     manifest: bytes | None = None  # sealed by the model's owner, where its publisher is another one
     options: Mapping[str, str] = field(default_factory=dict)  # of its backend, by name
     share_weights: bool = False  # whether others may fetch the files of its digest
+    notes: tuple[str, ...] = ()  # what its publisher should know of it; told once, and not kept
 
     @property
     def shown(self) -> str:
         """What its callers may hear of it, which is not where it lies on its publisher's machine."""
         return self.model or PurePath(self.spec).name
+
+    @property
+    def told(self) -> str:
+        """As its publisher wrote it, but for what only describes it."""
+        module = [] if self.module is None else [f"--module {self.module}"]
+        options = [f"--{name} {text}" for name, text in sorted(self.options.items())]
+        return " ".join([self.spec, *module, *options, *(["--share-weights"] if self.share_weights else ())])
+
+    def told_beside(self, other: Source) -> str:
+        """The same, with its directory where the two are told apart by that."""
+        return f"{self.told} of {self.cwd}" if self._is_near and self.cwd != other.cwd else self.told
+
+    def is_like(self, other: Source) -> bool:
+        """Whether it names the same thing, which may have changed meanwhile."""
+        return self._meant == other._meant
+
+    @property
+    def _is_near(self) -> bool:
+        """Whether its directory matters."""
+        far = "://" in self.spec or self.spec.startswith("builtin:")
+        return not (far or PurePath(self.spec).is_absolute())
+
+    @property
+    def _meant(self) -> tuple[object, ...]:
+        options = {name: text for name, text in self.options.items() if name not in (SLOTS, SAMPLE)}
+        return self.spec, self.module, options, self.cwd if self._is_near else ""
 
     def to_map(self) -> dict[str, Value]:
         others: dict[str, Value] = {} if not self.options else {"options": dict(self.options)}

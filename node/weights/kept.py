@@ -97,6 +97,11 @@ def meant(seals: Sequence[Sealed], text: str) -> tuple[Sealed, ...]:
     )
 
 
+def uris_of(cache: Cache, text: str) -> list[str]:
+    """Of all that is here and has that name."""
+    return [uri_of(seal) for kept in cache.all() if kept.whole for seal in meant(kept.manifests, text)]
+
+
 def uri_of(seal: Sealed) -> str:
     m = seal.manifest
     return str(ModelUri(m.name, m.version, m.owner, m.digest))

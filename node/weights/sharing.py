@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 import trio
@@ -32,6 +33,7 @@ from modelnet_p2p.node.weights.kept import (
     meant,
     named,
     pulled_source,
+    uris_of,
 )
 from modelnet_p2p.node.weights.puller import Progress, Pulled, Puller, hashed
 from modelnet_p2p.node.weights.server import WeightServer
@@ -162,6 +164,23 @@ class Pulls:
         self._liars |= dict.fromkeys(liars)
         while len(self._liars) > MAX_LIARS:
             del self._liars[next(iter(self._liars))]
+
+    async def hidden(self, text: str, cwd: str | None) -> str:
+        """What its publisher should know where a file or directory is called like something that was fetched.
+
+        Empty where nothing is.
+        """
+        cache, path = self.cache, Path(cwd or ".") / text
+        if cache is None or not may_be_pulled(text) or not path.exists():
+            return ""
+        uris: list[str] = []
+        with suppress(LocalError):  # it is no name after all
+            uris = await trio.to_thread.run_sync(uris_of, cache, text)
+        if not uris:
+            return ""
+        kind = "directory" if path.is_dir() else "file"
+        commands = " or ".join(f"modelnet-peer publish {quote(uri)}" for uri in uris)
+        return f"{text} is the {kind} {path} here, and not what was pulled by that name; for that: {commands}"
 
     async def source(self, text: str, cwd: str | None) -> tuple[str, bytes | None] | None:
         """What to publish where `text` means something that was fetched, and its owner's seal.

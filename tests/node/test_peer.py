@@ -129,6 +129,21 @@ async def test_what_was_withdrawn_is_found_no_more(open_town: OpenTown) -> None:
             await alice.unpublish("modelnet/digits")
 
 
+async def test_who_publishes_is_told_what_had_that_name_before(open_town: OpenTown) -> None:
+    async with open_town() as town:
+        alice = await town.peer("alice")
+        first = await alice.publish("builtin:digits", model="acme/it")
+        assert (first["replaces"], first["notes"]) == (None, [])
+        again = await alice.publish("builtin:digits", model="acme/it@2")  # a new version
+        assert (again["replaces"], again["notes"]) == ("builtin:digits", [])
+        for dry_run in (True, False):
+            other = await alice.publish("builtin:echo", model="acme/it", dry_run=dry_run)
+            hint = "acme/it is something else now; to keep both, publish with --model NAME"
+            assert (other["replaces"], other["notes"]) == ("builtin:digits", [hint])
+        await alice.unpublish("acme/it")
+        assert (await alice.publish("builtin:digits", model="acme/it"))["replaces"] is None
+
+
 async def test_alone_in_the_world_and_told_to_the_first_neighbour(open_town: OpenTown) -> None:
     async with open_town() as town:
         alice = await town.peer("alice")

@@ -421,9 +421,10 @@ async def test_a_name_that_something_else_is_published_under_is_not_taken_back(
     async with in_memory(box=box), open_town() as town:
         alice = await town.peer("alice")
         await publish(alice, f"{URL}#one", model="mine")
-        await publish(alice, f"{URL}#two", model="mine")
+        said = await publish(alice, f"{URL}#two", model="mine")
         await trio.sleep(60)
         assert [line["upstream"] for line in (await alice.status())["models"]] == [f"{URL}#two"]
+        assert said["replaces"] == f"{URL}#one"
         await alice.publish("builtin:echo", model="mine")
         await trio.sleep(60)
         [line] = (await alice.status())["models"]

@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.serving.backends.contract import Backend, Description, WorkerOffload
 from modelnet_p2p.node.serving.backends.rows import Rows
-from modelnet_p2p.node.serving.backends.tensor_model import QUANTISE, SAMPLE
+from modelnet_p2p.node.serving.backends.tensor_model import QUANTISE
 from modelnet_p2p.node.serving.description import MAX_ROWS, MAX_SLOTS, SYNC_SLOTS
 from modelnet_p2p.node.serving.guarding import guard
-from modelnet_p2p.node.serving.source import SLOTS, check_no_slots, slots_of
+from modelnet_p2p.node.serving.source import SAMPLE, SLOTS, check_no_slots, slots_of
 from modelnet_p2p.payload import Value
 from modelnet_p2p.records import Spec
 from modelnet_p2p.tensor import DTYPES

@@ -25,7 +25,6 @@ from modelnet_p2p.node.serving.backends.ports import Port
 from modelnet_p2p.node.serving.backends.tensor_model import (
     INT8,
     QUANTISE,
-    SAMPLE,
     TASK,
     Opened,
     TensorBackend,
@@ -35,6 +34,7 @@ from modelnet_p2p.node.serving.backends.tensor_model import (
 )
 from modelnet_p2p.node.serving.backends.warming import COLD, Warmth, warm_up
 from modelnet_p2p.node.serving.guarding import guard
+from modelnet_p2p.node.serving.source import SAMPLE
 from modelnet_p2p.node.weights.hashing import artifact_of
 from modelnet_p2p.payload import Value
 from modelnet_p2p.tensor import Array

@@ -18,12 +18,12 @@ from modelnet_p2p.node.serving.backends.contract import Backend, Description
 from modelnet_p2p.node.serving.backends.files import the_file
 from modelnet_p2p.node.serving.backends.ports import Port, answer, gather, specs
 from modelnet_p2p.node.serving.backends.warming import COLD, Warmth, difference, sample_arrays, warm_up
+from modelnet_p2p.node.serving.source import SAMPLE
 from modelnet_p2p.payload import Value
 from modelnet_p2p.tensor import Array
 
 TASK = "x-modelnet/tensor"  # what a model does whose file does not say
 QUANTISE = "quantise"
-SAMPLE = "sample"
 INT8 = "int8"
 ERROR_METRIC = "int8_relative_error"  # millionths: of the original's output, see warming.difference
 

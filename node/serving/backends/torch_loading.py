@@ -13,7 +13,6 @@ from modelnet_p2p.node.serving.backends.ports import Port
 from modelnet_p2p.node.serving.backends.tensor_model import (
     INT8,
     QUANTISE,
-    SAMPLE,
     error_metric,
     quantised,
     sample_path,
@@ -21,6 +20,7 @@ from modelnet_p2p.node.serving.backends.tensor_model import (
 from modelnet_p2p.node.serving.backends.torch_int8 import digest_of, quantise
 from modelnet_p2p.node.serving.backends.torch_serving import TASK, TorchServing
 from modelnet_p2p.node.serving.backends.warming import COLD, Warmth, given_sample
+from modelnet_p2p.node.serving.source import SAMPLE
 from modelnet_p2p.records import Spec
 from modelnet_p2p.tensor import Array
 

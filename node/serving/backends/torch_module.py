@@ -20,8 +20,9 @@ from modelnet_p2p.node.serving.backends.callable import construct, resolve
 from modelnet_p2p.node.serving.backends.contract import Backend, Description
 from modelnet_p2p.node.serving.backends.files import needing, the_file
 from modelnet_p2p.node.serving.backends.rows import Rows
-from modelnet_p2p.node.serving.backends.tensor_model import QUANTISE, SAMPLE, worded
+from modelnet_p2p.node.serving.backends.tensor_model import QUANTISE, worded
 from modelnet_p2p.node.serving.backends.torch_serving import TorchServing
+from modelnet_p2p.node.serving.source import SAMPLE
 from modelnet_p2p.payload import Value
 
 if TYPE_CHECKING:

@@ -226,6 +226,26 @@ def test_publish_and_unpublish(cli: Cli, bob: Any) -> None:
     assert cli("unpublish", "not-mine").status == 3
 
 
+def test_publish_says_whose_place_a_model_takes(cli: Cli, bob: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = {
+        "model": "toy",
+        "uri": "modelnet:toy",
+        "task": "x",
+        "replaces": "toy.onnx",
+        "notes": ["odd", "so"],
+    }
+
+    async def publish(*asked: Any, **flags: Any) -> dict[str, Any]:
+        return answer
+
+    monkeypatch.setattr(bob, "publish", publish)
+    ran = cli("publish", "toy.tflite")
+    assert "in place of  toy.onnx, published before" in ran.out.splitlines()
+    assert ran.err.splitlines()[-2:] == ["note: odd", "note: so"]
+    ran = cli("publish", "toy.tflite", "--json")
+    assert (lines(ran.out), ran.err.splitlines()[-2:]) == ([answer], ["note: odd", "note: so"])
+
+
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin", ".pkl", ".PT"])
 def test_pickles_are_refused(cli: Cli, suffix: str) -> None:
     ran = cli("publish", f"model{suffix}", "--json")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import AsyncIterator, Generator
 from dataclasses import fields
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -136,6 +137,7 @@ DESCRIPTION = Description(
     latency_us=1200,
     batches=32,
     deterministic=True,
+    notes=("its card is odd",),
     tags=("loud",),
 )
 BARE = Description("upper", "x-modelnet/function", "")
@@ -178,6 +180,8 @@ def test_a_worker_of_another_version_is_understood() -> None:
         ("batches", 0),
         ("batches", 1 << 20),
         ("deterministic", 1),
+        ("notes", ["x" * 401]),
+        ("notes", ["two\nlines"]),
         ("inputs", [Spec(f"i{n}", "text").to_map() for n in range(9)]),
     ],
 )
@@ -207,6 +211,36 @@ def test_broken_maps_raise_their_own_error(
         kind.from_map(wire)
     except ValueError:
         pass
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told", "alike"),
+    [
+        ({"spec": "a.onnx"}, {"spec": "a.onnx", "options": {"sample": "x.npy"}}, "a.onnx", True),
+        ({"spec": "a.onnx", "share_weights": True}, {"spec": "a.tflite"}, "a.onnx --share-weights", False),
+        (
+            {"spec": "a.onnx", "options": {"quantise": "int8"}},
+            {"spec": "a.onnx"},
+            "a.onnx --quantise int8",
+            False,
+        ),
+        (
+            {"spec": "w.safetensors", "module": "m:A"},
+            {"spec": "w.safetensors", "module": "m:B"},
+            "w.safetensors --module m:A",
+            False,
+        ),
+        ({"spec": "m:f"}, {"spec": "m:f", "cwd": "/y"}, "m:f of /x", False),
+        ({"spec": "/a.onnx"}, {"spec": "/a.onnx", "cwd": "/y"}, "/a.onnx", True),
+        ({"spec": "http://box/v1#a"}, {"spec": "http://box/v1#a", "cwd": "/y"}, "http://box/v1#a", True),
+        ({"spec": "builtin:digits"}, {"spec": "builtin:digits", "cwd": "/y"}, "builtin:digits", True),
+    ],
+)
+def test_one_source_takes_the_place_of_another(
+    before: dict[str, Any], after: dict[str, Any], told: str, alike: bool
+) -> None:
+    old, new = Source(**{"cwd": "/x", **before}), Source(**{"cwd": "/x", **after})
+    assert (old.told_beside(new), new.is_like(old)) == (told, alike)
 
 
 def test_calls_at_once_are_a_number_within_bounds() -> None:

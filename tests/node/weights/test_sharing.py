@@ -9,6 +9,8 @@ import pytest
 
 from modelnet_p2p.errors import Code, LocalError, NotFound, RemoteError
 from modelnet_p2p.names import parse_digest
+from modelnet_p2p.node.serving.source import Source
+from modelnet_p2p.node.sources import source_of
 from modelnet_p2p.node.weights.hashing import artifact_of
 
 # Any: the fixture that opens a town, see conftest.py
@@ -44,6 +46,35 @@ async def test_a_model_is_fetched_from_all_who_share_it(open_town: OpenTown, tmp
         own = await alice.pull(DIGITS)
         assert own["fetched"] == 0
         assert own["path"].endswith("digits.safetensors")
+
+
+async def test_a_directory_that_is_called_like_what_was_pulled_says_so(
+    open_town: OpenTown, tmp_path: Path
+) -> None:
+    async with open_town() as town:
+        await (await town.peer("alice")).publish("builtin:digits", share_weights=True)
+        carol = await town.peer("carol")
+        carol.keep_weights_under(tmp_path / "cache")
+        pulled = await carol.pull(DIGITS)
+
+        async def meant(text: str) -> Source:
+            unsaid: dict[str, Any] = dict.fromkeys(
+                ("model", "task", "module", "interpreter", "environ", "options", "manifest", "share_weights")
+            )
+            where = str(tmp_path / "here")
+            return await source_of(text, carol.parts.pulls, carol.revoking, tags=(), cwd=where, **unsaid)
+
+        before = await meant(DIGITS)
+        assert (before.spec, before.model, before.notes) == (pulled["path"], "modelnet/digits@1", ())
+        path = tmp_path / "here" / DIGITS
+        path.mkdir(parents=True)
+        for other in ("other", "other@no version"):
+            (tmp_path / "here" / other).mkdir()
+        [note] = (await meant(DIGITS)).notes
+        assert note.startswith(f"{DIGITS} is the directory {path} here, and not what was pulled")
+        assert note.endswith(f"modelnet-peer publish '{pulled['uri']}'")
+        assert (await meant(str(pulled["uri"]))).spec == pulled["path"]
+        assert [(await meant(text)).notes for text in ("other", "other@no version")] == [(), ()]
 
 
 async def test_what_nobody_shares(open_town: OpenTown, tmp_path: Path) -> None:
