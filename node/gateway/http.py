@@ -211,8 +211,11 @@ class Http:
             raise Gone
 
 
-def parse_object(data: bytes) -> dict[str, Any]:
-    """JSON as RFC 8259 has it, each key once; raises BadRequest. Any: of JSON's types."""
+def parse_object(data: bytes, what: str = "the request's body") -> dict[str, Any]:
+    """JSON as RFC 8259 has it, each key once; raises BadRequest, which says `what` is none.
+
+    Any: of JSON's types.
+    """
     try:
         value = json.loads(
             data.decode(), object_pairs_hook=_once, parse_constant=_no_number, parse_float=_finite
@@ -222,9 +225,9 @@ def parse_object(data: bytes) -> dict[str, Any]:
     except RecursionError:
         raise BadRequest("the request's JSON is nested too deep") from None
     except ValueError as error:
-        raise BadRequest(f"the request's body is not JSON: {str(error)[:200]}") from error
+        raise BadRequest(f"{what} is not JSON: {str(error)[:200]}") from error
     if not isinstance(value, dict):
-        raise BadRequest("the request's body is not a JSON object")
+        raise BadRequest(f"{what} is not a JSON object")
     return value
 
 

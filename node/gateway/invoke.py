@@ -40,6 +40,8 @@ from modelnet_p2p.payload import Value, check_wire
 
 NDJSON = b"application/x-ndjson"
 TEXT = "text/plain"
+_ALONE = (TEXT, NPY, SAFETENSORS, "application/octet-stream")  # the input by itself
+_AS_JSON = ("", "application/json", "text/json", "application/x-www-form-urlencoded")  # the last is curl's
 _OF_URIS = frozenset({"owner", "digest", "provider"})
 _OF_CALLS = frozenset({"stream", "params", "wire"})
 _YES = frozenset({"1", "true", "yes"})
@@ -82,9 +84,12 @@ def _target(model: str, query: Mapping[str, str]) -> str:
 
 async def _read(http: Http, query: Mapping[str, str]) -> Asked:
     kind = http.header(b"content-type").partition(";")[0].strip().lower()
-    if kind in (NPY, SAFETENSORS, TEXT, "application/octet-stream"):
-        params = _params(parse_object(query.get("params", "{}").encode()))
+    if kind in _ALONE:
+        params = _params(parse_object(query.get("params", "{}").encode(), "'params' in the URL"))
         return Asked(_raw(kind, await http.body(MAX_BODY_BYTES)), params)
+    if not (kind in _AS_JSON or kind.endswith("+json")):
+        known = ", ".join(("application/json", *_ALONE))
+        raise BadRequest(f"a body of the content-type {kind[:80]!r} is not taken: it may be {known}")
     body = await http.json(MAX_JSON_BYTES)
     if unknown := body.keys() - {"input", "params", "wire"}:
         words = f"{min(unknown)!r} is not part of a request: it has 'input', 'params' and 'wire'"

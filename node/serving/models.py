@@ -14,7 +14,7 @@ from typing import Protocol
 import trio
 
 from modelnet_p2p.errors import Code, LocalError, ModelnetError
-from modelnet_p2p.names import ModelUri, check_model_name, check_task
+from modelnet_p2p.names import ModelUri, check_model_name, check_task, is_model_name
 from modelnet_p2p.node.serving.backends.builtin import BuiltinBackend
 from modelnet_p2p.node.serving.backends.contract import check_options
 from modelnet_p2p.node.serving.backends.echo import EchoBackend
@@ -198,6 +198,9 @@ def _named(description: Description, source: Source) -> Description:
     if source.model is not None:
         uri = ModelUri.parse(source.model)
         name, version = uri.name, uri.version or (version if uri.name == name else "")
+    if source.model is None and not is_model_name(name):
+        words = f"{source.spec[:200]} gives no name that a model may have ({name[:80]!r})"
+        raise LocalError(Code.BAD_INPUT, words, hint="give it one of lower case letters: --model NAME")
     check_model_name(name)
     check_task(task)
     same = (name, version, task) == (description.name, description.version, description.task)

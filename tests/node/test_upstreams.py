@@ -126,7 +126,12 @@ async def test_a_dry_run_tells_nobody(open_town: OpenTown) -> None:
     ("away", "said", "code", "words"),
     [
         (True, None, Code.UNREACHABLE, "http://box/v1 cannot be reached: connection refused"),
-        (False, say_json({"detail": "Not Found"}, 404), Code.NOT_FOUND, "http://box/v1"),
+        (
+            False,
+            say_json({"detail": "Not Found"}, 404),
+            Code.NOT_FOUND,
+            r"^http://box/v1 has no list of models there \(/models\)$",
+        ),
         (False, say_json({"error": f"bad key {KEY}"}, 401), Code.FORBIDDEN, "asks for a key"),
         (False, say_json(model_list()), Code.NOT_FOUND, "has no models"),
         (False, say_json(model_list("broken")), Code.NOT_FOUND, "no model of http://box/v1 answers: broken"),

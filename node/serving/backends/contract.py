@@ -59,6 +59,7 @@ class Backend(ABC):
 
     waits = True  # False: `invoke` returns without waiting for anything, so nothing can interrupt it
     options: ClassVar[frozenset[str]] = frozenset()  # of a source, that it knows
+    takes_module: ClassVar[bool] = False  # whether a source may name a module beside its file
 
     def __init__(self, source: Source, offload: Offload) -> None:
         self.source = source
@@ -130,11 +131,19 @@ class Backend(ABC):
 
 def check_options(backend: type[Backend], source: Source) -> None:
     """Raises LocalError (bad-input) for an option of the source that this kind of model does not have."""
+    if source.module is not None and not backend.takes_module:
+        raise no_module(source)
     unknown = sorted(source.options.keys() - backend.options)
     if unknown:
         known = ", ".join(f"--{name}" for name in sorted(backend.options)) or "none"
         words = f"{source.spec[:200]} is no model that takes --{unknown[0][:40]}"
         raise LocalError(Code.BAD_INPUT, words, hint=f"of its own options it has {known}")
+
+
+def no_module(source: Source) -> LocalError:
+    """What to tell a publisher who names a module for a model that has no use for it."""
+    words = f"{source.spec[:200]} is no model that takes --module"
+    return LocalError(Code.BAD_INPUT, words, hint="it is for the weights in a .safetensors file")
 
 
 def unknown_method(method: str, known: Iterable[str] = METHODS) -> LocalError:

@@ -37,6 +37,7 @@ class TorchModuleBackend(Backend):
 
     blocks = True
     options: ClassVar[frozenset[str]] = frozenset({SAMPLE, QUANTISE})
+    takes_module = True
     _serving: TorchServing
     _description: Description
 

@@ -169,7 +169,10 @@ def given_sample(path: Path) -> Value:
             return {name: loaded[name] for name in loaded.files}
     except (OSError, ValueError, EOFError, BadZipFile) as error:
         hint = "numpy.save writes such a file, numpy.savez one with several inputs by name"
-        raise LocalError(Code.BAD_INPUT, f"cannot read the sample {path}: {error}", hint=hint) from error
+        # numpy takes what it does not know for a pickle, and says how to have that loaded
+        is_other = isinstance(error, ValueError) and "pickle" in str(error)
+        why = "it is no .npy or .npz file of numbers" if is_other else error
+        raise LocalError(Code.BAD_INPUT, f"cannot read the sample {path}: {why}", hint=hint) from error
 
 
 def sample_arrays(path: Path | None, ports: Sequence[Port], model: str) -> list[Array]:

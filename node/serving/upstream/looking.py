@@ -72,13 +72,20 @@ class Looked:
 
 async def list_models(http: Http) -> list[Listed]:
     """All models of that server, in its order; raises LocalError."""
-    body = await http.get("/models", seconds=LIST_SECONDS)
+    usual = "the URL of such a server usually ends in /v1"
+    try:
+        body = await http.get("/models", seconds=LIST_SECONDS)
+    except LocalError as error:
+        if error.code is not Code.NOT_FOUND:
+            raise
+        raise LocalError(
+            Code.NOT_FOUND, f"{SERVER} has no list of models there (/models)", hint=usual
+        ) from error
     data = body.get("data", body.get("models")) if isinstance(body, dict) else body
     if data is None and isinstance(body, dict) and "data" in body:
         data = []  # Ollama's list of no models
     if not isinstance(data, list):
-        hint = "the URL of such a server usually ends in /v1"
-        raise LocalError(Code.BAD_INPUT, f"{SERVER} lists no models as OpenAI's API does", hint=hint)
+        raise LocalError(Code.BAD_INPUT, f"{SERVER} lists no models as OpenAI's API does", hint=usual)
     found: dict[str, Listed] = {}
     for fields in data[:MAX_LISTED]:
         name = fields.get("id") if isinstance(fields, dict) else None

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from modelnet_p2p.errors import Code, LocalError
-from modelnet_p2p.node.serving.backends.contract import Emit
+from modelnet_p2p.node.serving.backends.contract import Emit, no_module
 from modelnet_p2p.node.serving.description import MAX_SLOTS, Description
 from modelnet_p2p.node.serving.guarding import guard
 from modelnet_p2p.node.serving.source import SLOTS, Source, slots_of
@@ -208,6 +208,8 @@ async def open_upstream(source: Source, trouble: Trouble) -> AsyncIterator[Upstr
 def check_upstream(source: Source) -> None:
     """What can be said of such a source without asking anybody; raises LocalError (bad-input)."""
     key_of(Address.parse(source.spec), source.environ)
+    if source.module is not None:
+        raise no_module(source)
     unknown = sorted(set(source.options) - OPTIONS)
     if unknown:
         words = f"a model of a server takes no option {unknown[0][:40]!r}"

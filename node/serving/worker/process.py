@@ -60,6 +60,12 @@ class Process:
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def crash(self) -> str:
+        """The signal that it died of, if it has died of one: no Python ends so by itself."""
+        status = self._process.returncode if self._ended.is_set() else None
+        return f"signal {-status}" if status is not None and status < 0 else ""
+
     @classmethod
     async def start(cls, source: Source, quota: Quota) -> Process:
         """Raises LocalError: bad-input when the interpreter or the directory cannot be used, busy when
@@ -191,7 +197,7 @@ class Process:
         if self._killed_for and status in (None, -signal.SIGKILL):  # else it was dying already
             message = f"the worker of {self._model} was stopped: {self._killed_for}"
             return LocalError(Code.MODEL_ERROR, message, retryable=True)
-        how = f"signal {-status}" if status is not None and status < 0 else f"exit status {status}"
+        how = self.crash or f"exit status {status}"
         # of several calls nobody knows which one it died of; alone, it would again
         return LocalError(
             Code.MODEL_ERROR,

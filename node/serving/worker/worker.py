@@ -145,11 +145,11 @@ class Worker:
         return LocalError(Code.NOT_FOUND, f"{self._source.shown} is no longer served here")
 
     def _down(self, start: _Start) -> LocalError:
-        soon = max(0.0, start.at - trio.current_time())
+        soon = start.at - trio.current_time()
+        when = f"started again in {soon:.2g} s" if soon > 0 else "being started again"
         return LocalError(
             Code.BUSY,
-            f"{self._source.shown} has died {self._restarts.row} times in a row,"
-            f" and is started again in {soon:.0f} s",
+            f"{self._source.shown} has died {self._restarts.row} times in a row, and is {when}",
             hint="try again later, or another provider",
         )
 
@@ -210,6 +210,13 @@ class Worker:
                 process.kill("its model could not be loaded")
                 if started or error.code is not Code.MODEL_ERROR:
                     raise
+                if process.crash:
+                    raise LocalError(
+                        Code.BAD_INPUT,
+                        f"the worker of {self._source.spec[:200]} died ({process.crash}) while it loaded it",
+                        hint="with PYTHONFAULTHANDLER=1 before `publish` its last lines on stderr say where;"
+                        " signal 9 is mostly a lack of memory",
+                    ) from error
                 raise LocalError(
                     Code.BAD_INPUT,
                     f"{self._source.interpreter} did not start a worker: {error.message}",

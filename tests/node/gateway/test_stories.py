@@ -213,6 +213,18 @@ async def test_any_model_with_any_input(open_town: OpenTown, open_client: OpenCl
         assert bad.status == 500  # the function cannot multiply a map: its own error, with its words
         assert "TypeError" in bad.json()["error"]["message"]
         assert (await client.post(path, {"input": tensor, "wire": "int8"})).status == 200
+        for where, kind, words in (
+            (f"{path}?params=xx", "application/x-npy", "'params' in the URL is not JSON: "),
+            (f"{path}?params=[]", "application/x-npy", "'params' in the URL is not a JSON object"),
+            (
+                path,
+                "application/xml",
+                "a body of the content-type 'application/xml' is not taken: ",
+            ),
+            (path, "application/json", "the request's body is not JSON: "),
+        ):
+            bad = await client.post(where, b"<x/>", content_type=kind)
+            assert (bad.status, bad.json()["error"]["message"][: len(words)]) == (400, words)
         for wrong in (b"", b"\x93NUMPY\x01\x00", file.getvalue()[:-1], b"x" * 100):
             assert (await client.post(path, wrong, content_type="application/x-npy")).status == 400
         mistaken = "%7B%22dtype%22:%22float32%22,%22shape%22:%5B1%5D,%22data%22:%5B1.0%5D%7D"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from modelnet_p2p.node.serving.backends.pretrained.backend import TransformersBa
 from modelnet_p2p.node.serving.backends.pretrained.card import Card, parse_card
 from modelnet_p2p.node.serving.backends.pretrained.folder import Kind, looks_like_folder, open_folder
 from modelnet_p2p.node.serving.backends.registry import find_backend
+from modelnet_p2p.node.serving.description import Description
 from modelnet_p2p.node.serving.source import Source
 from modelnet_p2p.node.weights.hashing import artifact_of
 
@@ -220,15 +222,36 @@ model_name: Tiny Teller
         "# no front matter",
         "---\nnever ended",
         "---\n- a\n- list\n---\n",
-        "---\n{: broken\n---\n",
-        "---\nlicense: {a: b}\nlanguage: 7\ntags: x y\npipeline_tag: [a, b]\n---\n",
-        "---\nlicense: !!python/object/apply:os.system [id]\n---\n",
-        f"---\na: {'[' * 5000}\n---\n",
+        "---\nlanguage: 7\ntags: x y\npipeline_tag: [a, b]\n---\n",
         f"---\nlicense: {'x' * 100_000}\n---\n",
     ],
 )
 def test_a_sloppy_card_says_nothing(text: str) -> None:
     assert parse_card(text) == Card()
+
+
+@pytest.mark.parametrize(
+    ("matter", "note"),
+    [
+        ("{: broken", "the front matter of README.md is not sound YAML, nothing of it is told: "),
+        ("license: !!python/object/apply:os.system [id]", "the front matter of README.md is not sound YAML"),
+        (f"a: {'[' * 5000}", "the front matter of README.md is not sound YAML"),
+        ("license: {a: b}", "the licence in README.md is not one name, none is told: {'a': 'b'}"),
+        (
+            "license: [mit, apache-2.0]",
+            "the licence in README.md is not one name, none is told: ['mit', ",
+        ),
+        ("license: a long story", "the licence in README.md is not one name, none is told: a long story"),
+        (f"license: [{'ä' * 500}, b]", "the licence in README.md is not one name"),
+    ],
+)
+def test_what_a_card_says_in_vain_is_told_its_publisher(matter: str, note: str) -> None:
+    card = parse_card(f"---\n{matter}\n---\n")
+    assert replace(card, notes=()) == Card()
+    [told] = card.notes
+    assert told.startswith(note)
+    told_of = Description("x", "x-a/b", "transformers", notes=card.notes)
+    assert Description.from_map(told_of.to_map()) == told_of
 
 
 @given(st.text(max_size=200))

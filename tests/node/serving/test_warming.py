@@ -109,5 +109,9 @@ def test_a_sample_of_the_publishers(tmp_path: Path) -> None:
         with pytest.raises(LocalError, match="cannot read the sample") as caught:
             sample_arrays(tmp_path / name, [X], "toy")
         assert caught.value.code is Code.BAD_INPUT
+    (tmp_path / "x.json").write_text("[[1, 2]]")
+    with pytest.raises(LocalError, match=r"x\.json: it is no \.npy or \.npz file of numbers") as caught:
+        sample_arrays(tmp_path / "x.json", [X], "toy")
+    assert "numpy.save" in caught.value.hint
     with pytest.raises(LocalError, match="expected a tensor"):
         sample_arrays(tmp_path / "x.npy", [Port("x", "int8", (None,))], "toy")

@@ -158,6 +158,7 @@ class TransformersBackend(Backend):
             idempotent=True,
             size_bytes=weights.size_bytes,
             files=str(folder.path.resolve()),
+            notes=card.notes,
             **more,
         )
 

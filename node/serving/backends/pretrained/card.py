@@ -14,6 +14,7 @@ from pathlib import Path
 
 from modelnet_p2p.errors import LocalError
 from modelnet_p2p.names import check_tag, check_task
+from modelnet_p2p.node.serving.description import MAX_NOTE_BYTES
 from modelnet_p2p.records.kinds import MAX_LANGUAGES, MAX_TAGS
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ class Card:
     languages: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     base_model: str = ""
+    notes: tuple[str, ...] = ()  # what its publisher should know of it
 
 
 def read_card(folder: Path) -> Card:
@@ -76,19 +78,33 @@ def parse_card(text: str) -> Card:
     try:
         fields = yaml.safe_load(match[1])
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        log.warning("the front matter of README.md is not sound YAML: %s", str(error).splitlines()[0][:200])
-        return Card()
+        why = str(error).splitlines()[0]
+        return Card(
+            notes=_noted(f"the front matter of README.md is not sound YAML, nothing of it is told: {why}")
+        )
     if not isinstance(fields, dict):
         return Card()
-    licence = str(fields.get("license_name") or _text(fields.get("license"))).strip()
+    named = fields.get("license_name") or fields.get("license")
+    licence = licence_of(_text(named))
+    lost = "" if licence or not named else f"the licence in README.md is not one name, none is told: {named}"
     return Card(
         name=_text(fields.get("model_name")),
         task=_task(_text(fields.get("pipeline_tag"))),
-        licence=licence_of(licence),
+        licence=licence,
         languages=tuple(_languages(fields.get("language"))),
         tags=tuple(tag for tag in _tags(fields.get("tags")) if tag != fields.get("pipeline_tag"))[:MAX_TAGS],
         base_model=_printable(_text(fields.get("base_model")), 80),
+        notes=_noted(lost),
     )
+
+
+def _noted(line: str) -> tuple[str, ...]:
+    """`line` for the publisher and in the log, if there is one."""
+    if not line:
+        return ()
+    log.warning("%s", line)
+    printable = "".join(char if char.isprintable() else " " for char in line)
+    return (printable.encode()[:MAX_NOTE_BYTES].decode(errors="ignore"),)
 
 
 def licence_of(word: str) -> str:
