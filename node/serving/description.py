@@ -105,6 +105,12 @@ class Description:
         return cls(**values)
 
 
+def as_note(line: str, end: str = "") -> str:
+    """`line` as one of a description's notes: on one line, and cut so that `end` has room behind it."""
+    printable = "".join(char if char.isprintable() else " " for char in line)
+    return printable.encode()[: MAX_NOTE_BYTES - len(end.encode())].decode(errors="ignore") + end
+
+
 def _or(empty: object, decode: Callable[[object], object]) -> Callable[[object], object]:
     return lambda wire: empty if wire == empty else decode(wire)
 

@@ -32,7 +32,7 @@ from modelnet_p2p.node.serving.backends.tensor_model import (
     quantised,
     worded,
 )
-from modelnet_p2p.node.serving.backends.warming import COLD, Warmth, warm_up
+from modelnet_p2p.node.serving.backends.warming import Warmth, warm_up
 from modelnet_p2p.node.serving.guarding import guard
 from modelnet_p2p.node.serving.source import SAMPLE
 from modelnet_p2p.node.weights.hashing import artifact_of
@@ -114,8 +114,9 @@ class OnnxBackend(TensorBackend):
             opened.inputs,
             opened.outputs,
             warmth.inputs,
+            again=lambda arrays: self._run(original, arrays),
         )
-        if warmth == COLD != reference:
+        if warmth.is_cold and not reference.is_cold:
             words = f"the int8 variant of {self.source.spec} does not run (the worker's log says why)"
             raise LocalError(Code.BAD_INPUT, words, hint="publish it without --quantise")
         self.tell(metrics=error_metric(reference, warmth))

@@ -17,7 +17,7 @@ from modelnet_p2p.names import check_task
 from modelnet_p2p.node.serving.backends.contract import Backend, Description
 from modelnet_p2p.node.serving.backends.files import the_file
 from modelnet_p2p.node.serving.backends.ports import Port, answer, gather, specs
-from modelnet_p2p.node.serving.backends.warming import COLD, Warmth, difference, sample_arrays, warm_up
+from modelnet_p2p.node.serving.backends.warming import Warmth, difference, sample_arrays, warm_up
 from modelnet_p2p.node.serving.source import SAMPLE
 from modelnet_p2p.payload import Value
 from modelnet_p2p.tensor import Array
@@ -59,12 +59,13 @@ class TensorBackend(Backend):
         self._opened = self.open(the_file(self.source))
         opened = self._opened
         given = sample_arrays(sample_path(self), opened.inputs, self.source.spec)
-        warmth = warm_up(self.source.spec, self.warm, opened.inputs, opened.outputs, given)
+        warmth = warm_up(self.source.spec, self.warm, opened.inputs, opened.outputs, given, again=self.run)
         self._description = replace(
             opened.description,
             inputs=specs(opened.inputs),
             outputs=specs(opened.outputs),
             latency_us=warmth.latency_us,
+            notes=warmth.notes,
             batches=warmth.batches if opened.batches else 1,
             idempotent=True,  # fixed weights and nothing else
         )
@@ -135,7 +136,7 @@ def worded(description: Description, words: Mapping[str, str]) -> Description:
 def error_metric(reference: Warmth, found: Warmth) -> dict[str, int]:
     """How far a variant is from its original, as a metric of its manifest; empty where nothing was
     compared."""
-    if COLD in (reference, found):
+    if reference.is_cold or found.is_cold:
         return {}
     error = difference(reference.outputs, found.outputs)
     return {} if error is None else {ERROR_METRIC: error}

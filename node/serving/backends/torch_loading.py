@@ -19,7 +19,7 @@ from modelnet_p2p.node.serving.backends.tensor_model import (
 )
 from modelnet_p2p.node.serving.backends.torch_int8 import digest_of, quantise
 from modelnet_p2p.node.serving.backends.torch_serving import TASK, TorchServing
-from modelnet_p2p.node.serving.backends.warming import COLD, Warmth, given_sample
+from modelnet_p2p.node.serving.backends.warming import Warmth, given_sample
 from modelnet_p2p.node.serving.source import SAMPLE
 from modelnet_p2p.records import Spec
 from modelnet_p2p.tensor import Array
@@ -50,6 +50,7 @@ def serve(module: torch.nn.Module, backend: Backend, words: str) -> tuple[TorchS
         parameters=serving.parameters,
         size_bytes=serving.size_bytes,
         latency_us=warmth.latency_us,
+        notes=warmth.notes,
         batches=warmth.batches,
         idempotent=True,  # fixed weights and nothing else
     )
@@ -66,7 +67,7 @@ def _warm_packed(
 
     packed = pack(serving.module)
     told = serving.warm(found)
-    if not packed or found is None or told[0] != COLD:
+    if not packed or found is None or not told[0].is_cold:
         return told
     unpack(serving.module)
     return serving.warm(found)
@@ -83,7 +84,7 @@ def _variant(
     other's answers."""
     variant = TorchServing(quantise(serving.module, words), words, on_cpu=True)
     warmth, inputs, outputs = variant.warm(_as_float32(found))
-    if warmth == COLD != reference:
+    if warmth.is_cold and not reference.is_cold:
         raise LocalError(
             Code.BAD_INPUT,
             f"the int8 variant of {words} does not run (the worker's log says why)",
@@ -96,6 +97,7 @@ def _variant(
         inputs=inputs,
         outputs=outputs,
         latency_us=warmth.latency_us,
+        notes=warmth.notes,
         batches=1,
         digest=digest,
         size_bytes=size,

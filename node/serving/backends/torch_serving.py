@@ -22,7 +22,7 @@ from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.serving.backends.callable import check_keywords
 from modelnet_p2p.node.serving.backends.ports import Port, has_rank, offered, specs, with_arrays
 from modelnet_p2p.node.serving.backends.rows import Rows, rows_of
-from modelnet_p2p.node.serving.backends.warming import COLD, Warmth, warm_up
+from modelnet_p2p.node.serving.backends.warming import Warmth, cold, warm_up
 from modelnet_p2p.node.serving.guarding import guard
 from modelnet_p2p.payload import Value
 from modelnet_p2p.records import Spec
@@ -116,7 +116,7 @@ class TorchServing:
     ) -> tuple[Warmth, tuple[Spec, ...], tuple[Spec, ...]]:
         """Its first runs, and the specs of inputs and outputs that they tell."""
         if found is None:
-            return COLD, (Spec("input", "tensor"),), ()
+            return cold(self._words, "nobody knows what it takes"), (Spec("input", "tensor"),), ()
         port, example = found
         outputs: list[Port] = []
 
@@ -127,8 +127,8 @@ class TorchServing:
             return list(parts.values())
 
         warmth = warm_up(self._words, run, [port], outputs, [] if example is None else [example])
-        if warmth == COLD:
-            return COLD, (Spec(port.name, "tensor"),), ()
+        if warmth.is_cold:
+            return warmth, (Spec(port.name, "tensor"),), ()
         self._port = port
         return warmth, specs([port]), specs(outputs)
 

@@ -19,13 +19,16 @@ import numpy as np
 
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.serving.backends.ports import Port, gather
+from modelnet_p2p.node.serving.description import as_note
 from modelnet_p2p.node.serving.guarding import guard
 from modelnet_p2p.payload import Value
 from modelnet_p2p.tensor import DTYPES, Array
 
 log = logging.getLogger(__name__)
 
-RUNS = 5  # the median of so many is not the one that was interrupted
+RUNS = 5  # at least: the median of so many is not the one that was interrupted
+MOST_RUNS = 1000  # of a model that takes no time at all
+STEADY_SECONDS = 0.05  # of runs, for a quick model's: what else runs on the machine holds up several in a row
 SECONDS = 2.0  # all of them together, at most; one that takes longer is the only one
 FREE = (8, 32, 224)  # sizes for free dimensions but the first, tried in turn: tokens, small and usual images
 ROWS = 64  # of several calls in one step: more make a step longer without making a row much cheaper
@@ -33,34 +36,46 @@ SEED = 20_250_101  # the same inputs at every start, so that what is measured wi
 MAX_SAMPLE_BYTES = 64 << 20  # of a given input; a warm-up is no benchmark
 
 Run = Callable[[list[Array]], Sequence[Value]]
+Clock = Callable[[], float]  # seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Warmth:
-    """What the first runs told. `inputs` and `outputs` are of one of them, empty if none succeeded."""
+    """What the first runs told. `inputs` and `outputs` are of one of them, empty if none succeeded: then
+    `notes` tell the publisher why."""
 
     latency_us: int | None = None
     batches: int = 1
     inputs: tuple[Array, ...] = ()
     outputs: tuple[Value, ...] = ()
+    notes: tuple[str, ...] = ()
 
-
-COLD = Warmth()
+    @property
+    def is_cold(self) -> bool:
+        return self.latency_us is None
 
 
 def warm_up(
-    model: str, run: Run, ports: Sequence[Port], outputs: Sequence[Port], given: Sequence[Array] = ()
+    model: str,
+    run: Run,
+    ports: Sequence[Port],
+    outputs: Sequence[Port],
+    given: Sequence[Array] = (),
+    *,
+    again: Run | None = None,
+    clock: Clock = time.perf_counter,
 ) -> Warmth:
     """Run it a few times, on the `given` input or on generated ones. What fails is a line in the log.
 
     `ports` are its inputs; all that is told of rows is found out only where every input and output has them.
+    An input that `run` has come back from is run `again` as calls will be, which is what takes the latency.
     """
     trouble: LocalError | None = None
     for free in FREE if not given else FREE[:1]:
         inputs = list(given) or generated(ports, 1, free)
         try:
             with guard(Code.MODEL_ERROR, "it raised ", level=logging.DEBUG):
-                latency, found = _timed(run, inputs)
+                latency, found = _timed(run, again or run, inputs, clock)
         except LocalError as error:
             trouble = error
             continue
@@ -72,27 +87,30 @@ def warm_up(
             rows = ROWS if _has_own_rows(run, likes) else 1
         return Warmth(round(latency * 1e6), rows, tuple(inputs), tuple(found))
     assert trouble is not None
-    log.warning(
-        "%s was not warmed up, so its offer tells no latency: %s (give an input with --sample FILE.npy)",
-        model,
-        trouble.message,
-    )
-    return COLD
+    return cold(model, f"on {'the input given' if given else 'made-up inputs'} {trouble.message}")
 
 
-def _timed(run: Run, inputs: list[Array]) -> tuple[float, Sequence[Value]]:
-    """The median of a few runs in seconds, and what the last one gave; the first, which sets up, is left
+def cold(model: str, why: str) -> Warmth:
+    """Of a model of which no run succeeded, or was tried; that is a line in the log."""
+    hint = " (give an input with --sample FILE.npy)"
+    log.warning("%s was not warmed up, so its offer tells no latency: %s%s", model, why, hint)
+    return Warmth(notes=(as_note(f"no latency was measured: {why}", hint),))
+
+
+def _timed(run: Run, again: Run, inputs: list[Array], clock: Clock) -> tuple[float, Sequence[Value]]:
+    """The median of some runs in seconds, and what the last one gave; the first, which sets up, is left
     out."""
-    begun = time.perf_counter()
+    begun = clock()
     found = run(inputs)
-    took = [time.perf_counter() - begun]
-    if took[0] < SECONDS / 2:
-        took = []
-        until = begun + SECONDS
-        while len(took) < RUNS and time.perf_counter() < until:
-            at = time.perf_counter()
-            found = run(inputs)
-            took.append(time.perf_counter() - at)
+    at = clock()
+    if (first := at - begun) >= SECONDS / 2:
+        return first, found
+    took: list[float] = []
+    steady = at + STEADY_SECONDS
+    while len(took) < MOST_RUNS and at < (begun + SECONDS if len(took) < RUNS else steady):
+        found = again(inputs)
+        took.append(clock() - at)
+        at = clock()
     return median(took), found
 
 

@@ -242,8 +242,8 @@ class Worker:
 
 
 def _is_same(one: Description, other: Description) -> bool:
-    """But for how long a call of it took."""
-    return replace(one, latency_us=None) == replace(other, latency_us=None)
+    """But for how long a call of it took, and what its publisher was told."""
+    return replace(one, latency_us=None, notes=()) == replace(other, latency_us=None, notes=())
 
 
 @asynccontextmanager

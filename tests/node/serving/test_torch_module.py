@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,23 @@ async def test_a_module_and_its_description(
         await call(served, x, depth=2)
     assert caught.value.code is Code.BAD_INPUT
     assert "depth" in caught.value.message
+
+
+@needs_torch
+@pytest.mark.live
+async def test_why_a_model_has_no_latency_is_told_its_publisher_alone(open_town: Any, nets: Path) -> None:
+    save_file({"weight": np.array([7, 8], np.float32)}, nets / "several.safetensors")
+    async with open_town() as town:
+        alice = await town.peer("alice")
+        here = {"module": "nets:Several", "interpreter": sys.executable, "cwd": str(nets)}
+        for more in ({"dry_run": True}, {}):
+            told = await alice.publish("several.safetensors", **here, **more)
+            why = "no latency was measured: nobody knows what it takes (give an input with --sample FILE.npy)"
+            assert (told["notes"], told["limits"].get("latency_us")) == ([why], None)
+        (offer,) = await alice.find(model="several")
+        assert b"nobody knows" not in offer.envelope
+        told = await alice.publish("line.safetensors", **{**here, "module": "nets:Line"})
+        assert told["notes"] == []
 
 
 @needs_torch

@@ -189,11 +189,15 @@ async def test_what_nobody_says_stays_open(
 ) -> None:
     told = (await load("zoo:Bare")).describe()
     assert (told.inputs, told.outputs, told.latency_us) == ((Spec("input", "tensor"),), (), None)
+    why = "no latency was measured: nobody knows what it takes (give an input with --sample FILE.npy)"
+    assert told.notes == (why,)
     np.save(tmp_path / "x.npy", np.ones((2, 7), np.float64))
     told = (await load("zoo:Bare", sample="x.npy")).describe()
     assert told.inputs == (Spec("x", "tensor", "float64", (None, 7)),)
+    assert not told.notes
     told = (await load("zoo:Picky")).describe()
     assert told.latency_us is None
+    assert "on made-up inputs it raised ValueError: only on Sundays" in told.notes[0]
     assert "zoo:Picky was not warmed up" in caplog.text
 
 

@@ -12,13 +12,14 @@ import pytest
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.serving.backends.ports import Port
 from modelnet_p2p.node.serving.backends.warming import (
-    COLD,
     ROWS,
+    Warmth,
     difference,
     generated,
     sample_arrays,
     warm_up,
 )
+from modelnet_p2p.node.serving.description import MAX_NOTE_BYTES
 
 X = Port("x", "float32", (None, 4))
 Y = Port("y", "float32", (None, 4))
@@ -70,10 +71,63 @@ def test_what_fails_is_a_warning_and_no_more(caplog: pytest.LogCaptureFixture) -
         raise ValueError("only on Sundays")
 
     with caplog.at_level(logging.WARNING):
-        assert warm_up("toy", broken, [X], [Y]) == COLD
+        warmth = warm_up("toy", broken, [X], [Y])
+    why = "on made-up inputs it raised ValueError: only on Sundays (give an input with --sample FILE.npy)"
+    assert warmth == Warmth(notes=(f"no latency was measured: {why}",))
+    assert warmth.is_cold
     assert "toy was not warmed up" in caplog.text
     assert "only on Sundays" in caplog.text
     assert "--sample FILE.npy" in caplog.text
+
+
+def test_what_a_strangers_exception_says_fits_a_line() -> None:
+    def broken(arrays: Any) -> Any:
+        raise ValueError("\x1b[2J" + "ä" * 10_000)
+
+    (told,) = warm_up("toy", broken, [X], [Y], [np.ones((1, 4), np.float32)]).notes
+    assert told.startswith("no latency was measured: on the input given it raised ValueError:  [2Jää")
+    assert told.endswith("(give an input with --sample FILE.npy)")
+    assert told.isprintable()
+    assert len(told.encode()) <= MAX_NOTE_BYTES
+
+
+class Machine:
+    """Its runs take the time that is given; the last one of them for ever after."""
+
+    def __init__(self, *seconds: float) -> None:
+        self.now = 7.0
+        self.runs = 0
+        self._seconds = seconds
+
+    def run(self, arrays: list[Any]) -> list[Any]:
+        self.now += self._seconds[min(self.runs, len(self._seconds) - 1)]
+        self.runs += 1
+        return arrays
+
+    def latency_us(self) -> int | None:
+        fixed = Port("x", "float32", (1, 4))
+        return warm_up("toy", self.run, [fixed], [fixed], clock=lambda: self.now).latency_us
+
+
+def test_a_quick_model_held_up_for_a_while_is_still_a_quick_one() -> None:
+    """Threads that wake up one after the other, another's turn on the core: the figure is the same."""
+    assert Machine(0.3, *[0.004] * 8, 0.0001).latency_us() == 100
+    assert Machine(0.0001).latency_us() == 100
+
+
+def test_measuring_ends() -> None:
+    for seconds, runs in ((1e-9, 1001), (0.02, 6), (0.3, 6), (0.9, 3), (1.5, 1)):
+        machine = Machine(seconds)
+        assert machine.latency_us() == round(seconds * 1e6)
+        assert machine.runs == runs, seconds
+
+
+def test_an_input_that_came_back_once_is_run_as_calls_are() -> None:
+    """So what ends a first run that takes too long is not measured with it."""
+    machine, bounded = Machine(0.001), Machine(0.5)
+    warmth = warm_up("toy", bounded.run, [X], [Y], again=machine.run, clock=lambda: machine.now)
+    assert warmth.latency_us == 1000
+    assert bounded.runs == 1 + 3  # and those that try rows together
 
 
 def test_the_same_inputs_are_made_up_at_every_start() -> None:

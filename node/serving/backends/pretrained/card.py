@@ -14,7 +14,7 @@ from pathlib import Path
 
 from modelnet_p2p.errors import LocalError
 from modelnet_p2p.names import check_tag, check_task
-from modelnet_p2p.node.serving.description import MAX_NOTE_BYTES
+from modelnet_p2p.node.serving.description import as_note
 from modelnet_p2p.records.kinds import MAX_LANGUAGES, MAX_TAGS
 
 log = logging.getLogger(__name__)
@@ -103,8 +103,7 @@ def _noted(line: str) -> tuple[str, ...]:
     if not line:
         return ()
     log.warning("%s", line)
-    printable = "".join(char if char.isprintable() else " " for char in line)
-    return (printable.encode()[:MAX_NOTE_BYTES].decode(errors="ignore"),)
+    return (as_note(line),)
 
 
 def licence_of(word: str) -> str:
