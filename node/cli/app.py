@@ -165,7 +165,10 @@ def _run(arguments: list[str], as_json: bool) -> int:
         return outcome if isinstance(outcome, int) else 0
     except ModelnetError as error:
         hint = _NEXT.get(error.code, "")
-        error.hint = error.hint or hint.replace("COMMAND", app_command(arguments))
+        from modelnet_p2p.node.cli.homing import at_home, home_given
+
+        hint = error.hint or hint.replace("COMMAND", app_command(arguments))
+        error.hint = at_home(hint, home_given(arguments), app)
         print_error(error, as_json=as_json)
         return exit_code(error)
     except click.UsageError as error:

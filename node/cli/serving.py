@@ -11,6 +11,7 @@ from modelnet_p2p.node.cli import words
 from modelnet_p2p.node.cli.common import Session, common_flags
 from modelnet_p2p.node.cli.describing import described
 from modelnet_p2p.node.cli.helping import examples
+from modelnet_p2p.node.cli.homing import at_home
 from modelnet_p2p.node.cli.output import Output
 from modelnet_p2p.node.config import GATEWAY_ON, USUAL_GATEWAY
 from modelnet_p2p.node.control.client import home_flag
@@ -168,12 +169,13 @@ def publish_command(
 
 def _show_published(session: Session, answer: dict[str, Any], dry_run: bool) -> None:
     """One model, or all that a server has."""
-    output = session.output
+    output, program = session.output, click.get_current_context().find_root().command
+    assert isinstance(program, click.Group)
     for left_out in answer.get("left_out") or ():
         output.notice(f"{left_out.get('upstream')} is left out: {left_out.get('why')}")
     for number, line in enumerate(answer.get("models") or [answer]):
         for note in line.get("notes") or ():
-            output.notice(f"note: {note}")
+            output.notice(f"note: {at_home(note, home_flag(session.settings.home), program)}")
         if output.as_json:
             output.line(line)
             continue

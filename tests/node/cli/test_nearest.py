@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from modelnet_p2p.errors import Code, LocalError, RemoteError
+from modelnet_p2p.node.cli.app import app
+from modelnet_p2p.node.cli.homing import at_home, home_given
 from modelnet_p2p.node.cli.nearest import nearest, no_such_command
 from modelnet_p2p.node.serving.backends.registry import find_backend
 
@@ -84,6 +87,36 @@ def test_a_name_that_is_nearly_one_of_this_peers(
         assert "did you mean" not in ran.err
     else:
         assert f"hint: did you mean acme/echo, which this peer serves? modelnet-peer {again}\n" in ran.err
+
+
+def test_a_command_to_copy_has_the_home_that_was_given(cli: Cli, tmp_path: Path) -> None:
+    elsewhere = str(tmp_path / "else where")
+    for flag in (["--home", elsewhere], [f"--home={elsewhere}"]):
+        ran = cli("peers", *flag)
+        assert f"hint: modelnet-peer join --home '{elsewhere}'\n" in ran.err
+        ran = cli("pull", "--remove", "acme/net", *flag)
+        assert f"hint: modelnet-peer pull --home '{elsewhere}' --list\n" in ran.err
+        assert "--home" not in cli("owner", "revoke", *flag).err.partition("hint")[2]  # a command's help
+    assert "hint: modelnet-peer pull --list\n" in cli("pull", "--remove", "acme/net").err
+
+
+@pytest.mark.parametrize(
+    ("hint", "copied"),
+    [
+        ("modelnet-peer unpublish big", "modelnet-peer unpublish --home /x big"),
+        ("did you mean a? modelnet-peer find a --home /y", "did you mean a? modelnet-peer find a --home /y"),
+        (
+            "modelnet-peer owner trust a OWNER, or: modelnet-peer owner forget a",
+            "modelnet-peer owner trust --home /x a OWNER, or: modelnet-peer owner forget --home /x a",
+        ),
+        ("modelnet-peer join there, or --bootstrap A", "modelnet-peer join there, or --bootstrap A"),
+        ("modelnet-peer --help lists them all", "modelnet-peer --help lists them all"),
+        ("modelnet-peer dance", "modelnet-peer dance"),
+    ],
+)
+def test_where_the_home_stands_in_a_command(hint: str, copied: str) -> None:
+    assert at_home(hint, home_given(["unpublish", "big", "--home", "/x"]), app) == copied
+    assert at_home(hint, home_given(["unpublish", "big"]), app) == hint
 
 
 def test_who_else_may_be_asked_when_a_provider_is_gone(cli: Cli, bob: Any) -> None:
