@@ -332,9 +332,10 @@ class Hosting:
 def _told(description: Description, source: Source, before: Source | None) -> dict[str, object]:
     """What its publisher should know beside: whose place it takes, and what is odd about it."""
     notes = [*source.notes, *description.notes]
+    replaces = None if before is None else before.told_beside(source)
     if before is not None and not source.is_like(before):
-        notes.append(f"{description.name} is something else now; to keep both, publish with --model NAME")
-    return {"replaces": None if before is None else before.told_beside(source), "notes": notes}
+        notes.append(f"--model NAME keeps both: this one as NAME, {replaces} as {description.name}")
+    return {"replaces": replaces, "notes": notes}
 
 
 def _is_meant(uri: ModelUri, identity: Identity) -> bool:

@@ -144,12 +144,13 @@ class Keeper:
             served = [model for model in self.models.values() if model.is_served]
             return [await withdrawn(self._host, model.name) for model in served]
 
-    async def release(self, upstream: str, name: str) -> None:
+    async def release(self, upstream: str, name: str) -> Model | None:
         """Another source has this model from now on, and calls it `name`."""
         async with self._looking:
             model = self.models.pop(upstream, None)
             if model is not None and model.is_served and model.name != name:
                 await self._withdraw(model, "another source has it")
+            return model
 
     async def exclude(self, upstream: str) -> dict[str, object]:
         """Publish this model no more; the answer of its withdrawal. Raises LocalError as `end` does."""

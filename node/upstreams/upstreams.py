@@ -69,7 +69,7 @@ class Upstreams:
             self._keepers[keeper.key] = keeper
             if before is not None:
                 before.stop()
-            await self._release(keeper)
+            released = await self._release(keeper)
             try:
                 await keeper.look(notice)
             finally:  # also when whoever published it has left
@@ -85,6 +85,8 @@ class Upstreams:
                     await self._end(other)
             elif before is None:
                 await self._end(keeper)
+                if released is not None:  # it stays what it was
+                    self._keepers[keeper.address.base].models[keeper.address.model] = released
         return _shaped(keeper, served, left_out)
 
     async def rehearse(self, source: Source, notice: Notice) -> dict[str, object]:
@@ -228,11 +230,12 @@ class Upstreams:
         newer = order[order.index(keeper) + 1 :] if keeper in order else []
         return {other.address.model for other in newer if keeper.replaces(other)}
 
-    async def _release(self, keeper: Keeper) -> None:
+    async def _release(self, keeper: Keeper) -> Model | None:
         """A model that gets a source of its own by the same name leaves the one that has all of them."""
         group, upstream = self._keepers.get(keeper.address.base), keeper.address.model
-        if upstream and group is not None and group.replaces(keeper):
-            await group.release(upstream, keeper.free_name(upstream))
+        if not upstream or group is None or not group.replaces(keeper):
+            return None
+        return await group.release(upstream, keeper.free_name(upstream))
 
     async def _end(self, keeper: Keeper) -> list[dict[str, object]]:
         """Look after it no more; the answers of its models' withdrawals."""

@@ -138,7 +138,7 @@ async def test_who_publishes_is_told_what_had_that_name_before(open_town: OpenTo
         assert (again["replaces"], again["notes"]) == ("builtin:digits", [])
         for dry_run in (True, False):
             other = await alice.publish("builtin:echo", model="acme/it", dry_run=dry_run)
-            hint = "acme/it is something else now; to keep both, publish with --model NAME"
+            hint = "--model NAME keeps both: this one as NAME, builtin:digits as acme/it"
             assert (other["replaces"], other["notes"]) == ("builtin:digits", [hint])
         await alice.unpublish("acme/it")
         assert (await alice.publish("builtin:digits", model="acme/it"))["replaces"] is None

@@ -367,6 +367,13 @@ async def test_a_source_of_its_own_by_the_same_name_is_the_server_s_again_when_a
         assert (await publish(alice))["model"] == "tiny"
         await trio.sleep(60)
         assert (await names(bob), await names(bob, "translation")) == (["tiny"], [])
+        well = box.handlers[CHAT]
+        box.on(CHAT, say_json({"error": "out of memory"}, 500))
+        with pytest.raises(LocalError, match="out of memory"):  # then all is as it was
+            await publish(alice, f"{URL}#tiny", task="translation")
+        await trio.sleep(60)
+        assert models_of(await alice.status()) == {"tiny": "serving"}
+        box.on(CHAT, well)
         await publish(alice, f"{URL}#tiny", task="translation")  # and the other way round
         await trio.sleep(60)
         assert (await names(bob), await names(bob, "translation")) == ([], ["tiny"])
