@@ -127,7 +127,7 @@ class Hosting:
             published = await self._tell(draft, tombstone)
         return {
             **published_line(draft),
-            **_told(served.description, source, served.in_place_of),
+            **remarks(served.description, source, served.in_place_of),
             "holders": {"asked": published.asked, "stored": published.stored},
             "expires_unix": published.sealed.expires_us // 1_000_000,
         }
@@ -193,7 +193,7 @@ class Hosting:
         before = self._models.get(draft.name)
         return {
             **published_line(draft),
-            **_told(description, source, None if before is None else before.source),
+            **remarks(description, source, None if before is None else before.source),
             "holders": {"asked": 0, "stored": 0},
             "expires_unix": None,
             "dry_run": True,
@@ -329,7 +329,7 @@ class Hosting:
         )
 
 
-def _told(description: Description, source: Source, before: Source | None) -> dict[str, object]:
+def remarks(description: Description, source: Source, before: Source | None) -> dict[str, object]:
     """What its publisher should know beside: whose place it takes, and what is odd about it."""
     notes = [*source.notes, *description.notes]
     replaces = None if before is None else before.told_beside(source)

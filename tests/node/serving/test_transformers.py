@@ -17,6 +17,7 @@ import trio
 from safetensors.numpy import load_file, save_file
 
 from modelnet_p2p.errors import Code, LocalError
+from modelnet_p2p.node.hosting import remarks
 from modelnet_p2p.node.serving.backends.pretrained.backend import TransformersBackend
 from modelnet_p2p.node.serving.models import Models
 from modelnet_p2p.node.serving.source import Source
@@ -111,6 +112,17 @@ def test_the_record_is_the_models_own(llama: TransformersBackend, folder: Path) 
     assert (told.streams, told.slots, told.deterministic, told.idempotent) == (True, 8, True, True)
     assert [spec.kind for spec in told.inputs] == ["json"]
     assert told.latency_us
+
+
+def test_what_its_card_says_in_vain_is_told(stage: Stage, tmp_path: Path) -> None:
+    folder = save_bert(tmp_path / "encoder")
+    (folder / "README.md").write_text("---\nlicense: [mit, apache-2.0]\n---\n")
+    backend = stage.open(folder)
+    told = backend.describe()
+    stage.run(backend.close())
+    note = "the licence in README.md is not one name, none is told: ['mit', 'apache-2.0']"
+    assert (told.licence, told.notes) == ("", (note,))
+    assert remarks(told, Source(str(folder)), None) == {"replaces": None, "notes": [note]}
 
 
 def test_a_text_goes_on_in_pieces(llama: TransformersBackend, stage: Stage) -> None:
