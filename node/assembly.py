@@ -106,7 +106,7 @@ class Parts:
         sequences = Sequences(state)
         self.publisher = Publisher(overlay, key, sequences.take)
         self.finder = Finder(overlay, self.publisher, self.call_client, memory.rank, rng.shuffle)
-        self.watching = Watching(overlay, key, self.publisher.keys, nursery, rng)
+        self.watching = Watching(overlay, key, self.publisher, nursery, rng)
         self.finder.watching = self.watching
         self.elsewhere.is_dead = self.watching.is_dead
         self.revoking = Revoking(overlay.server, self.owners, self.notices)

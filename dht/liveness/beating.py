@@ -49,17 +49,23 @@ class Beater:
         patience = SILENT_ACKS * ACK_EVERY * self._beat
         return {peer for peer, at in self._answered.items() if now - at > patience}
 
-    def on_watchers(self, watchers: Sequence[PeerId], keys: Collection[bytes], now: float) -> list[Effect]:
-        """These watch over me from now on, and tell the holders of `keys`; the former ones are let go."""
-        chosen, kept = tuple(watchers), tuple(keys)
-        if self._watch is not None and (self.watchers, self._watch.keys) == (chosen, kept):
+    def on_watchers(
+        self, watchers: Sequence[PeerId], keys: Collection[bytes], now: float, signed_us: int = 0
+    ) -> list[Effect]:
+        """These watch over me from now on, and tell the holders of `keys`; the former ones are let go.
+
+        `signed_us` is when my newest record was signed, in unix microseconds: the roster must not be older.
+        """
+        chosen, kept, former, last = tuple(watchers), tuple(keys), self.watchers, self._watch
+        if last is not None and last.roster.seq < signed_us:
+            last = None
+        if last is not None and (former, last.keys) == (chosen, kept):
             return []
-        former = self.watchers
-        if self._watch is None or set(chosen) != set(former):
-            self._roster_seq += 1
+        if last is None or set(chosen) != set(former):
+            self._roster_seq = max(self._roster_seq + 1, signed_us)
             roster = self._crier.roster(self._roster_seq, chosen)
         else:
-            roster = self._watch.roster
+            roster = last.roster
         self._watch = Watch(roster, kept)
         silent = self.silent(now)
         self._answered = {peer: now if peer in silent else self._answered.get(peer, now) for peer in chosen}

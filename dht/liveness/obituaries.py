@@ -22,6 +22,15 @@ def is_timely(obituary: Obituary, now_us: int) -> bool:
     return -SKEW_US <= now_us - obituary.at_us <= LIFETIME_US
 
 
+def covers(obituary: Obituary, issued_us: int) -> bool:
+    """Whether a record that its subject issued then, by its own clock, is of before the death.
+
+    Its roster is numbered by that clock, and follows each of its records. The verdicts are of other clocks,
+    and show the same of what is older by more than clocks may be apart.
+    """
+    return issued_us <= max(obituary.roster.seq, obituary.at_us - SKEW_US)
+
+
 @dataclass(slots=True)
 class _Fate:
     """What is known of one peer."""
@@ -60,11 +69,11 @@ class Obituaries:
         fate.alive, fate.obituary = beat.incarnation, None
         return True
 
-    def of(self, subject: PeerId, now_us: int, *, since_us: int = 0) -> Obituary | None:
-        """The obituary of `subject`, unless it is too old, or from before `since_us`."""
+    def of(self, subject: PeerId, now_us: int, *, issued_us: int = 0) -> Obituary | None:
+        """The obituary of `subject`, unless it is too old, or a record issued then shows that it is back."""
         fate = self._fates.get(subject)
         obituary = fate.obituary if fate else None
-        if obituary is None or now_us - obituary.at_us > LIFETIME_US or obituary.at_us < since_us:
+        if obituary is None or now_us - obituary.at_us > LIFETIME_US or not covers(obituary, issued_us):
             return None
         return obituary
 

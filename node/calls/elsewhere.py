@@ -25,7 +25,7 @@ class Elsewhere:
     def __init__(self, overlay: Overlay, rng: random.Random) -> None:
         self._overlay = overlay
         self._rng = rng
-        self.is_dead: Callable[[PeerId, int], bool] = lambda peer, since_us: False
+        self.is_dead: Callable[[PeerId, int], bool] = lambda peer, issued_us: False
 
     def name(self, description: Description) -> str:
         """The id of one of them, at random: they share what is refused here. Empty if none is known."""

@@ -69,6 +69,11 @@ class Publisher:
         keys = {key for identity in self._offers for key in self._records.get(identity, ())}
         return {self._spills[key].at if key in self._spills else key for key in keys}
 
+    def signed_us(self) -> int:
+        """When the newest of these offers was signed, in unix microseconds by my clock; 0 without any."""
+        offers = (sealed.record for sealed in self._offers.values())
+        return max((offer.issued_us for offer in offers if isinstance(offer, OfferRecord)), default=0)
+
     def seq(self, identity: Identity) -> int | None:
         """The sequence number under which this offer of mine is known now."""
         offer = self._offers.get(identity)

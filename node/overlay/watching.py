@@ -8,7 +8,7 @@ reader's question is answered, on its own stream.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from random import Random
 
 import trio
@@ -28,13 +28,14 @@ from modelnet_p2p.beats import (
 from modelnet_p2p.dht.holding.limits import Throttle
 from modelnet_p2p.dht.keyspace import position
 from modelnet_p2p.dht.liveness.beating import Beater
-from modelnet_p2p.dht.liveness.obituaries import Obituaries, is_timely
+from modelnet_p2p.dht.liveness.obituaries import Obituaries, covers, is_timely
 from modelnet_p2p.dht.liveness.watcher import Announce, Effect, Tell, Watcher
 from modelnet_p2p.dht.walks.finding import FindClosest, FindHolders, likely_holders
 from modelnet_p2p.errors import ModelnetError, RemoteError
 from modelnet_p2p.identity import KeyPair, PeerId
 from modelnet_p2p.names import Keys, protocol, provider_key
 from modelnet_p2p.node.overlay.driver import Overlay
+from modelnet_p2p.node.overlay.publisher import Publisher
 from modelnet_p2p.node.transport.contract import Stream
 from modelnet_p2p.records import BadRecord
 
@@ -54,13 +55,13 @@ CHOOSE_BEATS = 5.0  # at least between two walks for watchers
 
 
 class Watching:
-    """One peer's part in finding out who lives. `keys` are those that I have records under, at any time."""
+    """One peer's part in finding out who lives."""
 
     def __init__(
         self,
         overlay: Overlay,
         key: KeyPair,
-        keys: Callable[[], Collection[bytes]],
+        publisher: Publisher,
         nursery: trio.Nursery,
         rng: Random,
     ) -> None:
@@ -72,7 +73,7 @@ class Watching:
         self._told: dict[PeerId, set[PeerId]] = {}  # whom I told of a death, by whose it is
         self._last_read: dict[PeerId, Obituary] = {}  # what holders answered me last, as a reader
         self._overlay = overlay
-        self._keys = keys
+        self._publisher = publisher
         self._nursery = nursery
         self._protocol = protocol(overlay.name, "beat")
         self._place = provider_key(Keys(overlay.name).peer(overlay.me))
@@ -105,12 +106,12 @@ class Watching:
 
     # --- what a reader asks ---
 
-    def is_dead(self, peer: PeerId, since_us: int) -> bool:
-        """Whether its watchers have proven `peer` dead, and it said nothing new since `since_us`."""
-        if self.obituaries.of(peer, self._overlay.wall_us(), since_us=since_us) is not None:
+    def is_dead(self, peer: PeerId, issued_us: int) -> bool:
+        """Whether its watchers have proven `peer` dead after it issued a record then, by its own clock."""
+        if self.obituaries.of(peer, self._overlay.wall_us(), issued_us=issued_us) is not None:
             return True
         read = self._last_read.get(peer)
-        return read is not None and read.at_us >= since_us
+        return read is not None and covers(read, issued_us)
 
     async def learn(self, key: bytes, holders: Iterable[PeerId], providers: Iterable[PeerId]) -> None:
         """Ask the closest of `holders` which of `providers` are dead; waits one patience at most.
@@ -234,7 +235,8 @@ class Watching:
         """Keep five watchers: those closest to the key of my name, chosen anew when one falls silent."""
         beat, chosen_at = self._overlay.tuning.beat, -self._overlay.tuning.table_refresh
         while True:
-            now, keys = trio.current_time(), tuple(self._keys())[:MAX_KEYS]
+            now, keys = trio.current_time(), tuple(self._publisher.keys())[:MAX_KEYS]
+            signed_us = self._publisher.signed_us()
             old = now - chosen_at >= self._overlay.tuning.table_refresh
             lacking = self.beater.silent(now) or (len(self.beater.watchers) < MAX_WATCHERS and self._came)
             if not keys:
@@ -242,10 +244,10 @@ class Watching:
             elif old or (lacking and (now - chosen_at >= CHOOSE_BEATS * beat or not self.beater.watchers)):
                 chosen_at, self._came = now, False
                 watchers = (await self._closest(self._place))[:MAX_WATCHERS]
-                self._do(self.beater.on_watchers(watchers, keys, trio.current_time()))
+                self._do(self.beater.on_watchers(watchers, keys, trio.current_time(), signed_us))
                 self._watched.set()
             else:
-                self._do(self.beater.on_watchers(self.beater.watchers, keys, now))
+                self._do(self.beater.on_watchers(self.beater.watchers, keys, now, signed_us))
             await trio.sleep(beat)
 
     async def _closest(self, key: bytes) -> Sequence[PeerId]:

@@ -13,7 +13,7 @@ from random import Random
 
 from modelnet_p2p.beats import MAX_ASKED, Ask, Obituary
 from modelnet_p2p.dht.keyspace import position
-from modelnet_p2p.dht.liveness.obituaries import is_timely
+from modelnet_p2p.dht.liveness.obituaries import covers, is_timely
 from modelnet_p2p.dht.simulator import Node, Run
 from modelnet_p2p.dht.walks.collecting import Collect
 from modelnet_p2p.identity import PeerId
@@ -64,11 +64,11 @@ class Inquiry:
 
     def is_dead(self, record: OfferRecord) -> bool:
         """As `Watching.is_dead`: what I know as a holder, and what holders answered just now."""
-        since, now_us = record.issued_us, self.vigil.sim.now_us
-        if self.post.obituaries.of(record.provider, now_us, since_us=since) is not None:
+        issued_us, now_us = record.issued_us, self.vigil.sim.now_us
+        if self.post.obituaries.of(record.provider, now_us, issued_us=issued_us) is not None:
             return True
         learned = self._learned.get(record.provider)
-        return learned is not None and learned.at_us >= since
+        return learned is not None and covers(learned, issued_us)
 
     def offers(self) -> list[Offer]:
         found = [(sealed.record, sealed.envelope) for sealed in self.walk.records]

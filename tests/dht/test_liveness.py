@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from modelnet_p2p.beats import Beat, Heard, Message, Obituary, Probe, Roster, Verdict, Watch
 from modelnet_p2p.dht.liveness.beating import Beater
-from modelnet_p2p.dht.liveness.obituaries import LIFETIME_US, MAX_SUBJECTS, Obituaries
+from modelnet_p2p.dht.liveness.obituaries import LIFETIME_US, MAX_SUBJECTS, SKEW_US, Obituaries, covers
 from modelnet_p2p.dht.liveness.suspicion import MAX_DOUBT, Health, Suspicion, Tempo
 from modelnet_p2p.dht.liveness.watcher import MAX_WARDS, Announce, Effect, Phase, Tell, Watcher
 from modelnet_p2p.identity import PeerId
@@ -186,6 +186,14 @@ def test_watchers_that_fall_silent_are_named_and_those_let_go_are_told() -> None
     assert alice.on_watchers([CAROL, DAVE], KEYS, 21.0) == []
 
 
+def test_a_roster_follows_every_record_of_its_subject() -> None:
+    alice = alice_beats()
+    assert alice.on_watchers([BOB, CAROL], KEYS, 1.0, 101) == []
+    watch = Watch(Roster(ALICE, 5000, (BOB, CAROL)), KEYS)
+    assert alice.on_watchers([BOB, CAROL], KEYS, 1.0, 5000) == [Tell(BOB, watch), Tell(CAROL, watch)]
+    assert alice.on_watchers([BOB, CAROL], KEYS, 1.0, 5000) == []
+
+
 # --- what holders believe ---
 
 
@@ -213,13 +221,25 @@ def test_an_obituary_ends_by_refutation_by_age_and_by_what_was_said_later() -> N
     death = obituary(BOB, CAROL)
     assert known.add(death, EPOCH_US)
     assert known.of(ALICE, EPOCH_US) == death
-    assert known.of(ALICE, EPOCH_US, since_us=EPOCH_US + 1) is None
+    assert known.of(ALICE, EPOCH_US, issued_us=EPOCH_US + 1) is None
     assert known.of(ALICE, EPOCH_US + LIFETIME_US + 1) is None
     assert not known.refute(Beat(ALICE, 7, 9))
     assert known.refute(Beat(ALICE, 8, 10))
     assert known.of(ALICE, EPOCH_US) is None
     assert not known.add(death, EPOCH_US)  # it was refuted
     assert not known.add(obituary(BOB, CAROL, incarnation=9), EPOCH_US - LIFETIME_US)  # from the future
+
+
+def test_what_the_dead_one_issued_is_placed_by_its_own_clock() -> None:
+    known = Obituaries()
+    ahead_us = EPOCH_US + SKEW_US - 1
+    death = obituary(BOB, CAROL, roster=Roster(ALICE, ahead_us, (BOB, CAROL, DAVE)))
+    assert known.add(death, EPOCH_US)
+    assert known.of(ALICE, EPOCH_US, issued_us=ahead_us) == death
+    assert known.of(ALICE, EPOCH_US, issued_us=ahead_us + 1) is None  # it is back
+    behind = obituary(BOB, CAROL, roster=Roster(ALICE, 1, (BOB, CAROL, DAVE)))
+    assert covers(behind, EPOCH_US - SKEW_US)
+    assert not covers(behind, EPOCH_US - SKEW_US + 1)
 
 
 def test_the_dead_of_a_flooder_are_forgotten_like_all_others() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -10,6 +11,7 @@ from dataclasses import replace
 import pytest
 
 from modelnet_p2p.identity import KeyPair
+from modelnet_p2p.node import assembly
 from modelnet_p2p.node.peer import Peer
 from modelnet_p2p.node.single_error import single_error
 from modelnet_p2p.node.transport.memory import MemoryWorld
@@ -62,3 +64,13 @@ def open_town() -> Callable[[], AbstractAsyncContextManager[Town]]:
                 yield Town(stack)
 
     return opened
+
+
+@pytest.fixture
+def clock_is_off(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """The clock of every peer that is opened from now on is this many seconds ahead."""
+
+    def set_clock(seconds: float) -> None:
+        monkeypatch.setattr(assembly, "_wall_us", lambda: time.time_ns() // 1000 + int(seconds * 1e6))
+
+    return set_clock

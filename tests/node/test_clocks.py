@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from modelnet_p2p.errors import Code, RemoteError
-from modelnet_p2p.node import assembly
 from modelnet_p2p.node.checkup.health import MAX_SKEW, concerns
 from modelnet_p2p.records.sealed import CLOCK_SKEW_US
 
 # Any: the fixture that opens a town, see conftest.py
 OpenTown = Any
-
-
-@pytest.fixture
-def clock_is_off(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """The clock of every peer that is opened from now on is this many seconds ahead."""
-
-    def set_clock(seconds: float) -> None:
-        monkeypatch.setattr(assembly, "_wall_us", lambda: time.time_ns() // 1000 + int(seconds * 1e6))
-
-    return set_clock
 
 
 def test_the_warning_begins_where_records_are_refused() -> None:

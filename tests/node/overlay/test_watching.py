@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -92,6 +93,38 @@ async def test_a_record_that_is_newer_than_the_death_is_believed(
         await trio.sleep(5)
         assert bob.parts.watching.is_dead(alice.peer_id, 0)
         assert not bob.parts.watching.is_dead(alice.peer_id, bob.parts.overlay.wall_us())
+
+
+@pytest.mark.parametrize("seconds", [240.0, -240.0])
+async def test_a_provider_whose_clock_is_off_dies_like_any_other_and_is_believed_when_it_is_back(
+    open_town: OpenTown,
+    clock_is_off: Callable[[float], None],
+    autojump_clock: trio.testing.MockClock,
+    seconds: float,
+) -> None:
+    async with open_town() as town:
+        for name in CROWD:
+            await town.peer(name)
+        readers = [town.peers["bob"], await town.peer("heidi", listen=False)]
+        clock_is_off(seconds)
+        alice = await town.peer("alice")
+        await alice.publish("builtin:digits")
+        await trio.sleep(10)
+        town.freeze("alice")  # it stays connected, and a ping finds nothing out but silence
+        await trio.sleep(6 * alice.parts.tuning.beat)
+        for reader in readers:
+            (gone,) = await reader.find(model=NAME, all=True)
+            assert gone.state is State.DEAD
+            assert reader.parts.watching.is_dead(alice.peer_id, gone.record.issued_us)
+        town.kill("alice")
+        town.world.thaw(alice.peer_id)
+        await trio.sleep(1)
+        await (await town.peer("alice")).publish("builtin:digits")
+        for reader in readers:
+            assert [offer.state for offer in await reader.find(model=NAME)] == [State.ALIVE]
+            assert reader.parts.watching.is_dead(
+                alice.peer_id, gone.record.issued_us
+            )  # nobody refuted it yet
 
 
 async def test_an_obituary_that_one_watcher_made_up_convinces_nobody(open_town: OpenTown) -> None:
