@@ -42,7 +42,7 @@ PING_BODY_BYTES = 64 << 10  # an honest answer has a load for each of at most 64
 MAX_LOADS = 256  # models of one provider whose load is remembered
 MAX_PINGS = 8  # candidates pinged at the same time
 PING_ROUNDS = 3  # if all of the first candidates are dead, the next ones are asked
-VITAL_SECONDS = 2.0  # how long a sign of life is believed
+VITAL_SECONDS = 2.0  # how old a sign of life may be when a search looks at it
 MAX_VITALS = 4096  # providers whose signs of life are remembered
 
 
@@ -210,21 +210,26 @@ class Finder:
     # --- signs of life ---
 
     async def _with_signs_of_life(self, offers: Sequence[Offer], thorough: bool = False) -> list[Offer]:
-        """The offers with state, round trip and load; pings the best ones, until somebody is alive."""
+        """The offers with state, round trip and load; pings the best ones, until somebody is alive.
+
+        What is known when this begins stays good until it ends, however long others are waited for.
+        """
+        since = trio.current_time() - VITAL_SECONDS
         for _ in range(1 + len(offers) // MAX_PINGS if thorough else PING_ROUNDS):
-            offers = self._rank([self._annotated(offer) for offer in offers])
+            offers = self._rank([self._annotated(offer, since) for offer in offers])
             unknown = {o.record.provider: o.addrs for o in offers if o.state is State.UNKNOWN}
             async with trio.open_nursery() as nursery:
                 for provider in list(unknown)[:MAX_PINGS]:
                     nursery.start_soon(self._examine, provider, unknown[provider])
-            offers = [self._annotated(offer) for offer in offers]
+            offers = [self._annotated(offer, since) for offer in offers]
             if not unknown or (not thorough and any(offer.state is State.ALIVE for offer in offers)):
                 break
         return list(offers)
 
-    def _annotated(self, offer: Offer) -> Offer:
+    def _annotated(self, offer: Offer, since: float) -> Offer:
+        """With the provider's sign of life, if that is not from before `since`."""
         vital = self._vitals.get(offer.record.provider)
-        if vital is None or trio.current_time() - vital.at > VITAL_SECONDS:
+        if vital is None or vital.at < since:
             record, watching = offer.record, self.watching
             dead = watching is not None and watching.is_dead(record.provider, record.issued_us)
             return replace(offer, state=State.DEAD if dead else State.UNKNOWN, rtt_ms=None, load=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,11 +16,12 @@ from modelnet_p2p.events import Result
 from modelnet_p2p.exchange import Exchange, Role
 from modelnet_p2p.kad import Contact, Message
 from modelnet_p2p.names import Keys, protocol, provider_key
-from modelnet_p2p.node.overlay.finder import MAX_LOADS, _loads
+from modelnet_p2p.node.overlay.finder import MAX_LOADS, VITAL_SECONDS, _loads
 from modelnet_p2p.node.overlay.reading import MAX_ADDRS, Reading
 from modelnet_p2p.node.transport.addresses import to_binary
 from modelnet_p2p.node.transport.contract import Stream
-from modelnet_p2p.offers import State
+from modelnet_p2p.offers import Offer, State
+from modelnet_p2p.query import Query
 from modelnet_p2p.records import OfferRecord, Sealed, admit, seal_offer
 
 # Any: the fixture that opens a town, see conftest.py
@@ -88,6 +90,30 @@ async def test_addresses_that_are_none_cost_their_provider_only(open_town: OpenT
         await alice.publish("builtin:digits")
         vital = await bob.parts.finder.ping(town.key("nobody").id, ["no address"])
         assert vital.state is State.DEAD
+
+
+async def test_who_was_alive_when_a_look_began_is_so_when_it_ends(
+    open_town: OpenTown, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with open_town() as town:
+        alice, bob, carol = [await town.peer(name) for name in ("alice", "bob", "carol")]
+        finder = (await town.peer("dave", listen=False)).parts.finder
+        for peer in (alice, bob, carol):
+            await peer.publish("builtin:digits")
+        offers = await finder.offers(Query(network="town", model=NAME), 10)
+
+        async def look(offers: Sequence[Offer]) -> dict[str, State]:
+            looked = await finder._with_signs_of_life(offers, thorough=True)
+            return {offer.provider: offer.state for offer in looked}
+
+        known = [offer for offer in offers if offer.provider != carol.id]
+        assert await look(known) == {alice.id: State.ALIVE, bob.id: State.ALIVE}
+        town.freeze("carol")
+        await trio.sleep(VITAL_SECONDS - 0.1)
+        began = trio.current_time()
+        found = await look(offers)
+        assert trio.current_time() - began > 0.5  # carol was waited for
+        assert found == {alice.id: State.ALIVE, bob.id: State.ALIVE, carol.id: State.SUSPECT}
 
 
 def test_the_loads_that_a_peer_tells_are_bounded() -> None:
