@@ -58,7 +58,7 @@ async def relay(call: CallOnce, target: str, timeout: float, on_begin: OnBegin, 
             offer = answer.offer
             if offer is None or isinstance(error, NotFound):  # nobody else began
                 raise lost or error from error
-            if not (answer.keeps and is_loss(error) and len(dead) < MAX_RESUMED):
+            if not (answer.keeps and is_loss(error) and len(dead) < MAX_RESUMED) or answer.differs:
                 raise
             if crashed and error.code is Code.MODEL_ERROR:
                 raise
@@ -81,6 +81,7 @@ class _Answer:
     def __init__(self, on_begin: OnBegin, on_item: OnItem) -> None:
         self.items = 0
         self.keeps = False  # whether the hash is
+        self.differs = False  # who went on with it did not repeat it
         self.offer: Offer | None = None  # of whoever has begun to answer now
         self._on_begin = on_begin
         self._on_item = on_item
@@ -103,7 +104,7 @@ class _Answer:
             self._left -= 1
             _feed(self._again, item)
             if not self._left and self._again.digest() != self._hash.digest():
-                raise self._differs()
+                raise self._on_difference()
             return
         self.items += 1
         if self.keeps:
@@ -113,11 +114,12 @@ class _Answer:
     async def end(self, outcome: Outcome) -> None:
         """It has ended well; raises RemoteError where less came than before."""
         if self._left:
-            raise self._differs()
+            raise self._on_difference()
         if not self.items and self.offer is not None and "items" not in self.offer.record.gives:
             await self._on_item(outcome.output)
 
-    def _differs(self) -> RemoteError:
+    def _on_difference(self) -> RemoteError:
+        self.differs = True
         provider = self.offer.provider if self.offer is not None else ""
         return RemoteError(
             Code.MODEL_ERROR,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
 from random import Random
 
 import trio
@@ -48,10 +49,20 @@ READ_BYTES = 4096
 MESSAGES_PER_SECOND = 10.0  # of one sender, each with at most six seals to check: an honest one sends one
 MESSAGES_BURST = 100.0
 HOLDERS_ASKED = 3  # by a reader: one that has the obituary is enough, and two may be silent or lie
-MAX_WALKS = 4  # to holders at the same time, until most are told: mass death must not become a flood of walks
-MAX_TOLD = 256  # deaths of whom it is remembered who was told, should they be refuted: 240 peers each at most
+MAX_WALKS = 4  # to holders at the same time, until enough are told: mass death must be no flood of walks
+MAX_WAITING_WALKS = 16  # with those that only wait for the last of the dead
+MAX_TOLD = 256  # deaths of whom it is remembered who was told, should they be refuted
 MAX_READ = 1024  # of the dead that a reader remembers from its last answers
 CHOOSE_BEATS = 5.0  # at least between two walks for watchers
+
+
+@dataclass(slots=True)
+class _Tidings:
+    """A death that holders are told of, and who was."""
+
+    obituary: Obituary
+    told: set[PeerId] = field(default_factory=set)
+    refuted: bool = False  # the others are not told any more
 
 
 class Watching:
@@ -70,7 +81,7 @@ class Watching:
         self.beater = Beater(overlay.me, seals, beat, overlay.wall_us(), now)
         self.watcher = Watcher(overlay.me, seals, beat, lambda n, k: rng.sample(range(n), k), now)
         self.obituaries = Obituaries()  # what I was told as a holder, or found as a watcher
-        self._told: dict[PeerId, set[PeerId]] = {}  # whom I told of a death, by whose it is
+        self._tidings: dict[PeerId, _Tidings] = {}  # of deaths, by whose they are
         self._last_read: dict[PeerId, Obituary] = {}  # what holders answered me last, as a reader
         self._overlay = overlay
         self._publisher = publisher
@@ -83,6 +94,7 @@ class Watching:
         self._questions = Throttle(overlay.tuning.requests_per_second, overlay.tuning.requests_burst)
         self._streams = 0
         self._walks = trio.Semaphore(MAX_WALKS)
+        self._waiting_walks = trio.Semaphore(MAX_WAITING_WALKS)
         self._running = False
         self._came = True  # somebody came into the table since watchers were chosen
         self._watched = trio.Event()  # there are watchers who want beats
@@ -272,30 +284,34 @@ class Watching:
         if isinstance(message, Beat):
             self.obituaries.refute(message)
             # all who were told, and they alone: who holds the keys now need not be who held them then
-            for peer in self._told.pop(subject, ()):
-                self._tell(peer, message)
+            tidings = self._tidings.pop(subject, None)
+            if tidings is not None:
+                tidings.refuted = True
+                for peer in tidings.told:
+                    self._tell(peer, message)
             return
         log.info("%s is dead, say %d who watched over it", subject.short, len(message.verdicts))
         self.obituaries.add(message, self._overlay.wall_us())
         if keys:
-            if subject not in self._told and len(self._told) >= MAX_TOLD:
-                del self._told[next(iter(self._told))]
-            told: set[PeerId] = set()
-            self._told[subject] = told
-            self._nursery.start_soon(self._tell_holders, keys, message, told)
+            if subject not in self._tidings and len(self._tidings) >= MAX_TOLD:
+                del self._tidings[next(iter(self._tidings))]
+            tidings = self._tidings[subject] = _Tidings(message)
+            try:
+                self._nursery.start_soon(self._tell_holders, keys, tidings)
+            except RuntimeError:  # closed: this peer is leaving, and its watcher ends a little later
+                log.debug("nobody is told of it any more")
 
-    async def _tell_holders(self, keys: Collection[bytes], obituary: Obituary, told: set[PeerId]) -> None:
+    async def _tell_holders(self, keys: Collection[bytes], tidings: _Tidings) -> None:
         """Each as soon as it is known to be one: a reader needs one of them, and the last may be waited for
-        for seconds. So does the next key, for whose walk there is room once most of this one's are told."""
+        for seconds. So does the next key, for whose walk there is room once enough of this one's are told."""
+        overlay = self._overlay
 
         def tell(peer: PeerId) -> None:
-            is_refuted = self._told.get(obituary.subject) is not told
-            if not is_refuted and peer not in told:
-                told.add(peer)
-                self._tell(peer, obituary)
+            if not tidings.refuted and peer not in tidings.told and self._tell(peer, tidings.obituary):
+                tidings.told.add(peer)
 
         async def walk_to(key: bytes) -> None:
-            overlay, has_room = self._overlay, False
+            has_room = False
 
             def on_holder(peer: PeerId) -> None:
                 nonlocal has_room
@@ -304,28 +320,29 @@ class Watching:
                     has_room = True
                     self._walks.release()
 
-            await self._walks.acquire()
-            try:
-                walk = FindHolders(
-                    key,
-                    overlay.seeds(key),
-                    me=overlay.me,
-                    tuning=overlay.tuning,
-                    patience=overlay.patience.seconds,
-                    region=overlay.density.region,
-                    on_holder=on_holder,
-                )
-                await overlay.run(walk)
-            finally:
-                if not has_room:
-                    self._walks.release()
+            async with self._waiting_walks:
+                await self._walks.acquire()
+                try:
+                    walk = FindHolders(
+                        key,
+                        overlay.seeds(key),
+                        me=overlay.me,
+                        tuning=overlay.tuning,
+                        patience=overlay.patience.seconds,
+                        region=overlay.density.region,
+                        on_holder=on_holder,
+                    )
+                    await overlay.run(walk)
+                finally:
+                    if not has_room:
+                        self._walks.release()
             for peer in walk.closest:
                 if peer in walk.ours:
                     tell(peer)
 
-        connected = self._overlay.network.connected()
+        connected = overlay.network.connected()
         for key in keys:
-            for peer in likely_holders(key, self._overlay.seeds(key), self._overlay.density.region):
+            for peer in likely_holders(key, overlay.seeds(key), overlay.density.region):
                 if peer in connected:
                     tell(peer)
         async with trio.open_nursery() as nursery:
@@ -334,23 +351,26 @@ class Watching:
 
     # --- lines to others ---
 
-    def _tell(self, peer: PeerId, message: Message) -> None:
+    def _tell(self, peer: PeerId, message: Message) -> bool:
+        """Whether it is on its way."""
         line = self._lines.get(peer)
         if line is None:
             if len(self._lines) >= MAX_LINES:
                 log.info("too many peers to tell things at once; %s is left out", peer.short)
-                return
+                return False
             line, waiting = trio.open_memory_channel[Message](MAX_WAITING)
             try:
                 self._nursery.start_soon(self._carry, peer, line, waiting)
             except RuntimeError:  # closed: this peer is leaving, and its handlers end a little later
                 log.debug("%s is told nothing more", peer.short)
-                return
+                return False
             self._lines[peer] = line
         try:
             line.send_nowait(message)
         except trio.WouldBlock:
             log.debug("%s takes no more messages now", peer.short)
+            return False
+        return True
 
     async def _carry(
         self,

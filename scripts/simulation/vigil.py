@@ -32,7 +32,7 @@ from modelnet_p2p.dht.simulator import Node, Simulator
 from modelnet_p2p.dht.walks.finding import likely_holders
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.names import Keys, provider_key
-from modelnet_p2p.node.overlay.watching import CHOOSE_BEATS, MAX_WALKS
+from modelnet_p2p.node.overlay.watching import CHOOSE_BEATS, MAX_WAITING_WALKS, MAX_WALKS
 
 AROUND_BYTES = 70  # Noise (18), muxer (12), TCP and IP (40) around a message
 SEALED_BYTES = 188  # a beat as it is framed; tests/sim/test_vigil.py holds all of these against real ones
@@ -106,7 +106,8 @@ class Post:
     chosen_at: float = float("-inf")  # when its watchers were
     choosing: bool = False
     due: float = float("inf")  # when the watcher is polled next
-    walks: int = 0  # to holders, now
+    walks: int = 0  # to holders, now, at which few are told yet
+    waiting_walks: int = 0  # ... and all of them
     told: dict[PeerId, dict[PeerId, None]] = field(default_factory=dict)  # whom of whose death, in order
     untold: deque[tuple[bytes, Obituary, dict[PeerId, None]]] = field(default_factory=deque)
 
@@ -298,8 +299,9 @@ class Vigil:
             self._tell_holders(post)
 
     def _tell_holders(self, post: Post) -> None:
-        while post.untold and post.walks < MAX_WALKS:
+        while post.untold and post.walks < MAX_WALKS and post.waiting_walks < MAX_WAITING_WALKS:
             post.walks += 1
+            post.waiting_walks += 1
             self._tell_of(post, *post.untold.popleft())
 
     def _tell_of(self, post: Post, key: bytes, obituary: Obituary, told: dict[PeerId, None]) -> None:
@@ -327,7 +329,9 @@ class Vigil:
             for peer in walk.closest:
                 if peer in walk.ours:
                     tell(peer)
+            post.waiting_walks -= 1
             make_room()
+            self._tell_holders(post)
 
         walk = self.sim.holders_walk(post.node, key, on_holder)
         self.sim.start(post.node, walk, TELLING, over)

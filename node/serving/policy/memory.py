@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 from modelnet_p2p.node.serving.policy.ranking import BOAST, Experience, Strangers, draw, rank
 from modelnet_p2p.offers import Offer
 
-MAX_KNOWN_PROVIDERS = 1024  # whose past behaviour is remembered
+T = TypeVar("T")
+
+MAX_KNOWN_PROVIDERS = (
+    1024  # whose past behaviour is remembered; who was called longest ago is forgotten first
+)
+CROWD_SECONDS = 5.0  # after several calls of mine at once, in which a refusal may be of my own making
 
 
 class Memory:
@@ -20,10 +26,12 @@ class Memory:
         self._experience: dict[str, Experience] = {}
         self._strangers = Strangers()
         self._flying: dict[str, int] = {}  # calls that a provider is at; none is 0
+        self._crowds: dict[str, float] = {}  # when it last was at several of mine
 
     def rank(self, offers: Sequence[Offer]) -> list[Offer]:
         """Best first."""
-        return rank(offers, self._recall, self._now(), self._strangers.doubt)
+        now = self._now()
+        return rank(offers, self._recall, now, self._strangers.doubt(now))
 
     def draw(self, ranked: Sequence[Offer]) -> list[Offer]:
         """In which order to ask them."""
@@ -34,6 +42,8 @@ class Memory:
         """A call of this offer is on its way: who asks many at once spreads them."""
         provider = offer.provider
         self._flying[provider] = self._flying.get(provider, 0) + 1
+        if self._flying[provider] > 1:
+            _put_last(self._crowds, provider, self._now())
         try:
             yield
         finally:
@@ -46,23 +56,37 @@ class Memory:
 
     def succeeded(self, offer: Offer, ms: float) -> None:
         """A call of this offer took so long."""
-        if self._recall(offer) is None and _is_idle(offer):
-            self._strangers.kept()
+        if offer.provider not in self._experience and _is_idle(offer):
+            self._strangers.kept(self._now())
         self._of(offer).succeeded(ms)
 
     def failed(self, offer: Offer, *, busy: bool) -> None:
         """It could not be reached, broke off, was too slow, or refused as `busy`."""
-        if busy and self._recall(offer) is None and _is_idle(offer):
-            self._strangers.broke()
-        self._of(offer).failed(self._now(), refused_at=offer.load if busy else None)
+        told = offer.load if busy and not self._crowds_around(offer.provider) else None
+        if told is not None and told < BOAST and offer.provider not in self._experience:
+            self._strangers.broke(self._now())
+        self._of(offer).failed(self._now(), refused_at=told)
+
+    def _crowds_around(self, provider: str) -> bool:
+        """Whether calls of mine may be what fills it: what it said of its load was said before them."""
+        return self._flying.get(provider, 0) > 0 or (
+            self._now() - self._crowds.get(provider, float("-inf")) < CROWD_SECONDS
+        )
 
     def _recall(self, offer: Offer) -> Experience | None:
         return self._experience.get(offer.provider)
 
     def _of(self, offer: Offer) -> Experience:
-        if offer.provider not in self._experience and len(self._experience) >= MAX_KNOWN_PROVIDERS:
-            self._experience.pop(next(iter(self._experience)))
-        return self._experience.setdefault(offer.provider, Experience())
+        return _put_last(self._experience, offer.provider, self._recall(offer) or Experience())
+
+
+def _put_last(known: dict[str, T], provider: str, what: T) -> T:
+    """The first ones are forgotten where there are too many."""
+    known.pop(provider, None)
+    if len(known) >= MAX_KNOWN_PROVIDERS:
+        del known[next(iter(known))]
+    known[provider] = what
+    return what
 
 
 def _is_idle(offer: Offer) -> bool:

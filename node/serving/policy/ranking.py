@@ -11,6 +11,7 @@ what the caller itself has asked of it already.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -57,27 +58,34 @@ class Experience:
 
 @dataclass(slots=True)
 class Strangers:
-    """How those kept their word who said that they were idle, and had not been called before."""
+    """How those kept their word who said that they were idle, and had not been called before: what was
+    BOAST_MEMORY ago counts a third. Times are monotonic seconds."""
 
     met: float = 0.0
     boasted: float = 0.0
+    at: float = 0.0  # when both were right
 
-    @property
-    def doubt(self) -> float:
-        """The share of them that will not, as far as is known; 0 to 1."""
+    def doubt(self, now: float) -> float:
+        """The share of them that will not, as far as is known; 0 to less than 1."""
+        self._fade(now)
         return self.boasted / (self.met + MIN_STRANGERS)
 
-    def kept(self) -> None:
-        self._meet(0.0)
+    def kept(self, now: float) -> None:
+        self._meet(now, 0.0)
 
-    def broke(self) -> None:
-        self._meet(1.0)
+    def broke(self, now: float) -> None:
+        self._meet(now, 1.0)
 
-    def _meet(self, boasted: float) -> None:
+    def _meet(self, now: float, boasted: float) -> None:
+        self._fade(now)
         if self.met >= MAX_STRANGERS:
             self.met, self.boasted = self.met / 2, self.boasted / 2
         self.met += 1.0
         self.boasted += boasted
+
+    def _fade(self, now: float) -> None:
+        left = math.exp(-max(0.0, now - self.at) / BOAST_MEMORY)
+        self.met, self.boasted, self.at = self.met * left, self.boasted * left, now
 
 
 Recall = Callable[[Offer], Experience | None]

@@ -248,6 +248,26 @@ async def test_what_two_models_died_at_is_given_up() -> None:
     assert asked == [[], ["p1"]]
 
 
+async def test_who_does_not_repeat_a_lost_answer_is_not_lost_himself() -> None:
+    """A third one is not asked: nobody says that he would repeat it."""
+    record = SimpleNamespace(digest=b"d" * 32, gives=("deterministic",), name="m", version="", owner=None)
+    asked: list[Any] = []
+
+    async def call(target: str, timeout: float, avoid: Any, on_begin: Any, on_item: Any) -> Any:
+        asked.append(list(avoid))
+        await on_begin(SimpleNamespace(offer=SimpleNamespace(record=record, provider=f"p{len(asked)}")))
+        await on_item("one" if len(asked) != 2 else "another")
+        raise RemoteError(Code.UNREACHABLE, "lost")
+
+    async def ignore(_: object) -> None:
+        pass
+
+    with pytest.raises(RemoteError, match="does not repeat them") as caught:
+        await relay(call, "m", 5.0, ignore, ignore)
+    assert caught.value.retryable  # from the start
+    assert asked == [[], ["p1"]]
+
+
 async def test_a_loss_at_the_end_of_the_time_is_told_as_that(autojump_clock: object) -> None:
     record = type(
         "Record", (), {"digest": b"d" * 32, "gives": ("deterministic",), "name": "m", "version": ""}

@@ -172,3 +172,44 @@ def test_who_said_that_it_is_loaded_and_refuses_has_told_no_lie() -> None:
         memory.failed(offer(f"gone {number}", load=0.0), busy=False)
         memory.failed(offer(f"silent {number}"), busy=True)  # it said nothing of its load
     assert memory.rank([friend, stranger]) == [stranger, friend]
+
+
+def test_a_crowd_of_my_own_calls_makes_nobody_a_liar() -> None:
+    """What a provider says of its load it said before they came."""
+    now = 0.0
+    memory = Memory(Random(1).randrange, lambda: now)
+    friend, stranger, newcomer = (
+        offer(name, rtt=10.0, load=load) for name, load in (("ann", 0.4), ("ben", 0.0), ("cat", 0.0))
+    )
+    memory.succeeded(friend, 40.0)
+    with memory.calling(stranger), memory.calling(stranger):
+        pass
+    memory.failed(stranger, busy=True)
+    assert memory.rank([friend, newcomer]) == [newcomer, friend]  # strangers are believed as before
+    now = FAILURE_MEMORY + 1
+    assert memory.rank([friend, stranger]) == [stranger, friend]  # and it is forgiven as who was busy is
+    memory.failed(stranger, busy=True)  # alone
+    now += FAILURE_MEMORY + 1
+    assert memory.rank([friend, stranger]) == [friend, stranger]
+
+
+def test_doubt_fades_with_the_hours() -> None:
+    now = 0.0
+    memory = Memory(Random(1).randrange, lambda: now)
+    friend, stranger = offer("ann", rtt=10.0, load=0.4), offer("ben", rtt=10.0, load=0.0)
+    memory.succeeded(friend, 40.0)
+    for number in range(20):
+        memory.failed(offer(f"peer {number}", load=0.0), busy=True)
+    assert memory.rank([friend, stranger]) == [friend, stranger]
+    now = 8 * BOAST_MEMORY
+    assert memory.rank([friend, stranger]) == [stranger, friend]
+
+
+def test_who_is_called_all_the_time_is_not_forgotten() -> None:
+    memory = Memory(Random(1).randrange, lambda: 0.0)
+    friend, stranger = offer("ann", rtt=90.0, load=0.0), offer("ben", rtt=10.0, load=0.0)
+    memory.succeeded(friend, 5.0)
+    for number in range(MAX_KNOWN_PROVIDERS):
+        memory.succeeded(offer(f"peer {number}"), 5.0)
+        memory.succeeded(friend, 5.0)
+    assert memory.rank([stranger, friend]) == [friend, stranger]
