@@ -1,7 +1,8 @@
 """Whose model a bare name means: the owner of its first answered call, or the one that was chosen by command.
 
 A name is anybody's to claim. Whoever calls it without saying whose is asked once, if several claim it, and
-never moved to another owner afterwards: not even when the remembered one is gone.
+never moved to another owner afterwards: not even when the remembered one is gone. A call of a version
+that only one of them has decides nothing.
 
 One checksummed file per name, replaced whole, each change under a lock on their directory. A command, several
 temporary peers and a running one may therefore use one home at once; a change is seen by the next call.
@@ -14,9 +15,9 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from shlex import quote
@@ -79,6 +80,7 @@ class Owners:
         self._directory = directory
         self._disk = disk
         self._read: dict[str, tuple[_Stamp | None, Known | None]] = {}  # by name, as its file was then
+        self._contested: dict[str, None] = {}  # names that several claimed when they were last searched for
 
     def keep_under(self, directory: Path) -> None:
         """From now on remember there, and what is remembered there."""
@@ -95,9 +97,22 @@ class Owners:
         known = self.known(query.model)
         return known.owner if known else None
 
+    def claimed(self, name: str, owners: Collection[PeerId]) -> None:
+        """A search for the whole name has found models of these."""
+        self._contested.pop(name, None)
+        if len(set(owners)) > 1:
+            if len(self._contested) >= MAX_OWNERS:
+                del self._contested[next(iter(self._contested))]
+            self._contested[name] = None
+
     def used(self, query: Query, owner: PeerId, now_unix: float) -> None:
-        """A call was answered by a model of this owner: the name means it from now on, if it meant none."""
+        """A call was answered by a model of this owner: the name means it from now on, if it meant none.
+
+        Unless only one version was asked for, and others claim the name.
+        """
         if query.model is None or not _is_bare(query):
+            return
+        if query.model in self._contested and whole_name(query) is not None:
             return
         read = self._read.get(query.model)  # `meant` has looked for this very call
         if read is not None and read[1] is not None:
@@ -268,6 +283,12 @@ def forget(owners: Owners, name: str) -> dict[str, object]:
     if not owners.forget(name):
         raise NotFound(f"no owner of {name!r} is remembered", hint="modelnet-peer owner list")
     return {"model": name, "forgotten": True}
+
+
+def whole_name(query: Query) -> Query | None:
+    """The query for all that bears the name, where this one asks for a version or digest of anybody's."""
+    whole = replace(query, version=None, digest=None)
+    return whole if _is_bare(query) and whole != query else None
 
 
 def _is_bare(query: Query) -> bool:

@@ -21,9 +21,10 @@ from modelnet_p2p.node.calls.found import Found
 from modelnet_p2p.node.calls.target import Target, one_owner, other_owners
 from modelnet_p2p.node.calls.together import Together
 from modelnet_p2p.node.calls.tries import Tries, search_too_long
-from modelnet_p2p.node.owners import Owners
+from modelnet_p2p.node.owners import Owners, whole_name
 from modelnet_p2p.node.serving.backends.contract import MAX_BODY_BYTES
 from modelnet_p2p.node.serving.policy.memory import Memory
+from modelnet_p2p.node.single_error import single_error
 from modelnet_p2p.offers import Offer
 from modelnet_p2p.payload import Value
 from modelnet_p2p.query import Query
@@ -304,7 +305,7 @@ class Router:
     async def _seek(self, target: Target) -> Sequence[Offer]:
         owner = self._owners.meant(target.query)
         if owner is None:
-            offers = one_owner(target, await self._search(target.query))
+            offers = one_owner(target, await self._anybody_s(target.query))
         else:
             offers = await self._search(replace(target.query, owner=owner))
             if not offers:
@@ -317,6 +318,23 @@ class Router:
             await self._explain(target)
         if offers:
             self._found.keep(target.query, offers, trio.current_time())
+        return offers
+
+    async def _anybody_s(self, query: Query) -> Sequence[Offer]:
+        """What is found where no owner is meant yet. Who claims the whole name is found out beside."""
+        whole = whole_name(query)
+        if whole is None or whole.model is None:
+            return await self._search(query)
+        claims: list[Offer] = []
+
+        async def look_around(whole: Query) -> None:
+            claims.extend(await self._search(whole))
+
+        with single_error():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(look_around, whole)
+                offers = await self._search(query)
+        self._owners.claimed(whole.model, {offer.record.owner for offer in (*claims, *offers)})
         return offers
 
     def _answers(self, target: Target, offer: Offer) -> None:

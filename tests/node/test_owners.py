@@ -228,6 +228,29 @@ async def test_a_name_that_was_used_keeps_its_owner_whoever_claims_it_later(
         assert [item async for item in dave.stream("say", "Hello")] == ["hello"]
 
 
+async def test_a_version_that_nobody_else_has_does_not_decide_whose_the_name_is(
+    open_town: OpenTown, shop: Path
+) -> None:
+    async with open_town() as town:
+        alice, bob = await town.peer("alice"), await town.peer("bob")
+        carol = await town.peer("carol", listen=False)
+        await alice.publish("ownershop:loud", model="say@1", cwd=str(shop))
+        dave = await town.peer("dave", listen=False)
+        assert await dave.invoke("say@1", "Hello") == "HELLO"
+        await bob.publish("ownershop:quiet", model="say@2", cwd=str(shop))
+        assert await carol.invoke("say@2", "Hello") == "hello"
+        assert await carol.invoke("say@1", "Hello") == "HELLO"
+        with pytest.raises(NotFound) as caught:
+            await carol.invoke("say", "Hello")
+        assert caught.value.code is Code.AMBIGUOUS
+        assert carol.owners.all() == []
+        assert await dave.invoke("say", "Hello") == "HELLO"  # he called it when it was alice's alone
+        await alice.unpublish("say")
+        erin = await town.peer("erin", listen=False)
+        assert await erin.invoke("say@2", "Hello") == "hello"  # bob's alone by now
+        assert [known.owner for known in erin.owners.all()] == [bob.peer_id]
+
+
 async def test_when_the_remembered_owner_is_gone_nobody_takes_the_name_over(
     open_town: OpenTown, shop: Path
 ) -> None:
