@@ -139,7 +139,7 @@ async def _serve(
         async with trio.open_nursery() as nursery:
             await nursery.start(serve, peer, runtime.socket_path)
             runtime.note_control()
-            _tell_bootstrap(peer.bootstrapped, preset(settings.tuning).bootstrap_retry, notice)
+            _tell_bootstrap(peer.bootstrapped, settings, notice)
             if open_to := open_addrs(peer.addrs, settings.listen or ()):
                 tell_open(open_to, notice)
             if peer.gateway is not None and gateway_is_open(peer.gateway):
@@ -201,12 +201,18 @@ async def _end_on_signal(
                 watchdog.cancel()
 
 
-def _tell_bootstrap(bootstrap: Bootstrap, retry_seconds: float, notice: Callable[[str], None]) -> None:
+def _tell_bootstrap(bootstrap: Bootstrap, settings: Settings, notice: Callable[[str], None]) -> None:
     for addr, cause in bootstrap.causes.items():
         notice(f"warning: the bootstrap {addr} did not answer: {cause}")
-    if bootstrap.causes:
+    for addr in bootstrap.strangers:
+        notice(
+            f"warning: the bootstrap {addr} answers, but is no peer of the network {settings.network!r}: "
+            "modelnet-peer status there names its network"
+        )
+    if bootstrap.causes or bootstrap.strangers:
         from modelnet_p2p.node.joining import PATIENT_SECONDS  # loaded by now; `join --help` does not need it
 
+        retry_seconds = preset(settings.tuning).bootstrap_retry
         notice(
             f"they are tried again every {retry_seconds:g} s for as long as no other peer is known, "
             f"and every {PATIENT_SECONDS:g} s after that"

@@ -39,6 +39,12 @@ async def open_temporary(settings: Settings, bootstrap: tuple[str, ...]) -> Asyn
         peer.keep_weights_under(settings.home.cache_path)
         if not peer.bootstrapped.reached:
             tried = ", ".join(peer.bootstrapped.tried)
+            if peer.bootstrapped.strangers:
+                raise LocalError(
+                    Code.UNREACHABLE,
+                    f"no peer of the network {settings.network!r} answers at {tried}",
+                    hint="modelnet-peer status there names its network: --network NAME",
+                )
             raise LocalError(
                 Code.UNREACHABLE,
                 f"nobody to ask answers at {tried}",

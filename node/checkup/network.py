@@ -174,7 +174,7 @@ async def _try_bootstrap(settings: Settings, addr: str, findings: dict[str, Find
                 findings[addr] = failed(
                     "bootstrap", f"{short} does not answer", why=why, hint=_way_in(why), code=Code.UNREACHABLE
                 )
-            elif known == 0:
+            elif addr in answer.strangers:
                 findings[addr] = failed(
                     "bootstrap", f"{short} answers, but is no peer of the network {settings.network!r}",
                     why="it does not speak its protocol", hint="modelnet-peer status there names its network",

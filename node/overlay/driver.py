@@ -54,7 +54,8 @@ class Bootstrap:
 
     tried: tuple[str, ...]
     reached: tuple[str, ...]
-    causes: Mapping[str, str] = field(default_factory=dict)  # why, of each that was not reached
+    causes: Mapping[str, str] = field(default_factory=dict)  # why, of each that did not answer
+    strangers: tuple[str, ...] = ()  # they answer, and are of another network
 
 
 class Overlay:
@@ -234,6 +235,7 @@ class Overlay:
     async def bootstrap(self, addrs: Sequence[str]) -> Bootstrap:
         """Dial the given text multiaddrs at the same time, then look for myself; warns of the unreached."""
         reached: list[str] = []
+        strangers: list[str] = []
         causes: dict[str, str] = {}
 
         async def dial(addr: str) -> None:
@@ -241,7 +243,10 @@ class Overlay:
             if peer is None:
                 raise AssertionError("checked by check_bootstraps")
             try:
-                await self.meet(peer, [where])
+                if not await self.meet(peer, [where]):
+                    strangers.append(addr)
+                    log.warning("bootstrap %s is no peer of the network %s", addr, self.name)
+                    return
                 self._survey.on_bootstrap(Contact(peer, binaries([where])))
                 reached.append(addr)
             except ModelnetError as error:
@@ -254,12 +259,19 @@ class Overlay:
                 nursery.start_soon(dial, addr)
         if reached:
             await self.look_around()
-        return Bootstrap(tuple(others), tuple(addr for addr in others if addr in reached), causes)
 
-    async def meet(self, peer: PeerId, addrs: Sequence[str]) -> None:
-        """Connect to `peer` at these text addresses, and put it into the table if it is of our network."""
+        def in_order(some: Sequence[str]) -> tuple[str, ...]:
+            return tuple(addr for addr in others if addr in some)
+
+        return Bootstrap(tuple(others), in_order(reached), causes, in_order(strangers))
+
+    async def meet(self, peer: PeerId, addrs: Sequence[str]) -> bool:
+        """Connect to `peer` at these text addresses, and put it into the table if it is of our network.
+
+        False if it is not; raises RemoteError if it cannot be reached, or does not say what it speaks.
+        """
         await self.network.connect(peer, addrs)
-        await self._meet(peer)
+        return await self._meet(peer)
 
     async def look_around(self) -> None:
         """Learn the peers closest to me."""
@@ -270,13 +282,13 @@ class Overlay:
         await self.run(walk)
         self.table.on_walked(look.target, trio.current_time(), walk.closest)
 
-    async def _meet(self, peer: PeerId) -> None:
-        """Put a connected peer into the table if it says that it speaks our kad protocol."""
+    async def _meet(self, peer: PeerId) -> bool:
+        """Put a connected peer into the table if it says that it speaks our kad protocol; whether it does."""
         if self._protocol not in await self.network.protocols(peer):
-            return
+            return False
         addrs = binaries(self.network.peer_addrs(peer))
         if not addrs:
-            return  # nobody could dial it
+            return True  # and nobody could dial it
         known = peer in self.table
         place = self.table.add(Contact(peer, addrs), trio.current_time(), self.network.remote_group(peer))
         # one that comes back may have been started anew, and hold nothing, where none is let go for its cost
@@ -284,6 +296,7 @@ class Overlay:
             self._came.set()
             for callback in self._newcomers:
                 callback(peer)
+        return True
 
     def on_newcomer(self, callback: Callable[[PeerId], None]) -> None:
         """Call back whenever a peer enters the table; quick, and must not raise."""

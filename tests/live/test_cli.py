@@ -105,6 +105,19 @@ def test_an_unreached_bootstrap_is_a_warning(shell: Any) -> None:
         assert "tried again every" in said
 
 
+def test_a_bootstrap_of_another_network_is_a_warning(shell: Any) -> None:
+    with shell.join("alice") as (_, alice):
+        addr = alice["addrs"][0]
+        with shell.join("bob", "--network", "lab", "--bootstrap", addr) as (_, bob):
+            assert bob["bootstrap"] == {"tried": 1, "reached": 0}
+            said = (shell.base / "bob.log").read_text()
+            assert f"warning: the bootstrap {addr} answers, but is no peer of the network 'lab': " in said
+            assert "tried again every" in said
+        status, _, stderr = shell.run("carol", "find", "--network", "lab", "--bootstrap", addr, "--task", "a")
+        assert (status, error_of(stderr)["code"]) == (4, "unreachable")
+        assert "no peer of the network 'lab'" in stderr
+
+
 def test_a_bootstrap_that_comes_later_is_met_as_the_warning_says(shell: Any) -> None:
     shell.env["MODELNET_TUNING"] = "test"
     with shell.join("alice") as (_, alice):

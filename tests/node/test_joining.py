@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import trio
 from trio.testing import MockClock
 
+from modelnet_p2p.node.config import Settings
+from modelnet_p2p.node.daemon import _tell_bootstrap
 from modelnet_p2p.node.disk.home import Home
 from modelnet_p2p.node.disk.runtime import Runtime
 from modelnet_p2p.node.joining import CONTACTS_SECONDS, PATIENT_SECONDS, SETTLE_SECONDS, Joining
@@ -47,6 +50,25 @@ async def test_a_given_bootstrap_that_was_away_is_asked_again_though_others_are_
             assert late.peer_id in {contact.id for contact in ben.parts.overlay.table}
             assert ben.peer_id in {contact.id for contact in late.parts.overlay.table}
             nursery.cancel_scope.cancel()
+
+
+async def test_a_bootstrap_of_another_network_is_told_and_does_not_count_as_reached(
+    open_town: OpenTown, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_town() as town:
+        ann, ben = await town.peer("ann"), await town.peer("ben", alone=True)
+        key = town.key("stranger")
+        async with (
+            town.world.open(key) as transport,
+            Peer.open_on(transport, key, "lab", TEST) as stranger,
+        ):
+            fared = await ben.bootstrap([*stranger.addrs, *ann.addrs])
+            assert (fared.reached, fared.strangers, fared.causes) == (ann.addrs, stranger.addrs, {})
+            assert f"{stranger.addrs[0]} is no peer of the network town" in caplog.text
+            said: list[str] = []
+            _tell_bootstrap(fared, Settings(home=Home(Path()), network="town"), said.append)
+            assert "answers, but is no peer of the network 'town'" in said[0]
+            assert "tried again every" in said[1]
 
 
 async def test_who_comes_back_without_a_bootstrap_asks_those_it_had_met(
