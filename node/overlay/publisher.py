@@ -20,6 +20,7 @@ from modelnet_p2p.records import (
     MAX_LIFETIME_US,
     Identity,
     OfferRecord,
+    Refusal,
     Revocation,
     Sealed,
     cards_of,
@@ -304,4 +305,10 @@ def _untold(sealed: Sealed, weakest: Stored, because: str, *, withdrawn: bool) -
         words = f"nobody else was told of {about} yet: no peer that is known here answered"
     words += f"; {because}" if because else ""
     hint = f"{what}, and the holders are told again in the background"
+    if (
+        2 * weakest.refused[Refusal.EXPIRED] > weakest.asked
+    ):  # it was signed just now, and is told only while valid
+        wrong = "is probably wrong" if weakest.asked > 1 else "or that holder's is wrong"
+        words += f": this machine's clock {wrong}"
+        hint = f"date -u, and set it; modelnet-peer doctor compares it with others'; {hint}"
     return RemoteError(Code.UNREACHABLE, words, hint=hint)

@@ -50,10 +50,27 @@ async def test_a_clock_that_is_far_off_is_told_on_both_sides(
         with pytest.raises(RemoteError, match="expired") as caught:
             await ahead.publish("builtin:digits")  # signed in what is the other's future
         assert caught.value.code is Code.UNREACHABLE
+        assert "this machine's clock or that holder's is wrong" in caught.value.message
+        assert "modelnet-peer doctor" in caught.value.hint
         for peer, word in ((ahead, "ahead of"), (behind, "behind")):
             await peer.clocks.ask()
             [concern] = [one for one in concerns(await peer.status()) if one.code == "clock"]
             assert f"15 min {word}" in concern.message
+
+
+async def test_a_publisher_whose_clock_is_wrong_is_told_so(
+    open_town: OpenTown, clock_is_off: Callable[[float], None]
+) -> None:
+    async with open_town() as town:
+        await town.peer("alice")
+        await town.peer("bob")
+        clock_is_off(660)
+        carol = await town.peer("carol")
+        with pytest.raises(RemoteError, match="this machine's clock is probably wrong") as caught:
+            await carol.publish("builtin:digits")
+        assert "2 holders" in caught.value.message
+        assert "date -u" in caught.value.hint
+        assert "stays published" in caught.value.hint
 
 
 async def test_one_wrong_clock_among_three_is_not_believed(
