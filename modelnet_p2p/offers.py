@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
 
+from modelnet_p2p.attributes import MILLIONTHS
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.names import ModelUri, digest_text
 from modelnet_p2p.records import OfferRecord, Spec
@@ -86,6 +87,28 @@ class Offer:
     def outputs(self) -> tuple[Spec, ...]:
         return self.record.outputs
 
+    @property
+    def price(self) -> dict[str, float]:
+        """By its name, in whole units of it; empty: it asks for nothing."""
+        return {unit: number / MILLIONTHS for unit, number in self.record.price.items()}
+
+    def _facts(self) -> dict[str, object]:
+        """What a search may ask for beside, as far as the offer says it."""
+        record = self.record
+        told: dict[str, object] = {
+            "precision": record.precision,
+            "parameters": record.parameters,
+            "context_length": record.context_length,
+            "languages": list(record.languages),
+            "tags": list(record.tags),
+            "licence": record.manifest.licence,
+            "family": record.family,
+            "gives": list(record.gives),
+            "tier": record.tier,
+            "price": self.price,
+        }
+        return {name: value for name, value in told.items() if value not in (None, "", [], {})}
+
     def to_map(self) -> dict[str, object]:
         """A line of `find --json`."""
         return {
@@ -104,4 +127,5 @@ class Offer:
             "load": self.load,
             "inputs": [spec.to_map() for spec in self.inputs],
             "outputs": [spec.to_map() for spec in self.outputs],
+            **self._facts(),
         }

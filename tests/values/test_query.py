@@ -136,6 +136,8 @@ def test_an_offers_line_is_the_contracts(
     assert set(line) == {
         *("model", "uri", "task", "provider", "owner", "addrs", "digest", "framework", "seq", "expires_unix"),
         *("state", "rtt_ms", "load", "inputs", "outputs"),
+        *("precision", "parameters", "context_length", "languages", "tags", "licence", "family", "gives"),
+        *("tier", "price"),
     }
     assert line["model"] == "acme/sentiment@2"
     assert line["provider"] == str(bob.id)
