@@ -13,6 +13,7 @@ from modelnet_p2p.errors import Code, LocalError, NotFound
 from modelnet_p2p.node.cli import words
 from modelnet_p2p.node.cli.common import Session, common_flags
 from modelnet_p2p.node.cli.helping import examples
+from modelnet_p2p.node.cli.nearest import SILENT
 from modelnet_p2p.node.cli.output import one_line
 
 INTERRUPTED = 130  # as shells say it
@@ -133,11 +134,12 @@ def _find(session: Session, wanted: Wanted, explain: bool) -> None:
     params = {**wanted.params, "timeout": session.settings.timeout, "explain": explain}
     with output.progress(f"looking for {wanted}"):
         searched = session.ask("find", params, on_item=on_offer)
-    if explain and isinstance(searched, dict):
-        for line in _course(searched, len(offers)):
-            output.notice(line)
+    searched = searched if isinstance(searched, dict) else {}
+    for line in _course(searched, len(offers)) if explain else ():
+        output.notice(line)
     if not offers:
-        raise NotFound(f"nobody offers {wanted}", hint=_next_step(wanted, explain))
+        hint = _next_step(wanted, explain, bool(searched.get("silent")))
+        raise NotFound(f"nobody offers {wanted}", hint=hint)
     if not output.as_json:
         columns = ("model", "task", "state", "rtt ms", "load", "provider")
         output.table(columns, [_row(offer) for offer in offers])
@@ -146,12 +148,17 @@ def _find(session: Session, wanted: Wanted, explain: bool) -> None:
             output.text(f"{lead}{number + 1}. {one_line(str(offer.get('model')))}: {_why(offer)}")
 
 
-def _next_step(wanted: Wanted, explained: bool) -> str:
+def _next_step(wanted: Wanted, explained: bool, silent: bool) -> str:
+    if silent:
+        return SILENT
     if wanted.search is not None and not explained:
         return f"what ruled others out: modelnet-peer find {quote(wanted.search)} --explain"
     if wanted.task is not None:
         return f"offer it yourself: modelnet-peer publish MODULE:NAME --task {wanted.task}"
-    return "--all lists those that do not answer, too"
+    if wanted.search is not None:
+        return "leave out a condition, or offer it yourself: modelnet-peer publish --help"
+    named = f"--tag {wanted.tag}" if wanted.tag is not None else "--model NAME"
+    return f"offer it yourself: modelnet-peer publish MODULE:NAME {named}"
 
 
 def _row(offer: Offer) -> tuple[object, ...]:
@@ -180,7 +187,9 @@ def _course(searched: dict[str, Any], found: int) -> list[str]:
     ]
     ruled_out = searched.get("ruled_out") or {}
     most = sorted(ruled_out.items(), key=lambda pair: -pair[1])[:MAX_CAUSES]
-    return lines + [f"ruled out by {cause}: {number}" for cause, number in most]
+    lines += [f"ruled out by {cause}: {number}" for cause, number in most]
+    silent = searched.get("silent")
+    return lines + ([f"not shown, for their providers do not answer: {silent}"] if silent else [])
 
 
 def _watch(session: Session, wanted: Wanted, interval: float) -> int:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from modelnet_p2p.node.cli.common import Session
 
 LIKENESS = 0.6  # difflib's own measure of "near": one or two slips in a short word
+SILENT = "--all lists those that do not answer, too"  # the hint where offers are hidden for that
 PATIENCE = 1.0  # seconds that the running peer has to say what it serves; the error is late by no more
 _OTHER_WORDS = {  # of other programs, for the command that does it here
     "call": "invoke",
@@ -68,7 +69,8 @@ def add_hint(error: ModelnetError, session: Session, command: str, given: Mappin
 
     `given` are the command's arguments, by click's names for them.
     """
-    if "modelnet-peer owner trust" in error.hint:  # the name is right, and whose it is the question
+    # the name is right: whose it is, or who of them answers, is the question
+    if "modelnet-peer owner trust" in error.hint or error.hint == SILENT:
         return
     nobody = isinstance(error, LocalError | NotFound) and error.code in (Code.NOT_FOUND, Code.UNREACHABLE)
     if nobody and _mistyped(error, session, command, given):

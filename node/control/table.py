@@ -118,23 +118,20 @@ async def _show(peer: Peer, request: Request, emit: Emit) -> Value:
 
 
 async def _find(peer: Peer, request: Request, emit: Emit) -> Value:
-    search = peer.explain if request.flag("explain") else peer.find
-    found = await search(
+    found = await peer.explain(
         **_question(request),
         limit=int(request.number("limit", 20)),
         all=request.flag("all"),
         timeout=request.number("timeout", 30.0),
     )
-    explained = None if isinstance(found, list) else found
-    offers = found if isinstance(found, list) else found.offers
-    if not offers:
+    if not found.offers:
         if (error := await peer.why_none(**_question(request))) is not None:
             raise error
         await _check_company(peer)
-    for offer in offers:
-        why = {"why": explained.why(offer)} if explained else {}
+    for offer in found.offers:
+        why = {"why": found.why(offer)} if request.flag("explain") else {}
         await emit(ITEM, {**offer.to_map(), **why})
-    return explained.to_map() if explained else None
+    return found.to_map()
 
 
 async def _watch(peer: Peer, request: Request, emit: Emit) -> Value:
@@ -199,6 +196,10 @@ async def _publish(peer: Peer, request: Request, emit: Emit) -> Value:
             options=checked_options(request.mapping("options") or {}),
             manifest=request.maybe_bytes("manifest"),
             share_weights=request.maybe_flag("share_weights"),
+            price=request.mapping("price"),
+            tier=request.maybe_text("tier"),
+            languages=request.texts("languages"),
+            licence=request.maybe_text("licence"),
             dry_run=request.flag("dry_run"),
             on_event=notice,
         )

@@ -38,6 +38,7 @@ class Tally:
     read: int = 0  # offers
     messages: int = 0  # requests to holders
     ruled_out: Counter[str] = field(default_factory=Counter)  # by the part of the question
+    silent: int = 0  # offers that were meant, and not shown: their providers are dead
 
     def sift(self, query: Query, sealeds: Iterable[Sealed], seen: set[Identity]) -> list[Sealed]:
         """Those that are meant and not yet `seen`, which they then are."""
@@ -65,6 +66,7 @@ class Tally:
             "read": self.read,
             "messages": self.messages,
             "ruled_out": dict(self.ruled_out),
+            "silent": self.silent,
         }
 
 

@@ -96,7 +96,10 @@ class Finder:
         """
         offers = await self._with_signs_of_life(await self.offers(query, limit, tally), thorough)
         ranked = self._rank(offers)
-        return [offer for offer in ranked if with_dead or offer.state is not State.DEAD][:limit]
+        shown = [offer for offer in ranked if with_dead or offer.state is not State.DEAD]
+        if tally is not None:
+            tally.silent = len(ranked) - len(shown)
+        return shown[:limit]
 
     def search(self, query: Query, limit: int, *, with_dead: bool = False) -> Search:
         """The same in batches, each as soon as it was read; raises LocalError (bad-input)."""

@@ -37,6 +37,7 @@ class FakePeer:
     asked: list[tuple[str, Any]] = field(default_factory=list)
     cancelled: threading.Event = field(default_factory=threading.Event)
     known: list[dict[str, Any]] = field(default_factory=lambda: [dict(CAROL)])
+    silent: int = 0  # offers that are hidden, for nobody answers there
     owners: Owners = field(default_factory=lambda: Owners("public"))
     ended: dict[str, dict[str, Any]] = field(default_factory=dict)  # fates of revoked keys
 
@@ -114,6 +115,10 @@ class FakePeer:
             "provider": BOB,
         }
         return [SimpleNamespace(to_map=lambda: line)]
+
+    async def explain(self, **asked: Any) -> Any:
+        offers = await self.find(**asked)
+        return SimpleNamespace(offers=offers, to_map=lambda: {"silent": self.silent})
 
     async def call(
         self,

@@ -95,7 +95,8 @@ def test_what_was_probably_meant(
     [
         (["--task", "text-classification"], "offer it yourself: modelnet-peer publish MODULE:NAME --task"),
         (["tag:frobnicate"], "what ruled others out: modelnet-peer find tag:frobnicate --explain"),
-        (["--tag", "frobnicate"], "--all lists those that do not answer, too"),
+        (["--tag", "frobnicate"], "offer it yourself: modelnet-peer publish MODULE:NAME --tag frobnicate"),
+        (["--model", "acme/frobnicate"], "offer it yourself: modelnet-peer publish MODULE:NAME --model NAME"),
     ],
 )
 def test_what_is_spelt_well_and_not_there(
@@ -104,6 +105,18 @@ def test_what_is_spelt_well_and_not_there(
     monkeypatch.setattr(bob, "find", nobody)
     ran = cli("find", *argv)
     assert (ran.status, f"hint: {hint}" in ran.err) == (3, True)
+
+
+@pytest.mark.parametrize(
+    "argv", [["--tag", "t"], ["--model", "acme/x"], ["task:a and tier:edge"], ["--task", "a"]]
+)
+def test_those_that_do_not_answer_are_spoken_of_where_there_are_any(
+    cli: Cli, bob: Any, monkeypatch: pytest.MonkeyPatch, argv: list[str]
+) -> None:
+    monkeypatch.setattr(bob, "find", nobody)
+    assert "--all" not in cli("find", *argv).err
+    bob.silent = 2
+    assert "hint: --all lists those that do not answer, too" in cli("find", *argv).err
 
 
 def explained(*offers: dict[str, Any]) -> Any:
@@ -141,6 +154,8 @@ def test_the_reasons_when_nobody_was_meant(cli: Cli, bob: Any) -> None:
     ran = cli("find", "task:a and tier:edge", "--explain")
     assert ran.status == 3
     assert "ruled out by tier:edge: 2" in ran.err
+    assert "do not answer" not in ran.err
+    assert ran.err.splitlines()[-1].startswith("hint: leave out a condition")
 
 
 def test_news_come_as_they_happen_until_ctrl_c(home: Any, bob: Any) -> None:
