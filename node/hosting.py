@@ -321,6 +321,7 @@ class Hosting:
         return draft_offer(
             description,
             source.tags,
+            source.terms,
             key=self._key,
             network=self._network,
             seq=seq,

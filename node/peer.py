@@ -29,6 +29,7 @@ from modelnet_p2p.node.notices import Notice, quiet
 from modelnet_p2p.node.overlay.batches import Tally
 from modelnet_p2p.node.overlay.driver import Bootstrap
 from modelnet_p2p.node.searches import WATCH_SECONDS, Explained, Found, Watch, looking
+from modelnet_p2p.node.serving.terms import Terms
 from modelnet_p2p.node.serving.upstream.address import is_address
 from modelnet_p2p.node.sources import source_of
 from modelnet_p2p.node.streaming import Items
@@ -340,6 +341,10 @@ class Peer:
         options: Mapping[str, str] | None = None,
         manifest: bytes | None = None,
         share_weights: bool | None = None,
+        price: Mapping[str, float | str] | None = None,
+        tier: str | None = None,
+        languages: Sequence[str] = (),
+        licence: str | None = None,
         dry_run: bool = False,
         on_event: Notice | None = None,
     ) -> dict[str, object]:
@@ -350,8 +355,12 @@ class Peer:
         are those of its kind by name, as `{"quantise": "int8"}`. The worker runs with `interpreter`, `cwd`
         and `environ`, by default this process's. `manifest` is a seal that the model's owner made of it
         (`owner sign`): the offer is then of that owner's model. With `share_weights` others may fetch the
-        files of its digest; None: only what was fetched from others. Raises LocalError (bad-input, unsafe),
-        RemoteError (no majority).
+        files of its digest; None: only what was fetched from others.
+
+        What a search may ask of the offer: `price` in whole units by name, as `{"usd_per_call": 0.002}`;
+        `tier`, one of device, edge and cloud; `languages`, codes such as `de` or `pt-BR`, before those that
+        the model says; `licence`, an SPDX expression, in place of the model's own. Nobody collects a price.
+        Raises LocalError (bad-input, unsafe), RemoteError (no majority).
         """
         if not self.addrs:
             raise LocalError(Code.BAD_INPUT, "a client cannot serve: it listens nowhere")
@@ -369,6 +378,7 @@ class Peer:
             options=options,
             manifest=manifest,
             share_weights=share_weights,
+            terms=Terms.given(price, tier, languages, licence),
         )
         place = self.parts.upstreams if is_address(wanted.spec) else self.parts.hosting
         if dry_run:

@@ -74,6 +74,9 @@ def published_line(draft: OfferRecord) -> dict[str, object]:
         "task": offer.task,
         "licence": draft.manifest.licence,
         "seq": draft.seq,
+        "tier": draft.tier,
+        "price": offer.price,
+        "tags": list(draft.tags),
         **_details(draft),
     }
 

@@ -10,6 +10,7 @@ from modelnet_p2p.node.manifests import full_name, sealed_manifest
 from modelnet_p2p.node.revoking import Revoking
 from modelnet_p2p.node.serving.own_script import importable
 from modelnet_p2p.node.serving.source import Source, checked_options
+from modelnet_p2p.node.serving.terms import Terms
 from modelnet_p2p.node.weights.sharing import Pulls
 
 
@@ -28,6 +29,7 @@ async def source_of(
     options: Mapping[str, str] | None,
     manifest: bytes | None,
     share_weights: bool | None,
+    terms: Terms,
 ) -> Source:
     """The source that `Peer.publish` means; raises LocalError (bad-input, forbidden)."""
     pulled = await pulls.source(source, cwd) if isinstance(source, str) else None
@@ -57,5 +59,6 @@ async def source_of(
         manifest=manifest,
         options=checked_options(options or {}),
         share_weights=bool(share_weights),
+        terms=terms,
         notes=(note,) if note else (),
     )

@@ -14,6 +14,9 @@ def described(report: Report) -> list[tuple[str, str]]:
     known = [
         ("digest", report.get("digest")),
         ("licence", report.get("licence")),
+        ("tier", report.get("tier")),
+        ("price", prices(_map(report.get("price")))),
+        ("tags", ", ".join(map(str, report.get("tags") or ()))),
         ("framework", report.get("framework")),
         ("precision", report.get("precision")),
         ("parameters", _count(report.get("parameters"))),
@@ -28,6 +31,12 @@ def described(report: Report) -> list[tuple[str, str]]:
         *((_words(name), f"{value / 1e6:g}") for name, value in _map(report.get("metrics")).items()),
     ]
     return [(name, str(value)) for name, value in known if value]
+
+
+def prices(amounts: Mapping[str, Any]) -> str:
+    """Amounts in whole units, by name."""
+    shown = {name: f"{amount:.6f}".rstrip("0").rstrip(".") for name, amount in amounts.items()}
+    return ", ".join(f"{amount} {name}" for name, amount in shown.items())
 
 
 def _map(value: object) -> Mapping[str, Any]:

@@ -9,6 +9,7 @@ import click
 from modelnet_p2p.errors import Code, LocalError, NotFound, RemoteError
 from modelnet_p2p.node.cli import words
 from modelnet_p2p.node.cli.common import Session, common_flags
+from modelnet_p2p.node.cli.describing import prices
 from modelnet_p2p.node.cli.helping import examples
 from modelnet_p2p.node.cli.output import duration
 
@@ -200,8 +201,10 @@ def show_command(session: Session, model: str) -> None:
         seals = "verified" if line.get("verified") else "NOT VERIFIED"
         pairs = [("model", line.get("model")), ("provider", line.get("provider")), ("seals", seals)]
         record = line.get("record") or {}
+        if price := record.get("price"):
+            record["price"] = prices({name: number / 1e6 for name, number in price.items()})
         output.fields(
-            pairs + [(name, value) for name, value in record.items() if value not in (None, "", [])]
+            pairs + [(name, value) for name, value in record.items() if value not in (None, "", [], {})]
         )
 
     with output.progress(f"looking for {model}"):

@@ -85,6 +85,7 @@ def _ready(session: Session, ready: dict[str, Any]) -> None:
     epilog=examples(
         "modelnet-peer publish builtin:digits",
         "modelnet-peer publish mymodels:summarise --task summarization --tag english",
+        "modelnet-peer publish mymodels:summarise --language de --licence MIT --price usd_per_call=0.002",
         "modelnet-peer publish weights.safetensors --module mymodels:Net",
         "modelnet-peer publish http://127.0.0.1:11434/v1   # all models of an OpenAI-compatible server",
         "modelnet-peer publish http://127.0.0.1:11434/v1#llama3.2:1b",
@@ -99,6 +100,14 @@ def _ready(session: Session, ready: dict[str, Any]) -> None:
 @click.option("--model", metavar="NAME[@VERSION]", help="The name to serve it under.")
 @click.option("--task", metavar="T", help="What it does, such as text-classification.")
 @click.option("--tag", "tags", multiple=True, metavar="T", help="Repeatable.")
+@click.option("--price", multiple=True, metavar="NAME=AMOUNT", help="Such as usd_per_call=0.002; repeatable.")
+@click.option(
+    "--tier", type=click.Choice(["device", "edge", "cloud"]), help="What kind of machine serves it."
+)
+@click.option(
+    "--language", "languages", multiple=True, metavar="CODE", help="Such as de or pt-BR; repeatable."
+)
+@click.option("--licence", metavar="SPDX", help="Under which it may be used, such as Apache-2.0.")
 @click.option("--module", metavar="MODULE:CLASS", help="The torch module of a .safetensors file.")
 @click.option(
     "--manifest",
@@ -133,6 +142,10 @@ def publish_command(
     model: str | None,
     task: str | None,
     tags: tuple[str, ...],
+    price: tuple[str, ...],
+    tier: str | None,
+    languages: tuple[str, ...],
+    licence: str | None,
     module: str | None,
     manifest: str | None,
     quantise: str | None,
@@ -150,6 +163,7 @@ def publish_command(
         "model": model,
         "task": task,
         "tags": list(tags),
+        **_terms(price, tier, languages, licence),
         "module": module,
         "share_weights": share_weights,
         "dry_run": dry_run,
@@ -165,6 +179,20 @@ def publish_command(
         limit = settings.timeout if settings.timeout_asked else None
         answer = session.ask_running("publish", params, timeout=limit)
     _show_published(session, answer, dry_run)
+
+
+def _terms(
+    price: tuple[str, ...], tier: str | None, languages: tuple[str, ...], licence: str | None
+) -> dict[str, Any]:
+    """What of it was given; raises LocalError (bad-input) before the peer is asked."""
+    if not (price or tier or languages or licence is not None):
+        return {}
+    # not at the top: it brings the records, which a plain publish leaves to the peer
+    from modelnet_p2p.node.serving.terms import Terms, prices
+
+    amounts = prices(price)
+    Terms.given(amounts, tier, languages, licence)
+    return {"price": amounts, "tier": tier, "languages": list(languages), "licence": licence}
 
 
 def _show_published(session: Session, answer: dict[str, Any], dry_run: bool) -> None:

@@ -8,13 +8,15 @@ from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.identity import KeyPair
 from modelnet_p2p.names import check_tag
 from modelnet_p2p.node.serving.description import Description
+from modelnet_p2p.node.serving.terms import Terms
 from modelnet_p2p.records import BadRecord, Manifest, OfferRecord, open_manifest, seal_manifest
-from modelnet_p2p.records.kinds import MAX_TAGS
+from modelnet_p2p.records.kinds import MAX_LANGUAGES, MAX_TAGS
 
 
 def draft_offer(
     description: Description,
     tags: Sequence[str],
+    terms: Terms,
     *,
     key: KeyPair,
     network: str,
@@ -24,9 +26,10 @@ def draft_offer(
 ) -> OfferRecord:
     """The offer of a described model, without its times.
 
-    A model that comes without its owner's seal is owned by its provider, who then seals the manifest.
-    Raises LocalError (bad-input) for tags that are none, and for an owner's seal that is broken or is of
-    another model.
+    A model that comes without its owner's seal is owned by its provider, who then seals the manifest. What
+    the publisher says (`tags`, `terms`) comes before what the model says of itself. Raises LocalError
+    (bad-input) for tags that are none or too many, and for an owner's seal that is broken, or is of another
+    model or licence.
     """
     envelope = description.manifest_envelope
     if envelope is None:
@@ -36,7 +39,7 @@ def draft_offer(
                 name=description.name,
                 version=description.version,
                 task=description.task,
-                licence=description.licence,
+                licence=terms.licence or description.licence,
                 digest=description.digest,
                 issued_unix=now_unix,
                 metrics=description.metrics,
@@ -46,7 +49,7 @@ def draft_offer(
     return OfferRecord(
         provider=key.id,
         network=network,
-        manifest=_opened(envelope, description),
+        manifest=_opened(envelope, description, terms),
         manifest_envelope=envelope,
         seq=seq,
         issued_us=0,
@@ -57,20 +60,28 @@ def draft_offer(
         outputs=description.outputs,
         parameters=description.parameters,
         context_length=description.context_length,
-        languages=description.languages,
+        languages=_merged(terms.languages, description.languages, MAX_LANGUAGES),
         tags=_tags(tags, description),
         gives=_gives(description) + (("weights",) if shares_weights else ()),
         family=description.family,
         exits=description.exits,
+        tier=terms.tier,
         limits=_limits(description),
+        price=terms.price,
     )
 
 
 def _tags(given: Sequence[str], description: Description) -> tuple[str, ...]:
-    """The publisher's, and the model's own where there is room."""
     wanted = tuple(dict.fromkeys(check_tag(tag) for tag in given))
-    own = [tag for tag in dict.fromkeys(description.tags) if tag not in wanted]
-    return (*wanted, *own[: max(0, MAX_TAGS - len(wanted))])
+    if len(wanted) > MAX_TAGS:
+        words = f"{len(wanted)} tags: an offer has room for {MAX_TAGS} --tag"
+        raise LocalError(Code.BAD_INPUT, words)
+    return _merged(wanted, description.tags, MAX_TAGS)
+
+
+def _merged(wanted: tuple[str, ...], own: Sequence[str], most: int) -> tuple[str, ...]:
+    """What the publisher says, and what the model says of itself where there is room."""
+    return tuple(dict.fromkeys((*wanted, *own)))[:most]
 
 
 def _gives(description: Description) -> tuple[str, ...]:
@@ -94,15 +105,18 @@ def _limits(description: Description) -> dict[str, int]:
     return limits
 
 
-def _opened(envelope: bytes, description: Description) -> Manifest:
-    """The manifest in that seal, which must be of the described model: it came from a stranger's code."""
+def _opened(envelope: bytes, description: Description, terms: Terms) -> Manifest:
+    """The manifest in that seal, which must be of the described model and of the licence that its publisher
+    says, if any: it came from a stranger's code."""
     try:
         manifest = open_manifest(envelope)
     except BadRecord as error:
         words = f"the owner's seal of {description.name} is not sound: {error.message}"
         raise LocalError(Code.BAD_INPUT, words) from error
-    for field in ("name", "version", "task", "digest"):
-        if getattr(manifest, field) != getattr(description, field):
+    wanted = {name: getattr(description, name) for name in ("name", "version", "task", "digest")}
+    wanted |= {"licence": terms.licence} if terms.licence else {}
+    for field, value in wanted.items():
+        if getattr(manifest, field) != value:
             words = f"the owner's seal of {description.name} is for another {field}"
             hint = "publish it under another name without that seal, to own it yourself"
             raise LocalError(Code.BAD_INPUT, words, hint=hint)

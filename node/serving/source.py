@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 
 from modelnet_p2p.errors import Code, LocalError
+from modelnet_p2p.node.serving.terms import Terms
 from modelnet_p2p.payload import Value
 
 MAX_OPTIONS = 16  # of one source: how its publisher wants it, not data
@@ -31,6 +32,7 @@ class Source:
     manifest: bytes | None = None  # sealed by the model's owner, where its publisher is another one
     options: Mapping[str, str] = field(default_factory=dict)  # of its backend, by name
     share_weights: bool = False  # whether others may fetch the files of its digest
+    terms: Terms = field(default_factory=Terms)  # of the offer; the model itself is the same under others
     notes: tuple[str, ...] = ()  # what its publisher should know of it; told once, and not kept
 
     @property
@@ -68,6 +70,8 @@ class Source:
         others: dict[str, Value] = {} if not self.options else {"options": dict(self.options)}
         if self.share_weights:
             others["share_weights"] = True
+        if terms := self.terms.to_map():
+            others["terms"] = terms
         if self.manifest is not None:
             others["manifest"] = base64.b64encode(self.manifest).decode()
         return others | {
@@ -114,6 +118,7 @@ class Source:
                     manifest,
                     options,
                     share_weights=others.get("share_weights") is True,
+                    terms=Terms.from_map(others.get("terms", {})),
                 )
         raise ValueError("not the description of a model's source")
 

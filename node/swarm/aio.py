@@ -259,6 +259,10 @@ class AsyncSwarm:
         options: Mapping[str, str] | None = None,
         manifest: bytes | None = None,
         share_weights: bool | None = None,
+        price: Mapping[str, float | str] | None = None,
+        tier: str | None = None,
+        languages: Sequence[str] = (),
+        licence: str | None = None,
         dry_run: bool = False,
         on_event: Notice | None = None,
     ) -> dict[str, object]:
@@ -277,6 +281,10 @@ class AsyncSwarm:
                 options=options,
                 manifest=manifest,
                 share_weights=share_weights,
+                price=price,
+                tier=tier,
+                languages=languages,
+                licence=licence,
                 dry_run=dry_run,
                 on_event=on_event,
             )

@@ -327,6 +327,10 @@ class Swarm:
         options: Mapping[str, str] | None = None,
         manifest: bytes | None = None,
         share_weights: bool | None = None,
+        price: Mapping[str, float | str] | None = None,
+        tier: str | None = None,
+        languages: Sequence[str] = (),
+        licence: str | None = None,
         dry_run: bool = False,
         on_event: Notice | None = None,
     ) -> dict[str, object]:
@@ -334,8 +338,8 @@ class Swarm:
 
         `source` is what `modelnet-peer publish` takes, or an importable function itself; `options` are
         those of its kind by name, as `{"quantise": "int8"}`. `on_event` is told of the progress, a line at
-        a time, in the peer's thread: it has to be quick. Raises LocalError (bad-input, unsafe), RemoteError
-        (no majority).
+        a time, in the peer's thread: it has to be quick. Price, tier, languages and licence are as in
+        `Peer.publish`. Raises LocalError (bad-input, unsafe), RemoteError (no majority).
         """
         return self._thread.run(
             partial(
@@ -351,6 +355,10 @@ class Swarm:
                 options=options,
                 manifest=manifest,
                 share_weights=share_weights,
+                price=price,
+                tier=tier,
+                languages=languages,
+                licence=licence,
                 dry_run=dry_run,
                 on_event=on_event,
             )

@@ -510,6 +510,26 @@ async def test_a_restart_brings_them_back_with_the_key_that_nobody_sees(
             assert (await alice.status())["models"] == await names(bob) == []
 
 
+async def test_a_restart_brings_all_back_at_the_same_price(
+    open_town: OpenTown, autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    box, home = box_with("one", "two"), Home(tmp_path)
+    near = "task:text-generation and tier:edge and cost>=0.002 and language:de"
+    async with in_memory(box=box), open_town() as town:
+        bob = await town.peer("bob")
+        said: dict[str, Any] = {"price": {"usd_per_call": 0.002}, "tier": "edge", "languages": ["de"]}
+        async with reopened(town, "alice", home) as alice:
+            await publish(alice, **said)
+            await alice.publish("builtin:echo", model="echo", task="text-generation", **said)
+            assert sorted(offer.model for offer in await bob.find(where=near)) == ["echo", "one", "two"]
+            seqs = [offer.seq for offer in await bob.find(where=near)]
+        async with reopened(town, "alice", home):
+            again = await bob.find(where=near)
+            assert sorted(offer.model for offer in again) == ["echo", "one", "two"]
+            assert all(offer.price == {"usd_per_call": 0.002} for offer in again)
+            assert min(offer.seq for offer in again) > max(seqs)
+
+
 async def test_other_models_are_withdrawn_while_a_silent_server_is_published(
     open_town: OpenTown, autojump_clock: MockClock
 ) -> None:

@@ -4,7 +4,8 @@ The caller's input is its one positional argument, the parameters are its keywor
 from the publisher alone; nothing that a caller sends is ever resolved to code. An attribute
 `idempotent = True`, of the function, the class or its method, says that a lost call may be made again;
 `batches = 32` that it takes rows, and up to 32 of them at once, whoever they are of: see `rows`; `slots = 64`
-that an async one answers so many calls at once, in place of 8 (its publisher may choose otherwise).
+that an async one answers so many calls at once, in place of 8 (its publisher may choose otherwise);
+`languages = ("de", "en")` and `licence = "MIT"` go into its offer.
 A torch module, or a class of one, is served as those with weights in a file are.
 """
 
@@ -18,17 +19,19 @@ from dataclasses import replace
 from enum import Enum, auto
 from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.serving.backends.contract import Backend, Description, WorkerOffload
 from modelnet_p2p.node.serving.backends.rows import Rows
 from modelnet_p2p.node.serving.backends.tensor_model import QUANTISE
-from modelnet_p2p.node.serving.description import MAX_ROWS, MAX_SLOTS, SYNC_SLOTS
+from modelnet_p2p.node.serving.description import MAX_ROWS, MAX_SLOTS, SYNC_SLOTS, as_note
 from modelnet_p2p.node.serving.guarding import guard
 from modelnet_p2p.node.serving.source import SAMPLE, SLOTS, check_no_slots, slots_of
+from modelnet_p2p.node.serving.terms import is_language, is_licence
 from modelnet_p2p.payload import Value
 from modelnet_p2p.records import Spec
+from modelnet_p2p.records.kinds import MAX_LANGUAGES
 from modelnet_p2p.tensor import DTYPES
 
 if TYPE_CHECKING:
@@ -41,6 +44,7 @@ ONE_BY_ONE = "it answers one call at a time, for only async functions, generator
 _DOTTED = r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*"
 _SPEC = re.compile(rf"({_DOTTED}):({_DOTTED})", re.ASCII)
 _END = object()
+_WORDS = ("languages", "licence")
 
 
 class Kind(Enum):
@@ -60,6 +64,14 @@ class Kind(Enum):
         return cls.GENERATOR if inspect.isgeneratorfunction(target) else cls.FUNCTION
 
 
+class Words(NamedTuple):
+    """What a function or class says of itself for people who search; `notes`: what of it stands in vain."""
+
+    languages: tuple[str, ...] = ()
+    licence: str = ""
+    notes: tuple[str, ...] = ()
+
+
 class CallableBackend(Backend):
     """Runs in a worker process. Import and constructor run in the thread that the calls run in."""
 
@@ -74,6 +86,7 @@ class CallableBackend(Backend):
     _idempotent: bool
     _batches: int
     _slots: int
+    _words: Words
     _description: Description  # of a torch module
 
     @classmethod
@@ -104,6 +117,7 @@ class CallableBackend(Backend):
         self._idempotent = any(getattr(part, "idempotent", None) is True for part in (found, self._target))
         self._batches = self._told_batches(found)
         self._slots = self._told_slots(found)
+        self._words = told_words(self.source.spec, found, self._target)
 
     def _load_module(self, found: Any) -> None:  # Any: torch is not imported for its types
         from modelnet_p2p.node.serving.backends.torch_loading import serve
@@ -111,7 +125,15 @@ class CallableBackend(Backend):
         check_no_slots(self.source, ONE_BY_ONE)
         module: Any = construct(found, self.source.spec) if inspect.isclass(found) else found
         self._serving, told = serve(module, self, self.source.spec)
-        self._description = replace(told, name=self._name, digest=None)  # its code is part of what it is
+        words = told_words(self.source.spec, module)
+        self._description = replace(
+            told,
+            name=self._name,
+            digest=None,  # its code is part of what it is
+            languages=words.languages,
+            licence=words.licence,
+            notes=(*told.notes, *words.notes),
+        )
 
     @property
     def _name(self) -> str:
@@ -156,6 +178,9 @@ class CallableBackend(Backend):
             slots=self._slots,
             idempotent=self._idempotent,
             batches=self._batches,
+            languages=self._words.languages,
+            licence=self._words.licence,
+            notes=self._words.notes,
         )
 
     @property
@@ -203,6 +228,27 @@ class CallableBackend(Backend):
             await close()
         elif callable(close):
             await self.offload(close)
+
+
+def told_words(spec: str, *parts: object) -> Words:
+    """The attributes `languages` and `licence` of the first of `parts` that has them. They may be somebody's
+    own, of other things: what a record cannot hold is left out, with a note."""
+    told = {name: next((getattr(p, name) for p in parts if hasattr(p, name)), None) for name in _WORDS}
+    languages, licence = told["languages"], told["licence"]
+    codes = tuple(languages) if isinstance(languages, list | tuple) else ()
+    notes = []
+    if not (all(map(is_language, codes)) and len(codes) <= MAX_LANGUAGES):
+        words = f'a tuple of at most {MAX_LANGUAGES} codes such as ("de", "pt-BR")'
+        notes.append(
+            as_note(f"{spec} says languages = {languages!r}"[:200], f": left out, for it is not {words}")
+        )
+        codes = ()
+    if isinstance(licence, str) and not is_licence(licence):
+        notes.append(
+            as_note(f"{spec} says licence = {licence!r}"[:200], ": left out, for it is no licence's id")
+        )
+        licence = ""
+    return Words(tuple(dict.fromkeys(codes)), licence if isinstance(licence, str) else "", tuple(notes))
 
 
 def is_module(found: object) -> bool:

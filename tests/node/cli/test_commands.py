@@ -226,6 +226,49 @@ def test_publish_and_unpublish(cli: Cli, bob: Any) -> None:
     assert cli("unpublish", "not-mine").status == 3
 
 
+def test_a_price_and_its_like_are_published(cli: Cli, bob: Any) -> None:
+    argv = ["--price", "usd_per_call=0.002", "--tier", "edge", "--language", "de", "--licence", "MIT"]
+    assert cli("publish", "m:f", *argv).status == 0
+    asked = bob.asked[-1][1][1]
+    assert (asked["price"], asked["tier"]) == ({"usd_per_call": "0.002"}, "edge")
+    assert (asked["languages"], asked["licence"]) == (("de",), "MIT")
+    cli("publish", "m:f")
+    asked = bob.asked[-1][1][1]
+    said = [asked[name] for name in ("price", "tier", "languages", "licence")]
+    assert said == [None, None, (), None]
+
+
+@pytest.mark.parametrize(
+    ("argv", "says", "example"),
+    [
+        (["--price", "usd_per_call=cheap"], "--price usd_per_call=cheap", "--price usd_per_call=0.002"),
+        (["--price", "0.002"], "--price '0.002' is not NAME=AMOUNT", "--price usd_per_call=0.002"),
+        (["--language", "German"], "--language 'German'", "--language de"),
+        (["--licence", ""], "--licence ''", "--licence Apache-2.0"),
+        (["--tier", "moon"], "'device', 'edge', 'cloud'", "--help"),
+    ],
+)
+def test_a_wrong_price_is_told_before_the_peer_is_asked(
+    cli: Cli, argv: list[str], says: str, example: str
+) -> None:
+    ran = cli("publish", "m:f", *argv)  # no peer is running
+    assert ran.status == 2
+    error, hint = ran.err.splitlines()
+    assert says in error
+    assert example in hint
+
+
+def test_show_tells_a_price_in_whole_units(cli: Cli, bob: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def show(*asked: Any, **flags: Any) -> list[dict[str, Any]]:
+        record = {"tier": "edge", "price": {"usd_per_call": 2000, "usd_per_hour": 3_000_000}, "limits": {}}
+        return [{"model": "m", "provider": "p", "verified": True, "envelope": "AA==", "record": record}]
+
+    monkeypatch.setattr(bob, "show", show)
+    told = cli("show", "m").out.splitlines()
+    assert told[-2:] == ["tier      edge", "price     0.002 usd_per_call, 3 usd_per_hour"]
+    assert lines(cli("show", "m", "--json").out)[0]["record"]["price"]["usd_per_call"] == 2000
+
+
 def test_publish_says_whose_place_a_model_takes(cli: Cli, bob: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     answer = {
         "model": "toy",

@@ -150,6 +150,8 @@ repeatable.idempotent = True
 
 class Repeatable:
     idempotent = True
+    languages = ("de", "en")
+    licence = "MIT"
     def __call__(self, text):
         return text
 

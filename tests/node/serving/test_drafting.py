@@ -10,6 +10,7 @@ from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.identity import KeyPair
 from modelnet_p2p.node.serving.description import Description
 from modelnet_p2p.node.serving.drafting import draft_offer
+from modelnet_p2p.node.serving.terms import Terms
 from modelnet_p2p.records import Manifest, OfferRecord, seal_manifest
 
 ALICE = KeyPair(b"a" * 32)
@@ -17,8 +18,11 @@ CAROL = KeyPair(b"c" * 32)
 UPPER = Description("acme/upper", "x-acme/shout", "python", version="2", digest=bytes(32), licence="MIT")
 
 
-def draft(description: Description) -> OfferRecord:
-    return draft_offer(description, ("loud",), key=ALICE, network="public", seq=1, now_unix=1_700_000_000)
+def draft(
+    description: Description, terms: Terms | None = None, tags: tuple[str, ...] = ("loud",)
+) -> OfferRecord:
+    said = terms or Terms()
+    return draft_offer(description, tags, said, key=ALICE, network="public", seq=1, now_unix=1_700_000_000)
 
 
 def carols(**changed: object) -> bytes:
@@ -66,6 +70,33 @@ def test_a_models_own_tags_come_after_its_publishers() -> None:
     assert draft(replace(UPPER, tags=("tiny", "loud"))).tags == ("loud", "tiny")
     many = tuple(f"tag-{number}" for number in range(8))
     assert draft(replace(UPPER, tags=many)).tags == ("loud", *many[:7])
+
+
+def test_a_publisher_says_what_the_model_cannot_know() -> None:
+    offer = draft(UPPER, Terms({"usd_per_call": 2000}, "edge"))
+    assert (offer.price, offer.tier, offer.access) == ({"usd_per_call": 2000}, "edge", "open")
+    assert (draft(UPPER).price, draft(UPPER).tier) == ({}, "")
+
+
+def test_what_the_publisher_says_comes_before_the_models_own() -> None:
+    told = replace(UPPER, languages=("en", "fr"))
+    offer = draft(told, Terms(languages=("de", "fr"), licence="Apache-2.0"))
+    assert offer.languages == ("de", "fr", "en")
+    assert offer.manifest.licence == "Apache-2.0"
+    many = tuple(f"{a}{b}" for a in "abcd" for b in "abcdefgh")
+    assert draft(replace(UPPER, languages=many), Terms(languages=("zz",))).languages == ("zz", *many[:31])
+
+
+def test_an_owners_licence_is_not_the_publishers_to_change() -> None:
+    sealed = replace(UPPER, manifest_envelope=carols(licence="MIT"))
+    assert draft(sealed, Terms(licence="MIT")).owner == CAROL.id
+    with pytest.raises(LocalError, match="for another licence"):
+        draft(sealed, Terms(licence="GPL-3.0-only"))
+
+
+def test_too_many_tags_are_counted() -> None:
+    with pytest.raises(LocalError, match="9 tags: an offer has room for 8 --tag"):
+        draft(UPPER, tags=tuple(f"tag-{number}" for number in range(9)))
 
 
 @pytest.mark.parametrize("said", [False, True])

@@ -44,6 +44,7 @@ from modelnet_p2p.node.serving.description import Description
 from modelnet_p2p.node.serving.drafting import draft_offer
 from modelnet_p2p.node.serving.models import Models
 from modelnet_p2p.node.serving.source import Source
+from modelnet_p2p.node.serving.terms import Terms
 from modelnet_p2p.payload import Value
 from modelnet_p2p.records import open_manifest
 
@@ -201,7 +202,7 @@ def test_its_record_says_for_which_language_and_how_long_a_text() -> None:
         manifest_envelope=MANIFEST.read_bytes(),
     )
     assert Description.from_map(described.to_map()) == described
-    offer = draft_offer(described, (), key=bob, network="town", seq=1, now_unix=0)
+    offer = draft_offer(described, (), Terms(), key=bob, network="town", seq=1, now_unix=0)
     assert (offer.name, offer.task) == ("modelnet/minilm", "feature-extraction")
     assert (offer.context_length, offer.languages) == (256, ("en",))
     assert offer.manifest.licence == "Apache-2.0"

@@ -25,6 +25,7 @@ from modelnet_p2p.node.serving.backends.tflite import TfliteBackend
 from modelnet_p2p.node.serving.backends.torch_module import TorchModuleBackend
 from modelnet_p2p.node.serving.description import Description
 from modelnet_p2p.node.serving.source import Source, slots_of
+from modelnet_p2p.node.serving.terms import Terms
 from modelnet_p2p.records import Spec
 
 ALICES = Source(
@@ -37,6 +38,7 @@ ALICES = Source(
     "/home/alice",
     {"A": "b"},
     options={"quantise": "int8"},
+    terms=Terms({"usd_per_call": 2000}, "edge", ("de",), "MIT"),
 )
 
 
@@ -103,6 +105,12 @@ def test_annotations_become_specs(takes: object, gives: object, kinds: list[str]
 
 def test_a_source_survives_its_map() -> None:
     assert Source.from_map(ALICES.to_map()) == ALICES
+
+
+def test_a_source_without_terms_is_written_as_before_there_were_any() -> None:
+    assert "terms" not in Source("m:f").to_map()
+    with pytest.raises(ValueError, match="terms"):
+        Source.from_map({**ALICES.to_map(), "terms": {"price": {"usd_per_call": "0.002"}}})
 
 
 def test_options_are_texts_by_name_and_few() -> None:

@@ -89,6 +89,11 @@ async def test_a_model_says_that_asking_twice_does_no_harm(
     assert (await models.add(source(spec))).description.idempotent is said
 
 
+async def test_a_class_says_its_languages_and_its_licence(models: Models, source: MakeSource) -> None:
+    said = (await models.add(source("shop:Repeatable"))).description
+    assert (said.languages, said.licence) == (("de", "en"), "MIT")
+
+
 async def test_tensors_go_in_and_out(models: Models, source: MakeSource, call: Call) -> None:
     served = await models.add(source("shop:double"))
     assert served.description.inputs[0].kind == "tensor"

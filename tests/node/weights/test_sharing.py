@@ -10,6 +10,7 @@ import pytest
 from modelnet_p2p.errors import Code, LocalError, NotFound, RemoteError
 from modelnet_p2p.names import parse_digest
 from modelnet_p2p.node.serving.source import Source
+from modelnet_p2p.node.serving.terms import Terms
 from modelnet_p2p.node.sources import source_of
 from modelnet_p2p.node.weights.hashing import artifact_of
 
@@ -62,7 +63,9 @@ async def test_a_directory_that_is_called_like_what_was_pulled_says_so(
                 ("model", "task", "module", "interpreter", "environ", "options", "manifest", "share_weights")
             )
             where = str(tmp_path / "here")
-            return await source_of(text, carol.parts.pulls, carol.revoking, tags=(), cwd=where, **unsaid)
+            return await source_of(
+                text, carol.parts.pulls, carol.revoking, tags=(), cwd=where, terms=Terms(), **unsaid
+            )
 
         before = await meant(DIGITS)
         assert (before.spec, before.model, before.notes) == (pulled["path"], "modelnet/digits@1", ())

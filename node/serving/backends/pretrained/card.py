@@ -15,6 +15,7 @@ from pathlib import Path
 from modelnet_p2p.errors import LocalError
 from modelnet_p2p.names import check_tag, check_task
 from modelnet_p2p.node.serving.description import as_note
+from modelnet_p2p.node.serving.terms import is_language
 from modelnet_p2p.records.kinds import MAX_LANGUAGES, MAX_TAGS
 
 log = logging.getLogger(__name__)
@@ -23,7 +24,6 @@ MAX_CARD_BYTES = 1 << 18  # README.md; its front matter stands at the beginning
 MAX_MATTER_BYTES = 1 << 16
 # Tags that say again what other fields say. Each tag is a key of the network, with walks of its own.
 _KNOWN = frozenset({"transformers", "pytorch", "safetensors", "torch", "tf", "jax", "onnx", "gguf"})
-_LANGUAGE = re.compile(r"[a-z]{2,3}(?:-[A-Za-z0-9]{2,8})*")
 _LICENCE = re.compile(r"[A-Za-z0-9.+-]{1,64}")
 _SPDX = {  # the hub's words for licences that SPDX writes otherwise, those that are met often
     "apache-2.0": "Apache-2.0",
@@ -140,7 +140,7 @@ def _several(value: object) -> Iterator[str]:
 def _languages(value: object) -> Iterator[str]:
     if value is False:  # YAML 1.1 reads an unquoted `no`, Norwegian, as that
         value = "no"
-    found = [entry for entry in _several(value) if _LANGUAGE.fullmatch(entry) and len(entry) <= 16]
+    found = [entry for entry in _several(value) if is_language(entry)]
     yield from list(dict.fromkeys(found))[:MAX_LANGUAGES]
 
 
