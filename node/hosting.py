@@ -200,22 +200,29 @@ class Hosting:
         }
 
     async def withdraw(self, model: str) -> dict[str, object]:
-        """Serve `model` no longer and take its record back; the contract's `unpublish` object."""
+        """Serve `model` no longer and take its record back; the contract's `unpublish` object.
+
+        Raises NotFound, RemoteError as `bury` does, LocalError where the disk takes no withdrawal: then it is
+        served no more, and nobody is told.
+        """
         async with self._changing:
             uri = ModelUri.parse(model)
             name, identity = uri.name, self._identities.get(uri.name)
             if identity is None and name in self.unrestored and self._state is not None:
-                del self.unrestored[name]
                 seq = self._state.last_seq(name)
                 self._state.drop(name)
+                del self.unrestored[name]
                 return {"model": name, "withdrawn": True, "seq": seq, "holders": {"asked": 0, "stored": 0}}
             if identity is None or not _is_meant(uri, identity):
                 hint = "modelnet-peer status lists what it serves"
                 raise NotFound(f"this peer does not serve {model!r}", hint=hint)
-            tombstone = self._publisher.entomb(identity)
-            if self._state is not None:  # may fail, and then all is as it was
-                expires_unix = tombstone.expires_us // 1_000_000
-                self._state.forget(name, tombstone.seq, tombstone.envelope, expires_unix)
+            try:
+                tombstone = self._publisher.entomb(identity)
+                if self._state is not None:
+                    expires_unix = tombstone.expires_us // 1_000_000
+                    self._state.forget(name, tombstone.seq, tombstone.envelope, expires_unix)
+            except LocalError as error:
+                raise await self._let_go(name, identity, error) from error
             del self._identities[name]
             self._sharing.put(name, None)
             await self._models.remove(name)
@@ -226,6 +233,29 @@ class Hosting:
             "seq": tombstone.seq,
             "holders": {"asked": buried.asked, "stored": buried.stored},
         }
+
+    async def _let_go(self, name: str, identity: Identity, error: LocalError) -> LocalError:
+        """Serve `name` no longer though its withdrawal cannot be kept; what to say of it.
+
+        A withdrawal needs a sequence number on disk; to remove what is there needs no room. Where that cannot be
+        done either, all stays as it was, for it would be back after the next start. So does a server's model,
+        which its keeper would publish again.
+        """
+        if self._state is None or name not in self._state.published:
+            return error
+        try:
+            self._state.drop(name)
+        except LocalError:
+            return error
+        self._publisher.abandon(identity)
+        del self._identities[name]
+        self._sharing.put(name, None)
+        await self._models.remove(name)
+        hint = (
+            f"its record expires by itself; or make room, then publish and unpublish {name} to take it back"
+        )
+        words = f"{name} is served no more, but the network cannot be told: {error.message}"
+        return LocalError(error.code, words, hint=hint)
 
     async def give_up(self, served: Served, why: str) -> None:
         """It cannot be served as it was announced: take that back; it stays remembered for the next start."""

@@ -30,6 +30,7 @@ class Disk:
 
     def __init__(self) -> None:
         self.full = False
+        self.stuck = False
         self.published: dict[str, Any] = {}
         self.withdrawn: dict[str, Any] = {}
         self._highest = 0
@@ -51,6 +52,11 @@ class Disk:
         self._write()
         self.published.pop(model, None)
 
+    def drop(self, model: str) -> None:
+        if self.stuck:
+            raise LocalError(Code.BAD_STATE, "read-only file system")
+        self.published.pop(model, None)
+
     def settle(self, now_unix: float) -> None:
         self._write()
 
@@ -59,7 +65,7 @@ class Disk:
 async def peer_on(town: Any, name: str, disk: Disk, **tuning: Any) -> AsyncIterator[Peer]:
     key, settings = town.key(name), replace(TEST, **tuning)
     state: Any = disk
-    assert all(hasattr(State, part) for part in ("take_seq", "remember", "forget", "settle"))
+    assert all(hasattr(State, part) for part in ("take_seq", "remember", "forget", "drop", "settle"))
     async with (
         town.world.open(key, tuning=settings) as transport,
         Peer.open_on(transport, key, "town", settings, state) as peer,
@@ -88,7 +94,33 @@ async def test_what_cannot_be_offered_is_neither_served_nor_remembered(open_town
             assert NAME in disk.published
 
 
-async def test_a_full_disk_changes_nothing_and_ends_nothing(open_town: OpenTown) -> None:
+async def test_a_full_disk_does_not_keep_a_model_from_being_taken_back(
+    open_town: OpenTown, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with open_town() as town:
+        bob = await town.peer("bob")
+        disk = Disk()
+        async with peer_on(town, "alice", disk, record_lifetime=1000.0) as alice:
+            await alice.publish("builtin:digits")
+            seq = await seq_of(alice)
+            disk.full = True
+            with pytest.raises(LocalError, match="served no more, but the network cannot be told: no space"):
+                await alice.unpublish(NAME)
+            assert (await alice.status())["models"] == []
+            assert disk.published == {}  # the next start does not bring it back
+            (offer,) = await bob.find(model=NAME)
+            with pytest.raises(NotFound):
+                await alice.unpublish(NAME)
+            await trio.sleep(600)
+            (same,) = await bob.find(model=NAME)
+            assert same.record.seq == offer.record.seq == seq  # it is not renewed
+            disk.full = False
+            await alice.publish("builtin:digits")
+            assert await seq_of(alice) > seq
+            assert (await alice.unpublish(NAME))["withdrawn"]
+
+
+async def test_a_disk_that_takes_nothing_changes_nothing_and_ends_nothing(open_town: OpenTown) -> None:
     async with open_town() as town:
         bob = await town.peer("bob")
         disk = Disk()
@@ -99,11 +131,11 @@ async def test_a_full_disk_changes_nothing_and_ends_nothing(open_town: OpenTown)
             assert (await alice.status())["models"] == []
             disk.full = False
             await alice.publish("builtin:digits")
-            disk.full = True
+            disk.full = disk.stuck = True
             with pytest.raises(LocalError, match="no space"):
                 await alice.unpublish(NAME)
             assert (await bob.invoke(NAME, DIGIT))["label"]  # it is served as before
-            disk.full = False
+            disk.full = disk.stuck = False
             assert (await alice.unpublish(NAME))["withdrawn"]
             with pytest.raises(NotFound):
                 await bob.invoke(NAME, DIGIT)
