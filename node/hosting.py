@@ -237,9 +237,9 @@ class Hosting:
     async def _let_go(self, name: str, identity: Identity, error: LocalError) -> LocalError:
         """Serve `name` no longer though its withdrawal cannot be kept; what to say of it.
 
-        A withdrawal needs a sequence number on disk; to remove what is there needs no room. Where that cannot be
-        done either, all stays as it was, for it would be back after the next start. So does a server's model,
-        which its keeper would publish again.
+        A withdrawal needs a sequence number on disk; to remove what is there needs no room. Where that cannot
+        be done either, all stays as it was, for it would be back after the next start. So does a server's
+        model, which its keeper would publish again.
         """
         if self._state is None or name not in self._state.published:
             return error
