@@ -104,6 +104,7 @@ class Store(Walk):
                     return step
                 case Done():
                     self._holders = self._choose()
+                    self._await_halves(now)
         if self._stock:
             stock = Message(Kind.ADD_PROVIDER, self.target, providers=(self._provider,))
             return self._send(self._stock.popleft(), stock, expects_reply=False)
@@ -188,6 +189,16 @@ class Store(Walk):
         self._stock.extend(c for c in self.lookup.closest() if c.id not in self.ours)
         self._ready.extend(c for c in counted if self._sent[c.id] < len(self._messages))
         return {contact.id: contact for contact in counted}
+
+    def _await_halves(self, now: float) -> None:
+        """Who has some of the records, and is late, gets the others, too: a holder with a part of them would
+        be read as one with all."""
+        assert self._holders is not None  # the walk is over
+        late = [peer for peer in self._sent if self.lookup.expects(peer)] if len(self._messages) > 1 else []
+        for peer in late:
+            if (contact := self.lookup.contact(peer)) is not None:
+                self._holders[peer] = contact
+                self._open[peer] = now
 
 
 def batches(sealeds: Iterable[Sealed]) -> list[tuple[bytes, ...]]:

@@ -8,8 +8,10 @@ from shlex import quote
 
 import click
 
-# "there" is on another machine
-_NAMED = re.compile(r"modelnet-peer ((?:owner |config )?[a-z]+)\b(?! --help| there)")
+# "there", or "on that machine": it has a home of its own
+_NAMED = re.compile(
+    r"modelnet-peer ((?:owner |config )?[a-z]+)\b(?! --help|`? (?:prints )?there| on that machine)"
+)
 
 
 def home_given(arguments: Sequence[str]) -> str:

@@ -217,6 +217,29 @@ def test_many_records_go_in_messages_that_each_have_room(alice: Person, task_key
     assert (walk.report.stored, walk.report.promised) == (1, True)
 
 
+def test_a_late_holder_is_not_left_with_a_part_of_the_records(alice: Person, task_key: bytes) -> None:
+    cards = [alice.card(f"alice/model{number}") for number in range(MAX_RECORDS_ADDED + 1)]
+    walk = Store(task_key, cards, alice.contact, PEERS[:3], tuning=TEST, ours=lambda peer: True)
+    first = sends(walk)
+    assert [len(send.message.records or ()) for send in first] == 3 * [MAX_RECORDS_ADDED]
+    for send in first[:2]:
+        acknowledge(walk, send)
+    late = first[2]
+    now = 0.0
+    while not (seconds := sends(walk, now)):  # the walk gives up on the third one
+        now += TEST.patience
+    for send in seconds:
+        assert send.message.records == (cards[-1].envelope,)
+        acknowledge(walk, send)
+    assert walk.report.promised
+    assert isinstance(walk.poll(now), Wait)
+    acknowledge(walk, late)
+    [rest] = sends(walk, now)
+    assert (rest.contact, rest.message.records) == (late.contact, (cards[-1].envelope,))
+    acknowledge(walk, rest)
+    assert walk.poll(now) == Done()
+
+
 def test_who_is_known_to_be_of_ours_is_asked_and_told_in_one_message(alice: Person, model_key: bytes) -> None:
     offer, far = alice.offer(), Contact(PeerId(b"far"), (b"addr",))
     ours = {peer.id for peer in PEERS[:3]}

@@ -110,6 +110,8 @@ def test_a_command_to_copy_has_the_home_that_was_given(cli: Cli, tmp_path: Path)
             "modelnet-peer owner trust --home /x a OWNER, or: modelnet-peer owner forget --home /x a",
         ),
         ("modelnet-peer join there, or --bootstrap A", "modelnet-peer join there, or --bootstrap A"),
+        ("modelnet-peer join on that machine, and copy", "modelnet-peer join on that machine, and copy"),
+        ("what `modelnet-peer id` prints there", "what `modelnet-peer id` prints there"),
         ("modelnet-peer --help lists them all", "modelnet-peer --help lists them all"),
         ("modelnet-peer dance", "modelnet-peer dance"),
     ],
