@@ -55,7 +55,7 @@ def test_a_stolen_key_is_revoked_and_stays_so_across_restarts(shell: Shell, mine
         assert time.monotonic() - started < 30  # seconds: a start of Python, a walk, and a loaded machine
         assert acme in error["message"]
         assert "stolen on the train" in error["message"]
-        assert f"owner trust acme/loud {heir}" in error["hint"]
+        assert f"owner trust --home {shell.base / 'carol'} acme/loud {heir}" in error["hint"]
         for who, command in (("dave", ("find", "--model", "acme/loud")), ("dave", ("show", "acme/loud"))):
             assert "stolen on the train" in refused(shell.run(who, *command), 3, "not-found")["message"]
         # providers have withdrawn it, and take it no more

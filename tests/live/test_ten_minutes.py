@@ -171,7 +171,7 @@ def test_a_name_that_nobody_has(desk: Tmux, shell: Pane) -> None:
     assert "HELLO!" in shell.run(f"{command} hello").text
     join(desk, "second", "--home ../second")
     nobody = shell.run("modelnet-peer invoke nothing-like-it hello --home ../second")
-    assert (nobody.status, "modelnet-peer find --task" in nobody.hint) == (3, True)
+    assert (nobody.status, "modelnet-peer find --home ../second --task" in nobody.hint) == (3, True)
     task = shell.run("modelnet-peer find --task no-such-task")
     assert (task.status, "publish MODULE:NAME --task no-such-task" in task.hint) == (3, True)
 
