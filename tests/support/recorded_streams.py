@@ -1,7 +1,8 @@
 """What servers of others send as a streamed chat, byte for byte in their own manner; the texts are shortened.
 
-Taken down from Ollama 0.40, vLLM 0.11, llama-server b6881 and an older one, LM Studio 0.3 and OpenRouter, as
-their sources, issues and logs show them.
+That of `transformers serve` 5.24 was recorded, of a Llama of some thousand weights. The others are taken down
+from Ollama 0.40, vLLM 0.11, llama-server b6881 and an older one, LM Studio 0.3 and OpenRouter, as their
+sources, issues and logs show them.
 """
 
 from __future__ import annotations
@@ -92,4 +93,18 @@ OPEN_ROUTER = (  # comments while nothing comes; CRLF, no space and no last empt
     b"\r\ndata:[DONE]"
 )
 
-STREAMS = (OLLAMA, VLLM, LLAMA, LM_STUDIO, OPEN_ROUTER)
+_SERVE = b'"created":1795985420,"model":"tiny-llama","object":"chat.completion.chunk","system_fingerprint":""'
+
+TRANSFORMERS = (  # the usage rides on the last choice, and no [DONE] follows
+    b'data: {"id":"ab3e4d76-7c4e-4202-9f78-39611ba5ad08","choices":[{"delta":{"role":"assistant"},'
+    b'"index":0}],' + _SERVE + b"}\n\n"
+    b'data: {"id":"ab3e4d76-7c4e-4202-9f78-39611ba5ad08","choices":[{"delta":{"content":" w"},'
+    b'"index":0}],' + _SERVE + b"}\n\n"
+    b'data: {"id":"ab3e4d76-7c4e-4202-9f78-39611ba5ad08","choices":[{"delta":{"content":" th"},'
+    b'"index":0}],' + _SERVE + b"}\n\n"
+    b'data: {"id":"ab3e4d76-7c4e-4202-9f78-39611ba5ad08","choices":[{"delta":{},"index":0,'
+    b'"finish_reason":"length"}],' + _SERVE + b',"usage":{"completion_tokens":2,"prompt_tokens":11,'
+    b'"total_tokens":13}}\n\n'
+)
+
+STREAMS = (TRANSFORMERS, OLLAMA, VLLM, LLAMA, LM_STUDIO, OPEN_ROUTER)

@@ -58,7 +58,8 @@ def test_each_server_s_stream_becomes_chunks_and_a_count() -> None:
     llama = items_of(recorded.LLAMA)
     assert texts_of(llama[:-1]) == [None, None, "Hi", None]
     assert "reasoning_content" in json.dumps(llama[1])
-    for items in (ollama, vllm, llama, items_of(recorded.LM_STUDIO), items_of(recorded.OPEN_ROUTER)):
+    others = (recorded.TRANSFORMERS, recorded.LM_STUDIO, recorded.OPEN_ROUTER)
+    for items in (ollama, vllm, llama, *map(items_of, others)):
         last = items[-1]
         assert isinstance(last, dict)
         assert last["choices"] == []
@@ -69,6 +70,7 @@ def test_each_server_s_stream_becomes_chunks_and_a_count() -> None:
 
 def test_a_text_is_answered_by_pieces_of_text() -> None:
     for stream, text in [
+        (recorded.TRANSFORMERS, [" w", " th"]),
         (recorded.OLLAMA, ["Grüße"]),
         (recorded.VLLM, ["OK"]),
         (recorded.LLAMA, ["Hi"]),
