@@ -29,9 +29,7 @@ MAX_ADDRS = 16  # taken of each peer
 MAX_ADDR_BYTES = 256
 MAX_KEY_BYTES = 512  # ours have 34 to about 140; stock nodes' /ipns and /pk keys fit too
 MAX_VALUE_BYTES = 64 * 1024
-MAX_RECORDS_ADDED = (
-    128  # in one ADD_PROVIDER, as many as one peer may have under a key: 128 cards take 10 ms to check
-)
+MAX_RECORDS_ADDED = 128  # in one ADD_PROVIDER, as many as one peer may have under a key: 10 ms to check
 MAX_CURSOR_BYTES = 256
 MAX_REFUSED_BYTES = 64
 SLOW_DOWN = "slow-down"  # in `refused`: you ask too fast; `retry_ms` says when to ask this again

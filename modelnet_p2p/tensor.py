@@ -59,8 +59,8 @@ def dtype_of(name: object) -> np.dtype[Any]:
 def dtype_name(dtype: np.dtype[Any]) -> str:
     """The name of `dtype`, of either byte order; raises LocalError (bad-input) outside of the list."""
     name = _NAME_OF.get(dtype)
-    if name is None:
-        dtype_of(dtype.name)  # raises
+    if name is None:  # one more that numpy has for the same, as for C's long long; or none of the list
+        dtype_of(dtype.name)
         return str(dtype.name)
     return name
 

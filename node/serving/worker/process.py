@@ -43,10 +43,10 @@ MANNERS = {"GOMP_SPINCOUNT": "2000"}
 class Process:
     """One life of a worker: the process, its control socket and its idle streams."""
 
-    def __init__(self, process: trio.Process, control: Control, spec: str, quota: Quota) -> None:
+    def __init__(self, process: trio.Process, control: Control, model: str, quota: Quota) -> None:
         self._process = process
         self._control = control
-        self._model = spec
+        self._model = model
         self._sharing = Sharing(control, quota)
         self._idle: list[WorkerStream] = []
         self._ended = trio.Event()

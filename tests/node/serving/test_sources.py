@@ -257,3 +257,9 @@ def test_calls_at_once_are_a_number_within_bounds() -> None:
     for wanted in ("0", "33", "many", "-1", "1.5", "", "\u0663", "9" * 400):
         with pytest.raises(LocalError, match="calls at once, 1 to 32"):
             slots_of(Source("m:f", options={"slots": wanted}), 8, 32)
+
+
+def test_callers_do_not_hear_where_a_model_lies() -> None:
+    assert Source("/home/ann/models/net.onnx").shown == "net.onnx"
+    assert Source("/home/ann/models/net.onnx", model="acme/net").shown == "acme/net"
+    assert Source("shop:hello").shown == "shop:hello"
