@@ -305,7 +305,7 @@ class Simulator:
     def _poll(self, run: Run) -> None:
         if self.postponed(run.node, lambda: self._poll(run)):
             return
-        while run.ended is None and run.node.alive:
+        while run.node.alive and (run.ended is None or run.walk.unfinished):
             match run.walk.poll(self.now):
                 case Send(contact, message, expects_reply):
                     self._send(run, contact, message, expects_reply)
@@ -314,6 +314,8 @@ class Simulator:
                         run.woken = until
                         self.after(max(0.0, until - self.now), lambda: self._wake_up(run, until))
                     return
+                case Done() if run.ended is not None:
+                    return
                 case Done():
                     run.ended = self.now
                     if isinstance(run.walk, Walk):
@@ -321,6 +323,7 @@ class Simulator:
                         run.node.table.on_walked(run.walk.target, self.now, closest)
                     if run.then is not None:
                         run.then(run)
+                    return
 
     def _wake_up(self, run: Run, at: float) -> None:
         if run.woken == at:

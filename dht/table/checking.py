@@ -22,6 +22,7 @@ class Check:
     """One PING to each of these, `alpha` open at once; done when each has answered or failed."""
 
     hops = 0  # nobody is asked but those it was given
+    unfinished = False  # it ends when all have answered
 
     def __init__(self, peers: Iterable[Contact], alpha: int) -> None:
         self.messages = 0

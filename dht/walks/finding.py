@@ -101,6 +101,11 @@ class Walk:
     def hops(self) -> int:
         return self.lookup.hops
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether it has ended for whoever waits for it and goes on without them, as answers come late."""
+        return False
+
     def _on_answer(self, peer: PeerId, reply: Message, now: float) -> bool:
         """Take what the answer holds; whether it counts towards the end of the walk."""
         if reply.records is not None:

@@ -65,7 +65,7 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """It has ended; later answers change nothing."""
+    """It has ended: whoever waits for it need not wait for answers that come later."""
 
 
 DONE = Done()
@@ -239,6 +239,10 @@ class Lookup:
         """`peer` serves others of my requests first, and is asked once more in its turn."""
         return self._answered(peer, State.HEARD) is not None
 
+    def reopen(self) -> None:
+        """It had ended, and an answer came all the same: whom that names is asked, too."""
+        self._done = False
+
     def closest(self, n: int | None = None) -> tuple[Contact, ...]:
         """The (by default k) nearest that answered, nearest first."""
         found = [c.contact for c in self._order if c.state is State.ANSWERED]
@@ -259,6 +263,11 @@ class Lookup:
         """What the walk knows of this peer, asked or only heard of."""
         candidate = self._known.get(peer)
         return None if candidate is None else candidate.contact
+
+    @property
+    def unanswered(self) -> bool:
+        """Whether anybody who was asked has neither answered nor failed yet."""
+        return any(c.state in ASKED for c in self._order)
 
     @property
     def silent(self) -> int:

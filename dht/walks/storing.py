@@ -51,7 +51,9 @@ class Stored:
 class Store(Walk):
     """My records for one key, to each of its holders; a bad or refused one keeps no other from being stored.
 
-    Ends when all have answered or failed, or when the promise is kept and the rest lost their patience.
+    Ends when all have answered or failed, or when the promise is kept and the rest lost their patience. It
+    goes on without its caller until the last request has ended: where a whole site stands still for a second,
+    the promise is kept by others, farther away, and the nearest must have the records when it moves again.
     """
 
     def __init__(
@@ -89,25 +91,26 @@ class Store(Walk):
         self._open: dict[PeerId, float] = {}  # sent a message, and when
         self._sent: Counter[PeerId] = Counter()  # messages sent to each
         self._acknowledged: Counter[PeerId] = Counter()
-        self._holders: dict[PeerId, Contact] | None = None  # once the walk is over
+        self._chosen = False  # the holders are, for the walk to them is over
         self._counted: tuple[PeerId, ...] = ()  # those of them that make the promise
         self._refused: Counter[str] = Counter()
         self._split_by: set[PeerId] = set()
         self.proofs: list[bytes] = []  # that a key was revoked, as holders say that refuse my records
 
     def poll(self, now: float) -> Send | Wait | Done:
-        if self._holders is None:
+        if not self._chosen:
             match self.lookup.poll(now):
                 case Ask(contact):
                     return self._ask(contact)
                 case Wait() as step:
                     return step
                 case Done():
-                    self._holders = self._choose()
-                    self._await_halves(now)
+                    self._choose()
         if self._stock:
             stock = Message(Kind.ADD_PROVIDER, self.target, providers=(self._provider,))
-            return self._send(self._stock.popleft(), stock, expects_reply=False)
+            contact = self._stock.popleft()
+            self._sent[contact.id] += 1
+            return self._send(contact, stock, expects_reply=False)
         if self._ready:
             contact = self._ready.popleft()
             self._open[contact.id] = now
@@ -135,17 +138,25 @@ class Store(Walk):
     def on_reply(self, peer: PeerId, reply: Message, now: float) -> None:
         if self._open.pop(peer, None) is not None:
             self._settle(peer, reply)
-            if self._holders and self._sent[peer] < len(self._messages):
-                self._ready.append(self._holders[peer])
-        elif self._sent[peer] and self.lookup.expects(peer):
-            self._settle(peer, reply)
-            if reply.kind is Kind.ADD_PROVIDER and reply.records is not None:
-                self.ours.add(peer)
-                self.lookup.on_answer(peer, reply.closer, now)
+            if self._sent[peer] < len(self._messages) and (contact := self.lookup.contact(peer)) is not None:
+                self._ready.append(contact)
+        elif self.lookup.expects(peer):
+            if self._sent[peer]:
+                self._on_early(peer, reply, now)
             else:
-                self.lookup.on_failure(peer, now)
+                super().on_reply(peer, reply, now)
+            if self._chosen:  # it is late: it may be a holder itself, or name some
+                self.lookup.reopen()
+                self._chosen = False
+
+    def _on_early(self, peer: PeerId, reply: Message, now: float) -> None:
+        """What it answers to the records that it was sent instead of the walk's question."""
+        self._settle(peer, reply)
+        if reply.kind is Kind.ADD_PROVIDER and reply.records is not None:
+            self.ours.add(peer)
+            self.lookup.on_answer(peer, reply.closer, now)
         else:
-            super().on_reply(peer, reply, now)
+            self.lookup.on_failure(peer, now)
 
     def _settle(self, peer: PeerId, reply: Message) -> None:
         """What a holder says of the records that it was sent last."""
@@ -174,31 +185,26 @@ class Store(Walk):
         stored = sum(self._acknowledged[peer] == len(self._messages) for peer in self._counted)
         # with nobody of ours there it succeeds; but known peers that are all silent are not nobody
         nobody = not self._counted and (self.lookup.asked == 0 or bool(self.lookup.closest(1)))
-        promised = self._holders is not None and (nobody or 2 * stored > len(self._counted))
+        promised = self._chosen and (nobody or 2 * stored > len(self._counted))
         split = len(self._split_by.intersection(self._counted))
         refused, silent = Counter(self._refused), self.lookup.silent
         return Stored(self.target, len(self._counted), stored, promised, refused, split, silent)
 
-    def _choose(self) -> dict[PeerId, Contact]:
+    @property
+    def unfinished(self) -> bool:
+        return not self._chosen or bool(self._open) or self.lookup.unanswered
+
+    def _choose(self) -> None:
         first, rest = ([c for c in part if c.id in self.ours] for part in self.lookup.spread())
         counted, others = first[: self.tuning.k], first[self.tuning.k :] + rest
         self._counted = tuple(contact.id for contact in counted)
         if (region := self.lookup.region) is not None:
             place = self.lookup.target
             counted += [other for other in others if position(other.id) ^ place < region.radius]
-        self._stock.extend(c for c in self.lookup.closest() if c.id not in self.ours)
-        self._ready.extend(c for c in counted if self._sent[c.id] < len(self._messages))
-        return {contact.id: contact for contact in counted}
-
-    def _await_halves(self, now: float) -> None:
-        """Who has some of the records, and is late, gets the others, too: a holder with a part of them would
-        be read as one with all."""
-        assert self._holders is not None  # the walk is over
-        late = [peer for peer in self._sent if self.lookup.expects(peer)] if len(self._messages) > 1 else []
-        for peer in late:
-            if (contact := self.lookup.contact(peer)) is not None:
-                self._holders[peer] = contact
-                self._open[peer] = now
+        self._stock.extend(c for c in self.lookup.closest() if c.id not in self.ours and not self._sent[c.id])
+        missing = (c for c in counted if self._sent[c.id] < len(self._messages) and c.id not in self._open)
+        self._ready.extend(missing)
+        self._chosen = True
 
 
 def batches(sealeds: Iterable[Sealed]) -> list[tuple[bytes, ...]]:

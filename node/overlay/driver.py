@@ -11,7 +11,7 @@ import logging
 import math
 import os
 from collections.abc import AsyncIterator, Callable, Container, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -32,7 +32,7 @@ from modelnet_p2p.kad import BadMessage, Contact, Message
 from modelnet_p2p.names import protocol
 from modelnet_p2p.node.overlay.answering import Answering
 from modelnet_p2p.node.overlay.channel import KadChannel
-from modelnet_p2p.node.overlay.messages import Answer, Answers, Machine, Silence, hear, tell
+from modelnet_p2p.node.overlay.messages import Answer, Answers, Incoming, Machine, Silence, hear, tell
 from modelnet_p2p.node.transport.addresses import split_p2p, to_binary, to_text
 from modelnet_p2p.node.transport.contract import ConnectionLost, Network, StreamReset
 from modelnet_p2p.tuning import Tuning
@@ -110,19 +110,34 @@ class Overlay:
         return self.table.closest(key, self.tuning.k)
 
     async def run(self, walk: Machine) -> None:
-        """Drive `walk` until it is done."""
+        """Drive `walk` until it is done; what is left of it then goes on in the background."""
         # unbounded: a walk has at most one open request per peer, and few of those
         answers, incoming = trio.open_memory_channel[Answer](math.inf)
-        with answers, incoming:
-            while True:
-                match walk.poll(trio.current_time()):
-                    case Send(contact, message, expects_reply):
-                        if not (expects_reply and self._post(contact, message, answers)):
-                            self._nursery.start_soon(self._ask, contact, message, expects_reply, answers)
-                    case Wait(until):
-                        await hear(walk, incoming, until)
-                    case Done():
-                        return
+        with ExitStack() as ending:
+            ending.enter_context(answers)
+            ending.enter_context(incoming)
+            await self._drive(walk, answers, incoming)
+            if walk.unfinished:
+                self._nursery.start_soon(self._finish, walk, answers, incoming, ending.pop_all())
+
+    async def _drive(self, walk: Machine, answers: Answers, incoming: Incoming) -> None:
+        while True:
+            match walk.poll(trio.current_time()):
+                case Send(contact, message, expects_reply):
+                    if not (expects_reply and self._post(contact, message, answers)):
+                        self._nursery.start_soon(self._ask, contact, message, expects_reply, answers)
+                case Wait(until):
+                    await hear(walk, incoming, until)
+                case Done():
+                    return
+
+    async def _finish(self, walk: Machine, answers: Answers, incoming: Incoming, ending: ExitStack) -> None:
+        with ending:
+            while walk.unfinished:
+                await hear(
+                    walk, incoming, math.inf
+                )  # each of its requests ends, at the latest by its timeout
+                await self._drive(walk, answers, incoming)
 
     def tell(self, send: Send) -> None:
         """One message in the background; what is answered does not matter."""

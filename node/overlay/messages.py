@@ -23,10 +23,14 @@ class Silence(Enum):
 
 Answer = tuple[PeerId, Message | Silence]
 Answers = trio.MemorySendChannel[Answer]
+Incoming = trio.MemoryReceiveChannel[Answer]
 
 
 class Machine(Protocol):
     """What `run` drives: any walk of `dht/walks/finding.py`, or a check of `dht/table/checking.py`."""
+
+    @property
+    def unfinished(self) -> bool: ...
 
     def poll(self, now: float) -> Send | Wait | Done: ...
     def on_reply(self, peer: PeerId, reply: Message, now: float) -> None: ...
@@ -35,7 +39,7 @@ class Machine(Protocol):
     def on_busy(self, peer: PeerId, now: float) -> None: ...
 
 
-async def hear(walk: Machine, incoming: trio.MemoryReceiveChannel[Answer], until: float) -> None:
+async def hear(walk: Machine, incoming: Incoming, until: float) -> None:
     """Hand the walk all answers that are there; where none is, the first that comes until then."""
     try:
         answer = incoming.receive_nowait()

@@ -29,11 +29,11 @@ from modelnet_p2p.dht.walks.finding import (
 )
 from modelnet_p2p.dht.walks.lookup import Done, Wait
 from modelnet_p2p.dht.walks.region import Region
-from modelnet_p2p.dht.walks.storing import Store
+from modelnet_p2p.dht.walks.storing import Store, Stored
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import MAX_RECORDS_ADDED, Contact, Kind, Message
 from modelnet_p2p.records import Refusal, Sealed
-from modelnet_p2p.tuning import TEST
+from modelnet_p2p.tuning import LAN, TEST
 
 if TYPE_CHECKING:
     from tests.dht.conftest import Person
@@ -232,12 +232,14 @@ def test_a_late_holder_is_not_left_with_a_part_of_the_records(alice: Person, tas
         assert send.message.records == (cards[-1].envelope,)
         acknowledge(walk, send)
     assert walk.report.promised
-    assert isinstance(walk.poll(now), Wait)
+    assert walk.poll(now) == Done()
+    assert walk.unfinished
     acknowledge(walk, late)
     [rest] = sends(walk, now)
     assert (rest.contact, rest.message.records) == (late.contact, (cards[-1].envelope,))
     acknowledge(walk, rest)
     assert walk.poll(now) == Done()
+    assert not walk.unfinished
 
 
 def test_who_is_known_to_be_of_ours_is_asked_and_told_in_one_message(alice: Person, model_key: bytes) -> None:
@@ -283,6 +285,57 @@ def test_once_promised_the_silent_have_their_patience_and_no_more(alice: Person,
     assert walk.poll(0.0) == Wait(TEST.patience)
     assert walk.poll(TEST.patience) == Done()
     assert (walk.report.stored, walk.report.promised) == (3, True)
+
+
+def test_the_nearest_that_stood_still_have_the_records_once_they_move_again(
+    alice: Person, model_key: bytes
+) -> None:
+    """All nearest to the key answer nothing for a while: farther ones keep the promise meanwhile, and who
+    publishes is not kept waiting. Then the nearest answer, late, what they were asked, and are told."""
+    world = Simulator(Random(31), tuning=LAN)
+    nodes = [world.add() for _ in range(199)] + [publisher := world.add(alice.id)]
+    for node in nodes[1:]:
+        world.join(node, nodes[:1])
+        world.run()
+    nearest = [peer for peer in world.closest_alive(model_key, LAN.k) if peer != alice.id]
+    for peer in nearest:
+        world.nodes[peer].thaws = world.now + 4.0
+    region = Region.expecting(LAN.k, len(nodes))
+    walk = Store(
+        model_key,
+        [alice.offer()],
+        publisher.contact,
+        world.seeds(publisher, model_key),
+        tuning=LAN,
+        region=region,
+    )
+    reports: list[Stored] = []
+    run = world.start(publisher, walk, then=lambda _: reports.append(walk.report))
+    world.run()
+    assert run.seconds < 4.0
+    [report] = reports
+    assert report.promised
+    assert report.silent >= LAN.k
+    assert [peer.short for peer in nearest if not holds(world.nodes[peer], model_key)] == []
+
+
+def holds(node: Node, key: bytes) -> bool:
+    return bool(node.store.page(key, b"", 65536).sealeds)
+
+
+def test_a_late_answer_that_names_nobody_new_asks_nobody(alice: Person, model_key: bytes) -> None:
+    walk = Store(model_key, [alice.offer()], alice.contact, PEERS[:4], tuning=TEST, ours=lambda _: True)
+    *prompt, late = sends(walk)
+    for send in prompt:
+        acknowledge(walk, send)
+    now = 0.0
+    while walk.poll(now) != Done():
+        now += TEST.patience / 2
+    assert walk.unfinished
+    acknowledge(walk, late)
+    assert walk.poll(now) == Done()
+    assert not walk.unfinished
+    assert (walk.report.asked, walk.report.stored) == (4, 4)
 
 
 def test_a_failed_majority_is_no_promise(alice: Person, model_key: bytes) -> None:
