@@ -8,7 +8,6 @@ one would reset the stream that others wait on.
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections.abc import AsyncIterator, Callable, Container, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
@@ -32,7 +31,7 @@ from modelnet_p2p.kad import BadMessage, Contact, Message
 from modelnet_p2p.names import protocol
 from modelnet_p2p.node.overlay.answering import Answering
 from modelnet_p2p.node.overlay.channel import KadChannel
-from modelnet_p2p.node.overlay.messages import Answer, Answers, Incoming, Machine, Silence, hear, tell
+from modelnet_p2p.node.overlay.course import Course, Machine, Silence, Tell, unheard
 from modelnet_p2p.node.transport.addresses import split_p2p, to_binary, to_text
 from modelnet_p2p.node.transport.contract import ConnectionLost, Network, StreamReset
 from modelnet_p2p.tuning import Tuning
@@ -111,39 +110,33 @@ class Overlay:
 
     async def run(self, walk: Machine) -> None:
         """Drive `walk` until it is done; what is left of it then goes on in the background."""
-        # unbounded: a walk has at most one open request per peer, and few of those
-        answers, incoming = trio.open_memory_channel[Answer](math.inf)
+        course = Course(walk)
         with ExitStack() as ending:
-            ending.enter_context(answers)
-            ending.enter_context(incoming)
-            await self._drive(walk, answers, incoming)
+            ending.callback(course.close)
+            await self._drive(course)
             if walk.unfinished:
-                self._nursery.start_soon(self._finish, walk, answers, incoming, ending.pop_all())
+                self._nursery.start_soon(self._finish, course, ending.pop_all())
 
-    async def _drive(self, walk: Machine, answers: Answers, incoming: Incoming) -> None:
+    async def _drive(self, course: Course) -> None:
         while True:
-            match walk.poll(trio.current_time()):
+            match course.poll():
                 case Send(contact, message, expects_reply):
-                    if not (expects_reply and self._post(contact, message, answers)):
-                        self._nursery.start_soon(self._ask, contact, message, expects_reply, answers)
+                    if not (expects_reply and self._post(contact, message, course.tell)):
+                        self._nursery.start_soon(self._ask, contact, message, expects_reply, course.tell)
                 case Wait(until):
-                    await hear(walk, incoming, until)
+                    await course.hear(until)
                 case Done():
                     return
 
-    async def _finish(self, walk: Machine, answers: Answers, incoming: Incoming, ending: ExitStack) -> None:
+    async def _finish(self, course: Course, ending: ExitStack) -> None:
         with ending:
-            while walk.unfinished:
-                await hear(
-                    walk, incoming, math.inf
-                )  # each of its requests ends, at the latest by its timeout
-                await self._drive(walk, answers, incoming)
+            while course.walk.unfinished:
+                await course.hear()  # each of its requests ends, at the latest by its timeout
+                await self._drive(course)
 
     def tell(self, send: Send) -> None:
         """One message in the background; what is answered does not matter."""
-        answers, incoming = trio.open_memory_channel[Answer](0)
-        incoming.close()
-        self._nursery.start_soon(self._ask, send.contact, send.message, True, answers)
+        self._nursery.start_soon(self._ask, send.contact, send.message, True, unheard)
 
     def known_addrs(self, peer: PeerId) -> tuple[str, ...]:
         """The text addresses of `peer` that need no asking: of its connection, or in the table."""
@@ -162,7 +155,7 @@ class Overlay:
         await self.run(walk)
         return texts(walk.found.addrs) if walk.found else ()
 
-    def _post(self, contact: Contact, message: Message, answers: Answers) -> bool:
+    def _post(self, contact: Contact, message: Message, tell: Tell) -> bool:
         """Ask without a task of its own, where a stream to this peer is open; False where that cannot be."""
         channel = self._channels.get(contact.id)
         if channel is None:
@@ -174,11 +167,11 @@ class Overlay:
             match outcome:
                 case Message():
                     self._on_answer(contact.id, started)
-                    tell(answers, contact.id, outcome)
+                    tell(contact.id, outcome)
                 case StreamReset() | ConnectionLost():  # an old stream may die of its own: once more
-                    self._nursery.start_soon(self._ask, contact, message, True, answers)
+                    self._nursery.start_soon(self._ask, contact, message, True, tell)
                 case error:
-                    tell(answers, contact.id, self._on_no_answer(contact.id, error))
+                    tell(contact.id, self._on_no_answer(contact.id, error))
 
         return channel.post(message, self.tuning.request_timeout, settled)
 
@@ -210,7 +203,7 @@ class Overlay:
         who = f"{peers[-1].short} asks" if len(peers) == 1 else f"{len(peers)} peers ask"
         return f"{who} us to slow down"
 
-    async def _ask(self, contact: Contact, message: Message, expects_reply: bool, answers: Answers) -> None:
+    async def _ask(self, contact: Contact, message: Message, expects_reply: bool, tell: Tell) -> None:
         reply: Message | Silence = Silence.FAILED
         started = trio.current_time()
         try:
@@ -221,7 +214,7 @@ class Overlay:
             started = trio.current_time()
             self.warmth.on_used(contact.id, started)
             if expects_reply:
-                held = partial(tell, answers, contact.id, Silence.HELD)
+                held = partial(tell, contact.id, Silence.HELD)
                 reply = await channel.request(message, self.tuning.request_timeout, held)
                 self._on_answer(contact.id, started)
             else:
@@ -235,7 +228,7 @@ class Overlay:
         except LocalError as error:  # an address that this machine cannot dial
             log.debug("cannot dial %s: %s", contact.id.short, error.message)
         if expects_reply:
-            tell(answers, contact.id, reply)
+            tell(contact.id, reply)
 
     def _channel(self, peer: PeerId) -> KadChannel:
         channel = self._channels.get(peer)

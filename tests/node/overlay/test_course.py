@@ -1,0 +1,93 @@
+"""A loop that stands still takes nobody for silent; one that is only busy does not wait for ever."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+import trio
+import trio.testing
+
+from modelnet_p2p.dht.walks.finding import Send
+from modelnet_p2p.dht.walks.lookup import DONE, Done, Wait
+from modelnet_p2p.identity import PeerId
+from modelnet_p2p.kad import Kind, Message
+from modelnet_p2p.node.overlay.course import MAX_GRACE, Course, WalkClock
+
+BOB, CAROL = PeerId(b"bob"), PeerId(b"carol")
+PONG = Message(Kind.PING)
+
+
+@dataclass
+class Asked:
+    """It has asked two, and is out of patience after a second."""
+
+    waits: float
+    heard: list[PeerId] = field(default_factory=list)
+    unfinished = False
+
+    def poll(self, now: float) -> Send | Wait | Done:
+        return Wait(self.waits) if now < self.waits and len(self.heard) < 2 else DONE
+
+    def on_reply(self, peer: PeerId, reply: Message, now: float) -> None:
+        self.heard.append(peer)
+
+    def on_failure(self, peer: PeerId, now: float) -> None: ...
+    def on_held(self, peer: PeerId) -> None: ...
+    def on_busy(self, peer: PeerId, now: float) -> None: ...
+
+
+async def drive(course: Course) -> None:
+    while isinstance(step := course.poll(), Wait):
+        await course.hear(step.until)
+
+
+async def test_what_came_while_the_loop_stood_still_is_heard_before_anybody_is_given_up(
+    mock_clock: trio.testing.MockClock,
+) -> None:
+    walk = Asked(trio.current_time() + 1.0)
+    course = Course(walk)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(drive, course)
+        await trio.testing.wait_all_tasks_blocked()
+        mock_clock.jump(3.0)  # one long computation: the answers lie in the kernel's buffers
+        for _ in range(5):
+            await trio.lowlevel.checkpoint()
+        course.tell(BOB, PONG)
+        mock_clock.jump(MAX_GRACE / 2)
+        await trio.testing.wait_all_tasks_blocked()
+        assert walk.heard == [BOB]
+        course.tell(CAROL, PONG)
+    assert walk.heard == [BOB, CAROL]
+
+
+async def test_who_is_silent_after_that_is_given_up(mock_clock: trio.testing.MockClock) -> None:
+    walk = Asked(trio.current_time() + 1.0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(drive, Course(walk))
+        await trio.testing.wait_all_tasks_blocked()
+        mock_clock.jump(60.0)
+        await trio.testing.wait_all_tasks_blocked()
+        assert nursery.child_tasks
+        mock_clock.jump(MAX_GRACE)
+    assert walk.heard == []
+
+
+async def test_a_loop_that_is_always_late_puts_each_instant_off_once(
+    mock_clock: trio.testing.MockClock,
+) -> None:
+    clock, began = WalkClock(), trio.current_time()
+    until = clock.now() + 1.0
+    for _ in range(2):
+        mock_clock.jump(clock.instant(until) - trio.current_time() + 0.2)  # as late as ever
+        clock.on_passed(until)
+    assert clock.now() == pytest.approx(until + 0.2)
+    assert trio.current_time() - began == pytest.approx(1.6)
+
+
+async def test_a_loop_that_is_in_time_counts_every_second(mock_clock: trio.testing.MockClock) -> None:
+    clock, began = WalkClock(), trio.current_time()
+    for at in range(1, 6):
+        mock_clock.jump(1.01)
+        clock.on_passed(began + at)
+    assert clock.now() == trio.current_time()
