@@ -63,7 +63,10 @@ class Spec:
         if shape is not None:
             if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS:
                 raise MalformedRecord(f"a shape is not a list of at most {MAX_DIMENSIONS} dimensions")
-            shape = tuple(None if size is None else _SIZE(size) for size in shape)
+            for size in shape:
+                if size is not None:
+                    _SIZE(size)
+            shape = tuple(shape)
         name = _SPEC_NAME(wire.get("name"))
         return cls(name, cast(Kind, kind), None if dtype is None else _DTYPE(dtype), shape)
 

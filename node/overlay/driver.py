@@ -85,6 +85,8 @@ class Overlay:
         self._came = trio.Event()  # somebody who was not in the table
         self._many = trio.Event()  # connections, more than are kept
         self._protocol = protocol(name, "kad")
+        self._own_protocol = protocol(name, "beat")  # no stock peer speaks it
+        self._ours: set[PeerId] = set()  # of those that are connected
         self._nursery = nursery
         self._channels: dict[PeerId, KadChannel] = {}
         self._pacing = Pacing()
@@ -176,9 +178,9 @@ class Overlay:
         return channel.post(message, self.tuning.request_timeout, settled)
 
     def is_ours(self, peer: PeerId) -> bool:
-        """Whether `peer` has answered on this connection as one of ours does."""
+        """Whether `peer` has answered on this connection as one of ours does, or speaks what only ours do."""
         channel = self._channels.get(peer)
-        return channel is not None and channel.ours
+        return peer in self._ours or (channel is not None and channel.ours)
 
     def _on_answer(self, peer: PeerId, started: float) -> None:
         now = trio.current_time()
@@ -292,8 +294,11 @@ class Overlay:
 
     async def _meet(self, peer: PeerId) -> bool:
         """Put a connected peer into the table if it says that it speaks our kad protocol; whether it does."""
-        if self._protocol not in await self.network.protocols(peer):
+        spoken = await self.network.protocols(peer)
+        if self._protocol not in spoken:
             return False
+        if self._own_protocol in spoken and peer in self.network.connected():
+            self._ours.add(peer)
         addrs = binaries(self.network.peer_addrs(peer))
         if not addrs:
             return True  # and nobody could dial it
@@ -336,6 +341,7 @@ class Overlay:
 
     def on_disconnected(self, peer: PeerId) -> None:
         self._channels.pop(peer, None)
+        self._ours.discard(peer)
         self.warmth.on_gone(peer)
 
     async def settle(self) -> None:

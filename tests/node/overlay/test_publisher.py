@@ -14,6 +14,7 @@ import trio
 import trio.testing
 
 from modelnet_p2p.errors import Code, LocalError, NotFound, RemoteError
+from modelnet_p2p.kad import Kind, Message
 from modelnet_p2p.node.disk.state import State
 from modelnet_p2p.node.peer import Peer
 from modelnet_p2p.records import Manifest, OfferRecord, seal_manifest
@@ -92,6 +93,24 @@ async def test_what_cannot_be_offered_is_neither_served_nor_remembered(open_town
                 assert disk.published == {}
             await alice.publish("builtin:digits")
             assert NAME in disk.published
+
+
+async def test_who_speaks_what_only_ours_speak_is_told_without_being_asked_first(
+    open_town: OpenTown, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with open_town() as town:
+        alice = await town.peer("alice")
+        bob = await town.peer("bob")  # who joins through alice: she has never asked him anything
+        asked: dict[bytes, list[Kind]] = {}
+        handle = bob.parts.overlay.server.handle
+
+        def heard(request: Message, *rest: Any) -> Any:
+            asked.setdefault(request.key, []).append(request.kind)
+            return handle(request, *rest)
+
+        bob.parts.overlay.server.handle = heard
+        published = await alice.parts.publisher.publish(draft_of(town, "alice"))
+        assert {tuple(asked[key]) for key in published.sealed.keys} == {(Kind.ADD_PROVIDER,)}
 
 
 async def test_a_full_disk_does_not_keep_a_model_from_being_taken_back(
