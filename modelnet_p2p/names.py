@@ -166,6 +166,7 @@ class Keys:
         return f"{self._prefix}owner/{owner}"
 
 
+@lru_cache(2048)  # a hundred cards of one task name the same key
 def provider_key(name: str) -> bytes:
     """A key's name as the multihash that ADD_PROVIDER and GET_PROVIDERS carry: 12 20 sha256(name)."""
     return b"\x12\x20" + hashlib.sha256(name.encode()).digest()
