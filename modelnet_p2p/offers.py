@@ -92,8 +92,8 @@ class Offer:
         """By its name, in whole units of it; empty: it asks for nothing."""
         return {unit: number / MILLIONTHS for unit, number in self.record.price.items()}
 
-    def _facts(self) -> dict[str, object]:
-        """What a search may ask for beside, as far as the offer says it."""
+    def facts(self) -> dict[str, object]:
+        """What a search may ask for beside, by its name in `find --json`, as far as the offer says it."""
         record = self.record
         told: dict[str, object] = {
             "precision": record.precision,
@@ -127,5 +127,5 @@ class Offer:
             "load": self.load,
             "inputs": [spec.to_map() for spec in self.inputs],
             "outputs": [spec.to_map() for spec in self.outputs],
-            **self._facts(),
+            **self.facts(),
         }

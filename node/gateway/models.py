@@ -58,6 +58,8 @@ def entries(offers: Sequence[Offer]) -> list[dict[str, object]]:
 
 
 def _entry(offers: Sequence[Offer], *, alone: bool) -> dict[str, object]:
+    """What OpenAI's clients know, and under `modelnet`, which they pass over, the best offer by the names of
+    `find --json`: others of the same model may ask another price."""
     best = offers[0]
     record = best.record
     uri = str(ModelUri(record.name, record.version, record.owner))
@@ -71,6 +73,7 @@ def _entry(offers: Sequence[Offer], *, alone: bool) -> dict[str, object]:
             "task": best.task,
             "endpoints": endpoints_of(best),
             "providers": len({offer.provider for offer in offers}),
+            "provider": best.provider,
             "state": best.state.value,
             "digest": best.digest,
             "framework": best.framework,
@@ -81,5 +84,6 @@ def _entry(offers: Sequence[Offer], *, alone: bool) -> dict[str, object]:
             "licence": record.manifest.licence,
             "inputs": [spec.to_map() for spec in best.inputs],
             "outputs": [spec.to_map() for spec in best.outputs],
+            **best.facts(),
         },
     }

@@ -138,7 +138,10 @@ def test_embeddings_and_models(gate: Gate) -> None:
     plain = client.embeddings.create(model="embed", input="banana", encoding_format="float")
     assert plain.data[0].embedding == [6.0, 3.0, 0.5]
     assert {model.id for model in client.models.list()} >= set(TASKS)
-    assert client.models.retrieve("chat").owned_by == gate.provider
+    chat = client.models.retrieve("chat")
+    assert chat.owned_by == gate.provider
+    told: Any = chat.model_extra  # what OpenAI's own has not, the client keeps and passes over
+    assert told["modelnet"]["provider"] == gate.provider
 
 
 def test_errors_are_raised_as_what_they_are(gate: Gate) -> None:

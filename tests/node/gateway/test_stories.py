@@ -192,6 +192,32 @@ async def test_what_the_swarm_offers(open_town: OpenTown, open_client: OpenClien
         assert (await client.get("/v1/models?task=Not%20a%20task")).status == 400
 
 
+async def test_what_an_offer_says_of_itself_stands_where_other_clients_pass_it_over(
+    open_town: OpenTown, open_client: OpenClient
+) -> None:
+    said = {"tags": ["quick"], "tier": "edge", "languages": ["de"], "licence": "MIT"}
+    async with opened(open_town, open_client, "chat") as client:
+        price = {"usd_per_call": 0.002}
+        await client.alice.publish("talkers:words", task="text-generation", cwd=SUPPORT, price=price, **said)
+        listed = {entry["id"]: entry for entry in (await client.get("/v1/models")).json()["data"]}
+        assert listed["words"].keys() == {"id", "object", "created", "owned_by", "modelnet"}
+        (found,) = await client.alice.find(model="words")
+        line, told = found.to_map(), listed["words"]["modelnet"]
+        for name in ("price", *said):
+            assert told[name] == line[name]
+        assert told["price"] == price
+        assert told["provider"] == client.alice.id
+        assert (
+            not told.keys()
+            - line.keys()
+            - {"endpoints", "providers", "precision", "parameters", "context_length"}
+        )
+        # what an offer does not say is empty where it always stands, and else is not there
+        silent = listed["chat"]["modelnet"]
+        assert (silent["languages"], silent["licence"]) == ([], "")
+        assert not silent.keys() & {"price", "tier", "tags"}
+
+
 async def test_any_model_with_any_input(open_town: OpenTown, open_client: OpenClient) -> None:
     async with opened(open_town, open_client, "double", "words") as client:
         path, x = "/api/v1/invoke/double", np.array([[1, 2]], np.float32)
