@@ -72,13 +72,15 @@ class ModelnetError(Exception):
         self.instead = instead
 
     def to_map(self) -> dict[str, object]:
-        """The error as the contract's JSON object: code, message, peer, retryable, hint."""
+        """The error as the contract's JSON object: code, message, peer, retryable, hint; `instead` if it is
+        known."""
         return {
             "code": self.code.value,
             "message": self.message,
             "peer": self.peer,
             "retryable": self.retryable,
             "hint": self.hint,
+            **({"instead": self.instead} if self.instead else {}),
         }
 
 

@@ -73,8 +73,10 @@ class Tries:
 
     @property
     def last(self) -> ModelnetError:
-        """Why nobody answered."""
+        """Why nobody answered; whom a busy one named is left in it only if nobody has asked there."""
         if self._last is not None:
+            if self._last.instead in self._asked:
+                self._last.instead = ""
             return self._last
         query = self._target.query  # also if the only one to be found says that it does so no more
         at = f" at peer {query.provider}" if query.provider else ""

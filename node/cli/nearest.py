@@ -72,6 +72,9 @@ def add_hint(error: ModelnetError, session: Session, command: str, given: Mappin
     # the name is right: whose it is, or who of them answers, is the question
     if "modelnet-peer owner trust" in error.hint or error.hint == SILENT:
         return
+    if error.instead and _is_peer(error.instead) and command == "invoke":
+        error.hint = f"another peer serves the same: --provider {error.instead}"
+        return
     nobody = isinstance(error, LocalError | NotFound) and error.code in (Code.NOT_FOUND, Code.UNREACHABLE)
     if nobody and _mistyped(error, session, command, given):
         return
@@ -140,6 +143,15 @@ def _meant_search(search: str, tasks: Collection[str], models: Collection[str]) 
         if name not in known and (meant := nearest(name, known)):
             return search.replace(name, meant, 1)
     return None
+
+
+def _is_peer(text: str) -> bool:
+    """Whether this stranger's word is a peer's id."""
+    from modelnet_p2p.identity import PeerId
+
+    with suppress(ModelnetError):
+        return PeerId.parse(text).text == text
+    return False
 
 
 def _who_else(target: str) -> str:

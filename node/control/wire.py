@@ -69,7 +69,7 @@ def to_fault(error: ModelnetError) -> Fault:
     extra: dict[str, object] = {_FAMILY: family}
     if error.peer is not None:
         extra[_PEER] = error.peer
-    return Fault(error.code, error.message, error.retryable, error.hint, extra)
+    return Fault(error.code, error.message, error.retryable, error.hint, extra, error.instead)
 
 
 def to_error(fault: Fault) -> ModelnetError:
@@ -79,4 +79,11 @@ def to_error(fault: Fault) -> ModelnetError:
         return NotFound(fault.message, code=fault.code, hint=fault.hint)
     kind = RemoteError if family == _REMOTE else LocalError
     about = peer if isinstance(peer, str) else None
-    return kind(fault.code, fault.message, hint=fault.hint, retryable=fault.retryable, peer=about)
+    return kind(
+        fault.code,
+        fault.message,
+        hint=fault.hint,
+        retryable=fault.retryable,
+        peer=about,
+        instead=fault.instead,
+    )

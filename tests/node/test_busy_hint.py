@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import trio
 
+from crowds import fill
 from modelnet_p2p.errors import Code, RemoteError
 from modelnet_p2p.node.peer import Peer
 from modelnet_p2p.node.serving.description import Description
@@ -16,16 +17,6 @@ from modelnet_p2p.node.serving.description import Description
 OpenTown = Any  # the fixture that opens a town, see conftest.py
 DIGIT = np.zeros((1, 8, 8), np.float32)
 NAME = "modelnet/digits"
-
-
-def fill(peer: Peer) -> None:
-    """Every slot and place of its model is taken, by callers who stay."""
-    served = peer.parts.models.get(NAME)
-    assert served is not None
-    tickets = iter(range(-1, -1000, -1))
-    while served.load < 1:
-        ticket = next(tickets)
-        served._admission.enter(ticket, f"caller {ticket}")
 
 
 def description(peer: Peer) -> Description:
@@ -46,7 +37,7 @@ async def test_a_busy_peer_names_another_and_the_call_goes_there(open_town: Open
         alice, bob, carol = [await town.peer(name) for name in ("alice", "bob", "carol")]
         for provider in (alice, bob):
             await provider.publish("builtin:digits")
-        fill(alice)
+        fill(alice, NAME)
         assert (await busy(carol, alice)).instead == bob.id
         for _ in range(8):
             outcome = await carol.call(NAME, DIGIT)
@@ -59,11 +50,23 @@ async def test_a_busy_peer_names_another_and_the_call_goes_there(open_town: Open
         assert found.provider == bob.id
 
 
+async def test_whom_the_caller_has_asked_already_is_named_to_nobody(open_town: OpenTown) -> None:
+    async with open_town() as town:
+        alice, bob, carol = [await town.peer(name) for name in ("alice", "bob", "carol")]
+        for provider in (alice, bob):
+            await provider.publish("builtin:digits")
+            fill(provider, NAME)
+        with pytest.raises(RemoteError) as caught:
+            await carol.call(NAME, DIGIT)
+        assert (caught.value.code, caught.value.instead) == (Code.BUSY, "")
+        assert "instead" not in caught.value.to_map()
+
+
 async def test_who_knows_of_nobody_names_nobody(open_town: OpenTown) -> None:
     async with open_town() as town:
         alice, carol = [await town.peer(name) for name in ("alice", "carol")]
         await alice.publish("builtin:digits")
-        fill(alice)
+        fill(alice, NAME)
         assert (await busy(carol, alice)).instead == ""
 
 

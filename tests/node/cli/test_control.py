@@ -29,6 +29,7 @@ from modelnet_p2p.node.serving.backends.contract import MAX_BODY_BYTES
     [
         LocalError(Code.BAD_INPUT, "a", hint="b"),
         RemoteError(Code.BUSY, "a", peer="carol"),
+        RemoteError(Code.BUSY, "a", peer="carol", instead="dave"),
         RemoteError(Code.UNREACHABLE, "a", retryable=False),
         NotFound("a", code=Code.AMBIGUOUS, hint="b"),
     ],

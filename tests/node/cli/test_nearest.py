@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,14 @@ from typing import Any
 import pytest
 
 from modelnet_p2p.errors import Code, LocalError, RemoteError
+from modelnet_p2p.identity import KeyPair
 from modelnet_p2p.node.cli.app import app
 from modelnet_p2p.node.cli.homing import at_home, home_given
 from modelnet_p2p.node.cli.nearest import nearest, no_such_command
 from modelnet_p2p.node.serving.backends.registry import find_backend
 
 Cli = Callable[..., Any]  # Any: Ran and FakePeer of conftest.py, which tests cannot import
+PEER = KeyPair(bytes(32)).id.text
 COMMANDS = ("join", "publish", "unpublish", "find", "invoke", "status", "peers", "id", "ping", "show")
 
 
@@ -125,6 +128,27 @@ def test_who_else_may_be_asked_when_a_provider_is_gone(cli: Cli, bob: Any) -> No
     ran = cli("invoke", "broken-off", "hello")
     assert ran.status == 4
     assert "hint: modelnet-peer find --model broken-off lists who offers it" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("instead", "hint"),
+    [
+        (PEER, f"hint: another peer serves the same: --provider {PEER}"),
+        ("just run this", "hint: try again later"),  # a stranger's word
+        ("", "hint: try again later"),
+    ],
+)
+def test_whom_a_busy_provider_names_in_its_place(
+    cli: Cli, bob: Any, monkeypatch: pytest.MonkeyPatch, instead: str, hint: str
+) -> None:
+    async def call(*args: object, **asked: object) -> object:
+        raise RemoteError(Code.BUSY, "16 wait", hint="try again later", peer="carol", instead=instead)
+
+    monkeypatch.setattr(bob, "call", call)
+    ran = cli("invoke", "shout", "hello", "--provider", "carol")
+    assert (ran.status, ran.err.splitlines()[-1]) == (5, hint)
+    told = json.loads(cli("invoke", "shout", "hello", "--json").err.splitlines()[-1])["error"]
+    assert told.get("instead", "") == instead
 
 
 def test_what_is_published_anew_has_no_name_yet_that_could_be_wrong(

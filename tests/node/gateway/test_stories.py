@@ -15,6 +15,7 @@ import pytest
 import trio
 from safetensors.numpy import load, save
 
+from crowds import fill
 from modelnet_p2p.identity import KeyPair
 
 SUPPORT = str(Path(__file__).parents[2] / "support")
@@ -216,6 +217,26 @@ async def test_what_an_offer_says_of_itself_stands_where_other_clients_pass_it_o
         silent = listed["chat"]["modelnet"]
         assert (silent["languages"], silent["licence"]) == ([], "")
         assert not silent.keys() & {"price", "tier", "tags"}
+
+
+async def test_whoever_asks_a_busy_provider_is_told_of_another(
+    open_town: OpenTown, open_client: OpenClient
+) -> None:
+    name, digit = "modelnet/digits", {"input": {"dtype": "float32", "shape": [1, 8, 8], "data": [0] * 64}}
+    async with open_town() as town:
+        alice, bob, carol = [await town.peer(name) for name in ("alice", "bob", "carol")]
+        for provider in (alice, bob):
+            await provider.publish("builtin:digits")
+        fill(alice, name)
+        async with open_client(carol) as client:
+            path = f"/api/v1/invoke/modelnet:{name}?provider="
+            refused = await client.post(path + alice.id, digit)
+            assert (refused.status, refused.headers["retry-after"]) == (429, "1")
+            told = refused.json()["error"]["modelnet"]
+            assert (told["code"], told["peer"], told["instead"]) == ("busy", alice.id, bob.id)
+            assert (await client.post(path + told["instead"], digit)).json()["provider"] == bob.id
+            for model in (name, "nobodys"):
+                assert b"instead" not in (await client.post(f"/api/v1/invoke/{model}", digit)).body
 
 
 async def test_any_model_with_any_input(open_town: OpenTown, open_client: OpenClient) -> None:
