@@ -8,6 +8,7 @@ Bytes from the wire become one of these once, where they enter, and nowhere else
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Self
 
 
 class Code(StrEnum):
@@ -70,6 +71,12 @@ class ModelnetError(Exception):
         self.retryable = code in RETRYABLE if retryable is None else retryable
         self.peer = peer
         self.instead = instead
+
+    def __copy__(self) -> Self:
+        """The same for another who raises it: as one error is passed on, its traceback grows."""
+        copied = type(self).__new__(type(self), *self.args)
+        copied.__dict__.update(self.__dict__)
+        return copied
 
     def to_map(self) -> dict[str, object]:
         """The error as the contract's JSON object: code, message, peer, retryable, hint; `instead` if it is

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Hashable
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -55,7 +56,7 @@ class Together(Generic[T]):
         self._seeking: dict[Hashable, _Seeking[T]] = {}
 
     async def ask(self, key: Hashable, search: Search[T]) -> T:
-        """What `search` gives or raises, of this caller or of another with the same key.
+        """What `search` gives or raises, of this caller or of another with the same key; an error is a copy.
 
         One whose caller is cancelled is made again by the next that waits.
         """
@@ -76,7 +77,7 @@ class Together(Generic[T]):
             if not seeking.waiting:
                 del self._seeking[key]
         if isinstance(found, ModelnetError):
-            raise found
+            raise copy(found) from found
         return found  # type: ignore[return-value]  # None only before the search is over
 
     async def _make(self, mine: _Round[T], seeking: _Seeking[T], search: Search[T]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from functools import partial
 
 import pytest
@@ -9,7 +10,9 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from modelnet_p2p.errors import NotFound
+from modelnet_p2p.identity import PeerId
 from modelnet_p2p.node.calls.together import Together
+from modelnet_p2p.node.transport.contract import ConnectionLost
 
 
 class Searches:
@@ -93,6 +96,34 @@ async def test_all_are_told_why_it_failed(autojump_clock: trio.abc.Clock) -> Non
         for _ in range(5):
             nursery.start_soon(partial(call, failures))
     assert (len(tried), failures) == (1, ["nobody"] * 5)
+
+
+async def test_each_has_an_error_of_its_own_that_says_the_same(autojump_clock: trio.abc.Clock) -> None:
+    """The traceback of one that all raised would hold those of all."""
+    together, carol, failures = Together[int](), PeerId.of_key(bytes(32)), list[ConnectionLost]()
+
+    async def search() -> int:
+        await trio.sleep(1)
+        raise ConnectionLost(carol)
+
+    async def call() -> None:
+        with pytest.raises(ConnectionLost) as refused:
+            await together.ask("key", search)
+        failures.append(refused.value)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(5):
+            nursery.start_soon(call)
+    assert len({id(failure) for failure in failures}) == 5
+    for failure in failures:
+        assert (str(failure), failure.to_map()) == (
+            str(ConnectionLost(carol)),
+            ConnectionLost(carol).to_map(),
+        )
+        assert [frame.name for frame in traceback.extract_tb(failure.__traceback__)] == ["call", "ask"]
+    (first,) = {failure.__cause__ for failure in failures}
+    assert first is not None
+    assert traceback.extract_tb(first.__traceback__)[-1].name == "search"
 
 
 async def test_who_wants_none_that_began_before_takes_part_in_the_next(
