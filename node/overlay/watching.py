@@ -1,7 +1,6 @@
 """Carries liveness: my beats to my watchers, what I hear as a watcher of others, and who is known to be dead.
 
-Who decides is in `dht/`: `Beater`, `Watcher`, `Obituaries`. Messages to one peer go over one stream, in order
-and without replies; whoever cannot take them in time loses them, for old beats are worth nothing. Only a
+Who decides is in `dht/`: `Beater`, `Watcher`, `Obituaries`. Messages go over `Lines`, without replies; only a
 reader's question is answered, on its own stream.
 """
 
@@ -32,18 +31,17 @@ from modelnet_p2p.dht.liveness.beating import Beater
 from modelnet_p2p.dht.liveness.obituaries import Obituaries, covers, is_timely
 from modelnet_p2p.dht.liveness.watcher import Announce, Effect, Tell, Watcher
 from modelnet_p2p.dht.walks.finding import FindClosest, FindHolders, likely_holders
-from modelnet_p2p.errors import ModelnetError, RemoteError
+from modelnet_p2p.errors import RemoteError
 from modelnet_p2p.identity import KeyPair, PeerId
 from modelnet_p2p.names import Keys, protocol, provider_key
 from modelnet_p2p.node.overlay.driver import Overlay
+from modelnet_p2p.node.overlay.lines import Lines
 from modelnet_p2p.node.overlay.publisher import Publisher
 from modelnet_p2p.node.transport.contract import Stream
 from modelnet_p2p.records import BadRecord
 
 log = logging.getLogger(__name__)
 
-MAX_LINES = 512  # peers that messages wait for at the same time: the holders of two dozen keys
-MAX_WAITING = 16  # messages for one peer: more are as many beats too late
 MAX_STREAMS = 1024  # of all peers together, 8 KiB of buffers each: 8 MiB
 READ_BYTES = 4096
 MESSAGES_PER_SECOND = 10.0  # of one sender, each with at most six seals to check: an honest one sends one
@@ -88,7 +86,7 @@ class Watching:
         self._nursery = nursery
         self._protocol = protocol(overlay.name, "beat")
         self._place = provider_key(Keys(overlay.name).peer(overlay.me))
-        self._lines: dict[PeerId, trio.MemorySendChannel[Message]] = {}
+        self._lines = Lines(overlay, self._protocol, nursery, self.beater.on_lost)
         self._throttle = Throttle(MESSAGES_PER_SECOND, MESSAGES_BURST)
         # a question costs no seal, and a reader has one for each of its DHT requests
         self._questions = Throttle(overlay.tuning.requests_per_second, overlay.tuning.requests_burst)
@@ -275,7 +273,7 @@ class Watching:
         for effect in effects:
             match effect:
                 case Tell(peer, message):
-                    self._tell(peer, message)
+                    self._lines.tell(peer, message)
                 case Announce(keys, message):
                     self._announce(keys, message)
 
@@ -288,7 +286,7 @@ class Watching:
             if tidings is not None:
                 tidings.refuted = True
                 for peer in tidings.told:
-                    self._tell(peer, message)
+                    self._lines.tell(peer, message)
             return
         log.info("%s is dead, say %d who watched over it", subject.short, len(message.verdicts))
         self.obituaries.add(message, self._overlay.wall_us())
@@ -307,7 +305,7 @@ class Watching:
         overlay = self._overlay
 
         def tell(peer: PeerId) -> None:
-            if not tidings.refuted and peer not in tidings.told and self._tell(peer, tidings.obituary):
+            if not tidings.refuted and peer not in tidings.told and self._lines.tell(peer, tidings.obituary):
                 tidings.told.add(peer)
 
         async def walk_to(key: bytes) -> None:
@@ -348,57 +346,3 @@ class Watching:
         async with trio.open_nursery() as nursery:
             for key in keys:
                 nursery.start_soon(walk_to, key)
-
-    # --- lines to others ---
-
-    def _tell(self, peer: PeerId, message: Message) -> bool:
-        """Whether it is on its way."""
-        line = self._lines.get(peer)
-        if line is None:
-            if len(self._lines) >= MAX_LINES:
-                log.info("too many peers to tell things at once; %s is left out", peer.short)
-                return False
-            line, waiting = trio.open_memory_channel[Message](MAX_WAITING)
-            try:
-                self._nursery.start_soon(self._carry, peer, line, waiting)
-            except RuntimeError:  # closed: this peer is leaving, and its handlers end a little later
-                log.debug("%s is told nothing more", peer.short)
-                return False
-            self._lines[peer] = line
-        try:
-            line.send_nowait(message)
-        except trio.WouldBlock:
-            log.debug("%s takes no more messages now", peer.short)
-            return False
-        return True
-
-    async def _carry(
-        self,
-        peer: PeerId,
-        line: trio.MemorySendChannel[Message],
-        waiting: trio.MemoryReceiveChannel[Message],
-    ) -> None:
-        """Send what waits for `peer`, until nothing came for a while or it cannot be reached."""
-        overlay = self._overlay
-        try:
-            with trio.fail_after(overlay.tuning.dial_timeout):
-                if peer not in overlay.network.connected():
-                    await overlay.network.connect(peer, await overlay.find_peer(peer))
-                stream = await overlay.network.open_stream(peer, self._protocol)
-            async with stream:
-                while True:
-                    with trio.move_on_after(CHOOSE_BEATS * overlay.tuning.beat) as idle:
-                        message = await waiting.receive()
-                    if idle.cancelled_caught:
-                        break
-                    with trio.fail_after(overlay.tuning.request_timeout):
-                        await stream.send([frame(message)])
-                await stream.finish()
-        except (ModelnetError, trio.TooSlowError) as error:
-            log.debug("cannot tell %s: %s", peer.short, error)
-            self.beater.on_lost(peer)
-        finally:
-            if self._lines.get(peer) is line:
-                del self._lines[peer]
-            line.close()
-            waiting.close()

@@ -101,7 +101,7 @@ async def test_who_could_not_be_told_is_told_later_and_nobody_after_a_refutation
             tried.append(peer)
             return tried.count(peer) > 1  # at first there is no room for another line
 
-        monkeypatch.setattr(watching, "_tell", tell)
+        monkeypatch.setattr(watching._lines, "tell", tell)
         tidings = _Tidings(obituary)
         await watching._tell_holders(keys, tidings)
         assert tidings.told == {town.peers[name].peer_id for name in CROWD if name != "bob"}
