@@ -22,7 +22,7 @@ from modelnet_p2p.dht.table.checking import Check
 from modelnet_p2p.dht.table.routing import RoutingTable
 from modelnet_p2p.dht.table.survey import Look
 from modelnet_p2p.dht.walks.collecting import Collect
-from modelnet_p2p.dht.walks.finding import FindClosest, FindHolders, FindPeer, Send, Sounding, Walk
+from modelnet_p2p.dht.walks.finding import FindClosest, FindPeer, Send, Sounding, Walk
 from modelnet_p2p.dht.walks.lookup import Done, Wait
 from modelnet_p2p.dht.walks.patience import Patience
 from modelnet_p2p.dht.walks.region import Region
@@ -194,21 +194,17 @@ class Simulator:
         self._awake(node)
         return node.table.closest(key, self.tuning.k)
 
-    def closest_walk(self, node: Node, key: bytes) -> FindClosest:
+    def closest_walk(
+        self, node: Node, key: bytes, on_ours: Callable[[PeerId], None] | None = None
+    ) -> FindClosest:
         """Towards the k closest, from the closest known."""
-        seeds = self.seeds(node, key)
-        return FindClosest(key, seeds, me=node.id, tuning=self.tuning, patience=node.patience.seconds)
-
-    def holders_walk(self, node: Node, key: bytes, on_holder: Callable[[PeerId], None]) -> FindHolders:
-        """The same, for tidings."""
-        return FindHolders(
+        return FindClosest(
             key,
             self.seeds(node, key),
             me=node.id,
             tuning=self.tuning,
             patience=node.patience.seconds,
-            region=node.region,
-            on_holder=on_holder,
+            on_ours=on_ours,
         )
 
     def looking_walk(self, node: Node, look: Look) -> FindClosest | Sounding:

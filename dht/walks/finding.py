@@ -118,7 +118,7 @@ class Walk:
 
 
 class FindNode(Walk):
-    """Asks who is nearest to a key."""
+    """Asks who is nearest to a key; `on_ours` hears of each of ours that answers, at once."""
 
     def __init__(
         self,
@@ -129,9 +129,17 @@ class FindNode(Walk):
         tuning: Tuning,
         patience: float | None = None,
         reading: bool = False,
+        on_ours: Callable[[PeerId], None] | None = None,
     ) -> None:
         request = Message(Kind.FIND_NODE, target)
         super().__init__(target, request, seeds, me=me, tuning=tuning, patience=patience, reading=reading)
+        self._on_ours = on_ours
+
+    def _on_answer(self, peer: PeerId, reply: Message, now: float) -> bool:
+        useful = super()._on_answer(peer, reply, now)
+        if self._on_ours is not None and peer in self.ours:
+            self._on_ours(peer)
+        return useful
 
 
 class FindClosest(FindNode):
@@ -142,47 +150,10 @@ class FindClosest(FindNode):
         """The k nearest that answered, nearest first."""
         return tuple(contact.id for contact in self.lookup.closest())
 
-
-class FindHolders(FindClosest):
-    """Who holds what lies at a key, for tidings that must not wait until the last of the dead near it has
-    been waited for: who answers from within `region`, where k are expected, is named to `on_holder` at once.
-    The others are known when the walk is over, by `closest`. Whom I am connected to need not even be asked:
-    `likely_holders`.
-    """
-
-    def __init__(
-        self,
-        target: bytes,
-        seeds: Iterable[Contact],
-        *,
-        me: PeerId,
-        tuning: Tuning,
-        patience: float | None = None,
-        region: Region | None,
-        on_holder: Callable[[PeerId], None],
-    ) -> None:
-        super().__init__(target, seeds, me=me, tuning=tuning, patience=patience)
-        self._radius = region.radius if region is not None else 0
-        self._on_holder = on_holder
-        self._named = 0
-
     @property
-    def named_enough(self) -> bool:
-        """Whether there are more than a reader asks: the rest of the walk is waiting, and little work."""
-        return 4 * self._named >= self.tuning.k
-
-    def _on_answer(self, peer: PeerId, reply: Message, now: float) -> bool:
-        useful = super()._on_answer(peer, reply, now)
-        if peer in self.ours and position(peer) ^ self.lookup.target < self._radius:
-            self._named += 1
-            self._on_holder(peer)
-        return useful
-
-
-def likely_holders(target: bytes, known: Iterable[Contact], region: Region | None) -> list[PeerId]:
-    """Those of `known` that live where holders of `target` are expected."""
-    place, radius = position(target), region.radius if region is not None else 0
-    return [contact.id for contact in known if position(contact.id) ^ place < radius]
+    def closest_ours(self) -> tuple[PeerId, ...]:
+        """Those of them that are ours."""
+        return tuple(peer for peer in self.closest if peer in self.ours)
 
 
 class Sounding(FindNode):

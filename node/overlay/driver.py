@@ -22,7 +22,7 @@ from modelnet_p2p.dht.table.checking import Check
 from modelnet_p2p.dht.table.routing import Place, RoutingTable
 from modelnet_p2p.dht.table.survey import Look, Survey
 from modelnet_p2p.dht.table.warmth import Warmth
-from modelnet_p2p.dht.walks.finding import FindPeer, Send
+from modelnet_p2p.dht.walks.finding import FindClosest, FindPeer, Send
 from modelnet_p2p.dht.walks.lookup import Done, Wait
 from modelnet_p2p.dht.walks.patience import Patience
 from modelnet_p2p.errors import Code, LocalError, ModelnetError, RemoteError
@@ -156,6 +156,21 @@ class Overlay:
         )
         await self.run(walk)
         return texts(walk.found.addrs) if walk.found else ()
+
+    async def find_closest(
+        self, key: bytes, on_ours: Callable[[PeerId], None] | None = None
+    ) -> tuple[PeerId, ...]:
+        """Those of ours closest to `key`, nearest first; `on_ours` hears of each that answers, at once."""
+        walk = FindClosest(
+            key,
+            self.seeds(key),
+            me=self.me,
+            tuning=self.tuning,
+            patience=self.patience.seconds,
+            on_ours=on_ours,
+        )
+        await self.run(walk)
+        return walk.closest_ours
 
     def _post(self, contact: Contact, message: Message, tell: Tell) -> bool:
         """Ask without a task of its own, where a stream to this peer is open; False where that cannot be."""

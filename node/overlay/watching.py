@@ -1,14 +1,13 @@
 """Carries liveness: my beats to my watchers, what I hear as a watcher of others, and who is known to be dead.
 
-Who decides is in `dht/`: `Beater`, `Watcher`, `Obituaries`. Messages go over `Lines`, without replies; only a
-reader's question is answered, on its own stream.
+Who decides is in `dht/`: `Beater`, `Watcher`, `Obituaries`. What they say goes over `Lines`, and the holders
+are told of a death by `Telling`. Nothing is answered but a reader's question, on its own stream.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from random import Random
 
 import trio
@@ -30,13 +29,13 @@ from modelnet_p2p.dht.keyspace import position
 from modelnet_p2p.dht.liveness.beating import Beater
 from modelnet_p2p.dht.liveness.obituaries import Obituaries, covers, is_timely
 from modelnet_p2p.dht.liveness.watcher import Announce, Effect, Tell, Watcher
-from modelnet_p2p.dht.walks.finding import FindClosest, FindHolders, likely_holders
 from modelnet_p2p.errors import RemoteError
 from modelnet_p2p.identity import KeyPair, PeerId
 from modelnet_p2p.names import Keys, protocol, provider_key
 from modelnet_p2p.node.overlay.driver import Overlay
 from modelnet_p2p.node.overlay.lines import Lines
 from modelnet_p2p.node.overlay.publisher import Publisher
+from modelnet_p2p.node.overlay.telling import Telling
 from modelnet_p2p.node.transport.contract import Stream
 from modelnet_p2p.records import BadRecord
 
@@ -47,20 +46,8 @@ READ_BYTES = 4096
 MESSAGES_PER_SECOND = 10.0  # of one sender, each with at most six seals to check: an honest one sends one
 MESSAGES_BURST = 100.0
 HOLDERS_ASKED = 3  # by a reader: one that has the obituary is enough, and two may be silent or lie
-MAX_WALKS = 4  # to holders at the same time, until enough are told: mass death must be no flood of walks
-MAX_WAITING_WALKS = 16  # with those that only wait for the last of the dead
-MAX_TOLD = 256  # deaths of whom it is remembered who was told, should they be refuted
 MAX_READ = 1024  # of the dead that a reader remembers from its last answers
 CHOOSE_BEATS = 5.0  # at least between two walks for watchers
-
-
-@dataclass(slots=True)
-class _Tidings:
-    """A death that holders are told of, and who was."""
-
-    obituary: Obituary
-    told: set[PeerId] = field(default_factory=set)
-    refuted: bool = False  # the others are not told any more
 
 
 class Watching:
@@ -79,20 +66,17 @@ class Watching:
         self.beater = Beater(overlay.me, seals, beat, overlay.wall_us(), now)
         self.watcher = Watcher(overlay.me, seals, beat, lambda n, k: rng.sample(range(n), k), now)
         self.obituaries = Obituaries()  # what I was told as a holder, or found as a watcher
-        self._tidings: dict[PeerId, _Tidings] = {}  # of deaths, by whose they are
         self._last_read: dict[PeerId, Obituary] = {}  # what holders answered me last, as a reader
         self._overlay = overlay
         self._publisher = publisher
-        self._nursery = nursery
         self._protocol = protocol(overlay.name, "beat")
         self._place = provider_key(Keys(overlay.name).peer(overlay.me))
         self._lines = Lines(overlay, self._protocol, nursery, self.beater.on_lost)
+        self.telling = Telling(overlay, self._lines.tell, nursery)
         self._throttle = Throttle(MESSAGES_PER_SECOND, MESSAGES_BURST)
         # a question costs no seal, and a reader has one for each of its DHT requests
         self._questions = Throttle(overlay.tuning.requests_per_second, overlay.tuning.requests_burst)
         self._streams = 0
-        self._walks = trio.Semaphore(MAX_WALKS)
-        self._waiting_walks = trio.Semaphore(MAX_WAITING_WALKS)
         self._running = False
         self._came = True  # somebody came into the table since watchers were chosen
         self._watched = trio.Event()  # there are watchers who want beats
@@ -253,96 +237,24 @@ class Watching:
                 self._do(self.beater.on_watchers((), (), now))
             elif old or (lacking and (now - chosen_at >= CHOOSE_BEATS * beat or not self.beater.watchers)):
                 chosen_at, self._came = now, False
-                watchers = (await self._closest(self._place))[:MAX_WATCHERS]
+                watchers = (await self._overlay.find_closest(self._place))[:MAX_WATCHERS]
                 self._do(self.beater.on_watchers(watchers, keys, trio.current_time(), signed_us))
                 self._watched.set()
             else:
                 self._do(self.beater.on_watchers(self.beater.watchers, keys, now, signed_us))
             await trio.sleep(beat)
 
-    async def _closest(self, key: bytes) -> Sequence[PeerId]:
-        """The peers of ours that are closest to `key`, and answer."""
-        overlay = self._overlay
-        walk = FindClosest(
-            key, overlay.seeds(key), me=overlay.me, tuning=overlay.tuning, patience=overlay.patience.seconds
-        )
-        await overlay.run(walk)
-        return [peer for peer in walk.closest if peer in walk.ours]
-
     def _do(self, effects: Sequence[Effect]) -> None:
         for effect in effects:
             match effect:
                 case Tell(peer, message):
                     self._lines.tell(peer, message)
-                case Announce(keys, message):
-                    self._announce(keys, message)
-
-    def _announce(self, keys: Collection[bytes], message: Obituary | Beat) -> None:
-        subject = message.subject
-        if isinstance(message, Beat):
-            self.obituaries.refute(message)
-            # all who were told, and they alone: who holds the keys now need not be who held them then
-            tidings = self._tidings.pop(subject, None)
-            if tidings is not None:
-                tidings.refuted = True
-                for peer in tidings.told:
-                    self._lines.tell(peer, message)
-            return
-        log.info("%s is dead, say %d who watched over it", subject.short, len(message.verdicts))
-        self.obituaries.add(message, self._overlay.wall_us())
-        if keys:
-            if subject not in self._tidings and len(self._tidings) >= MAX_TOLD:
-                del self._tidings[next(iter(self._tidings))]
-            tidings = self._tidings[subject] = _Tidings(message)
-            try:
-                self._nursery.start_soon(self._tell_holders, keys, tidings)
-            except RuntimeError:  # closed: this peer is leaving, and its watcher ends a little later
-                log.debug("nobody is told of it any more")
-
-    async def _tell_holders(self, keys: Collection[bytes], tidings: _Tidings) -> None:
-        """Each as soon as it is known to be one: a reader needs one of them, and the last may be waited for
-        for seconds. So does the next key, for whose walk there is room once enough of this one's are told."""
-        overlay = self._overlay
-
-        def tell(peer: PeerId) -> None:
-            if not tidings.refuted and peer not in tidings.told and self._lines.tell(peer, tidings.obituary):
-                tidings.told.add(peer)
-
-        async def walk_to(key: bytes) -> None:
-            has_room = False
-
-            def on_holder(peer: PeerId) -> None:
-                nonlocal has_room
-                tell(peer)
-                if walk.named_enough and not has_room:
-                    has_room = True
-                    self._walks.release()
-
-            async with self._waiting_walks:
-                await self._walks.acquire()
-                try:
-                    walk = FindHolders(
-                        key,
-                        overlay.seeds(key),
-                        me=overlay.me,
-                        tuning=overlay.tuning,
-                        patience=overlay.patience.seconds,
-                        region=overlay.density.region,
-                        on_holder=on_holder,
+                case Announce(keys, Obituary() as proof):
+                    log.info(
+                        "%s is dead, say %d who watched over it", proof.subject.short, len(proof.verdicts)
                     )
-                    await overlay.run(walk)
-                finally:
-                    if not has_room:
-                        self._walks.release()
-            for peer in walk.closest:
-                if peer in walk.ours:
-                    tell(peer)
-
-        connected = overlay.network.connected()
-        for key in keys:
-            for peer in likely_holders(key, overlay.seeds(key), overlay.density.region):
-                if peer in connected:
-                    tell(peer)
-        async with trio.open_nursery() as nursery:
-            for key in keys:
-                nursery.start_soon(walk_to, key)
+                    self.obituaries.add(proof, self._overlay.wall_us())
+                    self.telling.on_death(proof, keys)
+                case Announce(_, Beat() as beat):
+                    self.obituaries.refute(beat)
+                    self.telling.on_refuted(beat)

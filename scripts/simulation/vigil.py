@@ -1,15 +1,16 @@
 """Who watches over whom in a world: beats, suspicions and obituaries of all peers, on the simulator's clock.
 
-Beaters, watchers and obituaries are the product's own machines; what `node/overlay/watching.py` does around
-them is done here in virtual time, by the same bounds: watchers are chosen by a walk to the key of one's name,
-and a death is told to the holders of each key, whom a walk finds, four walks at a time.
+Beaters, watchers, obituaries and tidings are the product's own machines; what `node/overlay/watching.py` and
+`node/overlay/telling.py` do around them is done here in virtual time, by the same bounds: watchers are chosen
+by a walk to the key of one's name, and further walks find the holders of the dead one's keys.
 """
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 from typing import Protocol
 
@@ -27,12 +28,12 @@ from modelnet_p2p.beats import (
 )
 from modelnet_p2p.dht.liveness.beating import Beater
 from modelnet_p2p.dht.liveness.obituaries import Obituaries
+from modelnet_p2p.dht.liveness.tidings import Errand, Tidings
 from modelnet_p2p.dht.liveness.watcher import Announce, Effect, Tell, Watcher
 from modelnet_p2p.dht.simulator import Node, Simulator
-from modelnet_p2p.dht.walks.finding import likely_holders
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.names import Keys, provider_key
-from modelnet_p2p.node.overlay.watching import CHOOSE_BEATS, MAX_WAITING_WALKS, MAX_WALKS
+from modelnet_p2p.node.overlay.watching import CHOOSE_BEATS
 
 AROUND_BYTES = 70  # Noise (18), muxer (12), TCP and IP (40) around a message
 SEALED_BYTES = 188  # a beat as it is framed; tests/sim/test_vigil.py holds all of these against real ones
@@ -106,10 +107,7 @@ class Post:
     chosen_at: float = float("-inf")  # when its watchers were
     choosing: bool = False
     due: float = float("inf")  # when the watcher is polled next
-    walks: int = 0  # to holders, now, at which few are told yet
-    waiting_walks: int = 0  # ... and all of them
-    told: dict[PeerId, dict[PeerId, None]] = field(default_factory=dict)  # whom of whose death, in order
-    untold: deque[tuple[bytes, Obituary, dict[PeerId, None]]] = field(default_factory=deque)
+    tidings: Tidings = field(init=False)
 
     @property
     def id(self) -> PeerId:
@@ -137,6 +135,7 @@ class Vigil:
             pen, rng = Pen(node.id, lambda: self.sim.now_us), self.rng
             watcher = Watcher(node.id, pen, self.beat, lambda n, k: rng.sample(range(n), k), self.sim.now)
             post = self.posts[node.id] = Post(node, watcher)
+            post.tidings = Tidings(partial(self.send, post))
         return post
 
     def begin(self, node: Node, keys: Sequence[bytes], watchers: Sequence[PeerId] = ()) -> None:
@@ -176,17 +175,18 @@ class Vigil:
                 case Announce(keys, message):
                     self._announce(post, keys, message)
 
-    def send(self, post: Post, peer: PeerId, message: Message, *, reply: bool = False) -> None:
+    def send(self, post: Post, peer: PeerId, message: Message, *, reply: bool = False) -> bool:
+        """Always True: there are lines enough."""
         sim, here, there = self.sim, post.node, self.sim.nodes[peer]
         if not there.alive and peer not in here.connected and post.beater is not None:
             beater = post.beater
             sim.after(sim.tuning.dial_timeout, lambda: beater.on_lost(peer))
         kind = type(message).__name__.lower()
-        if (here.id, peer) in self.mute:
-            return
-        sim.carry(
-            here, there, size(message), kind, lambda: self._arrive(there, here.id, message), reply=reply
-        )
+        if (here.id, peer) not in self.mute:
+            sim.carry(
+                here, there, size(message), kind, lambda: self._arrive(there, here.id, message), reply=reply
+            )
+        return True
 
     def break_off(self, node: Node) -> None:
         """All connections of a peer that was killed break: its machine runs on, and says so to the others."""
@@ -264,14 +264,17 @@ class Vigil:
 
         self._walk(post, self.name_key(post.node), CHOOSING, chosen)
 
-    def _walk(self, post: Post, key: bytes, purpose: str, then: Callable[[Sequence[PeerId]], None]) -> None:
+    def _walk(
+        self,
+        post: Post,
+        key: bytes,
+        purpose: str,
+        then: Callable[[Sequence[PeerId]], None],
+        on_ours: Callable[[PeerId], None] | None = None,
+    ) -> None:
         """`then` gets the peers closest to `key` who answered."""
-        walk = self.sim.closest_walk(post.node, key)
-
-        def over(_: object) -> None:
-            then([peer for peer in walk.closest if peer in walk.ours])
-
-        self.sim.start(post.node, walk, purpose, over)
+        walk = self.sim.closest_walk(post.node, key, on_ours)
+        self.sim.start(post.node, walk, purpose, lambda _: then(walk.closest_ours))
 
     # --- who is told of a death ---
 
@@ -280,58 +283,30 @@ class Vigil:
         if isinstance(message, Beat):
             if post.obituaries.refute(message):
                 self.revived.setdefault(subject, []).append(now)
-            for peer in post.told.pop(subject, {}):
-                self.send(post, peer, message)
+            post.tidings.on_refuted(message)
             return
         if post.obituaries.add(message, self.sim.now_us):
             self.buried.setdefault(subject, []).append(now)
             if self.sim.nodes[subject].alive:
                 self.mistaken[subject, message.incarnation] += 1
-        if keys:
-            told: dict[PeerId, None] = {}
-            post.told[subject] = told
-            for key in keys:
-                for peer in likely_holders(key, self.sim.seeds(post.node, key), post.node.region):
-                    if peer in post.node.connected and peer not in told:
-                        told[peer] = None
-                        self.send(post, peer, message)
-            post.untold += [(key, message, told) for key in keys]
-            self._tell_holders(post)
+        node = post.node
+        near = {
+            key: [seed.id for seed in self.sim.seeds(node, key) if seed.id in node.connected] for key in keys
+        }
+        post.tidings.on_death(message, near, node.region)
+        self._set_out(post)
 
-    def _tell_holders(self, post: Post) -> None:
-        while post.untold and post.walks < MAX_WALKS and post.waiting_walks < MAX_WAITING_WALKS:
-            post.walks += 1
-            post.waiting_walks += 1
-            self._tell_of(post, *post.untold.popleft())
+    def _set_out(self, post: Post) -> None:
+        while (errand := post.tidings.poll(post.node.region)) is not None:
+            self._walk_on(post, errand)
 
-    def _tell_of(self, post: Post, key: bytes, obituary: Obituary, told: dict[PeerId, None]) -> None:
-        has_room = False
+    def _walk_on(self, post: Post, errand: Errand) -> None:
+        def on_ours(peer: PeerId) -> None:
+            post.tidings.on_answer(errand, peer)
+            self._set_out(post)
 
-        def tell(peer: PeerId) -> None:
-            refuted = post.told.get(obituary.subject) is not told
-            if not refuted and peer not in told:
-                told[peer] = None
-                self.send(post, peer, obituary)
+        def over(closest: Sequence[PeerId]) -> None:
+            post.tidings.on_end(errand, closest)
+            self._set_out(post)
 
-        def make_room() -> None:
-            nonlocal has_room
-            if not has_room:
-                has_room = True
-                post.walks -= 1
-                self._tell_holders(post)
-
-        def on_holder(peer: PeerId) -> None:
-            tell(peer)
-            if walk.named_enough:
-                make_room()
-
-        def over(_: object) -> None:
-            for peer in walk.closest:
-                if peer in walk.ours:
-                    tell(peer)
-            post.waiting_walks -= 1
-            make_room()
-            self._tell_holders(post)
-
-        walk = self.sim.holders_walk(post.node, key, on_holder)
-        self.sim.start(post.node, walk, TELLING, over)
+        self._walk(post, errand.key, TELLING, over, on_ours)

@@ -21,11 +21,9 @@ from modelnet_p2p.dht.table.routing import RoutingTable
 from modelnet_p2p.dht.walks.collecting import Collect
 from modelnet_p2p.dht.walks.finding import (
     FindClosest,
-    FindHolders,
     FindPeer,
     Send,
     Sounding,
-    likely_holders,
 )
 from modelnet_p2p.dht.walks.lookup import Done, Wait
 from modelnet_p2p.dht.walks.region import Region
@@ -533,29 +531,23 @@ def test_one_liar_adds_nobody_to_a_sounding_and_takes_nobody_away() -> None:
     assert set(walk.closest) == {peer.id for peer in PEERS}
 
 
-def test_tidings_do_not_wait_for_the_dead_among_the_holders() -> None:
-    key, region = b"key", Region.expecting(TEST.k, 4 * TEST.k)
+def test_who_answers_is_heard_of_while_the_dead_are_still_waited_for() -> None:
     town = [Contact(PeerId(b"peer%d" % number), (b"addr",)) for number in range(4 * TEST.k)]
-    near = [peer for peer in town if position(peer.id) ^ position(key) < region.radius]
-    dead, stock = near[0], near[1]
-    assert likely_holders(key, town, region) == [peer.id for peer in near]
-    assert likely_holders(key, town, None) == []  # it is not known how many peers there are
-
-    told: list[PeerId] = []
-    walk = FindHolders(key, town, me=PeerId(b"me"), tuning=TEST, region=region, on_holder=told.append)
-    asked: set[Contact] = set()
+    dead, stock = sorted(town, key=lambda peer: position(peer.id) ^ position(b"key"))[:2]
+    heard: list[PeerId] = []
+    walk = FindClosest(b"key", town, me=PeerId(b"me"), tuning=TEST, on_ours=heard.append)
+    asked: set[PeerId] = set()
     while isinstance(step := walk.poll(0.0), Send):
-        asked.add(step.contact)
+        asked.add(step.contact.id)
         if step.contact != dead:
             records = None if step.contact == stock else ()
             walk.on_reply(step.contact.id, Message(Kind.FIND_NODE, closer=(), records=records), 0.0)
     assert isinstance(step, Wait)  # for the dead one
-    assert set(told) == {peer.id for peer in near if peer in asked} - {dead.id, stock.id}
-    assert len(told) == len(set(told))
-    assert walk.named_enough
+    assert sorted(heard) == sorted(asked - {dead.id, stock.id})
 
     while isinstance(step := walk.poll(math.inf), Send):  # it is waited for no longer: one more is asked
         walk.on_reply(step.contact.id, Message(Kind.FIND_NODE, closer=(), records=()), 0.0)
     assert isinstance(step, Done)
     assert len(walk.closest) == TEST.k
     assert dead.id not in walk.closest
+    assert set(walk.closest) - set(walk.closest_ours) == {stock.id}

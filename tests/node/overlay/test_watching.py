@@ -12,7 +12,6 @@ import trio.testing
 from modelnet_p2p.beats import Ask, Obituary, Seals, frame
 from modelnet_p2p.dht.liveness.watcher import Phase
 from modelnet_p2p.names import protocol
-from modelnet_p2p.node.overlay.watching import _Tidings
 from modelnet_p2p.node.transport.contract import StreamReset
 from modelnet_p2p.offers import State
 
@@ -82,33 +81,6 @@ async def test_the_killed_are_known_dead_by_every_holder(
         await trio.sleep(5 * alice.parts.tuning.beat)
         known = [name for name in CROWD if town.peers[name].parts.watching.is_dead(alice.peer_id, 0)]
         assert known == list(CROWD)
-
-
-async def test_who_could_not_be_told_is_told_later_and_nobody_after_a_refutation(
-    open_town: OpenTown, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also of a death that so many others followed that it is not remembered any more."""
-    async with open_town() as town:
-        alice = await settled(town)
-        keys = alice.parts.publisher.keys()
-        town.kill("alice")
-        await trio.sleep(5 * alice.parts.tuning.beat)
-        bob = town.peers["bob"]
-        watching, tried = bob.parts.watching, list[Any]()
-        obituary = watching.obituaries.of(alice.peer_id, bob.parts.overlay.wall_us())
-
-        def tell(peer: Any, message: Any) -> bool:
-            tried.append(peer)
-            return tried.count(peer) > 1  # at first there is no room for another line
-
-        monkeypatch.setattr(watching._lines, "tell", tell)
-        tidings = _Tidings(obituary)
-        await watching._tell_holders(keys, tidings)
-        assert tidings.told == {town.peers[name].peer_id for name in CROWD if name != "bob"}
-        tidings.told.clear()
-        tidings.refuted = True
-        await watching._tell_holders(keys, tidings)
-        assert not tidings.told
 
 
 async def test_a_record_that_is_newer_than_the_death_is_believed(
@@ -181,12 +153,12 @@ async def test_whoever_was_told_of_a_death_is_told_of_its_refutation(
             Seals(town.key(name), "town", wall_us).verdict(roster.subject, 1, True)
             for name in ("bob", "carol")
         )
-        bob.parts.watching._announce((b"where alice's offers lie",), Obituary(roster, verdicts))
+        bob.parts.watching.telling.on_death(Obituary(roster, verdicts), [b"where alice's offers lie"])
         await trio.sleep(2)
-        assert all(peer.parts.watching.is_dead(roster.subject, 0) for peer in (bob, carol, dave))
-        bob.parts.watching._announce((), alice.beat(2, 1))  # whoever holds the keys by now
+        assert all(peer.parts.watching.is_dead(roster.subject, 0) for peer in (carol, dave))
+        bob.parts.watching.telling.on_refuted(alice.beat(2, 1))
         await trio.sleep(2)
-        assert not any(peer.parts.watching.is_dead(roster.subject, 0) for peer in (bob, carol, dave))
+        assert not any(peer.parts.watching.is_dead(roster.subject, 0) for peer in (carol, dave))
 
 
 async def test_a_question_is_answered_with_what_is_known(open_town: OpenTown) -> None:
