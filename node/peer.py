@@ -28,7 +28,7 @@ from modelnet_p2p.node.joining import check_bootstraps
 from modelnet_p2p.node.notices import Notice, quiet
 from modelnet_p2p.node.overlay.batches import Tally
 from modelnet_p2p.node.overlay.driver import Bootstrap
-from modelnet_p2p.node.searches import WATCH_SECONDS, Explained, Found, Watch, looking
+from modelnet_p2p.node.searches import WATCH_SECONDS, Explained, Found, Watch, looking, tags_of
 from modelnet_p2p.node.serving.terms import Terms
 from modelnet_p2p.node.serving.upstream.address import is_address
 from modelnet_p2p.node.sources import source_of
@@ -449,6 +449,14 @@ class Peer:
     def known_tasks(self) -> list[str]:
         """Names of tasks, of the records that I keep for others."""
         return reports.known_tasks(self.parts)
+
+    async def known_tags(self, task: str | None = None, model: str | None = None) -> list[str]:
+        """Tags of the offers of this task and model, the most frequent first, as far as a moment's look sees
+        them; where neither is given those of my own offers, then of the records that I keep for others."""
+        if task is None and model is None:
+            return reports.known_tags(self.parts)
+        query = Query.asked(task, model, network=self.network_name)
+        return await tags_of(self.parts.finder, query)
 
     async def peers(self) -> list[dict[str, object]]:
         """The peers that I know: those connected, and those in my routing table."""

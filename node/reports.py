@@ -20,7 +20,7 @@ from modelnet_p2p.node.overlay.finder import Finder
 from modelnet_p2p.node.serving.policy.recent import Pace
 from modelnet_p2p.node.transport.addresses import split_p2p
 from modelnet_p2p.offers import Offer, State
-from modelnet_p2p.records import OfferRecord, Refusal, Spec
+from modelnet_p2p.records import Card, OfferRecord, Record, Refusal, Spec
 
 if TYPE_CHECKING:
     from modelnet_p2p.node.assembly import Parts
@@ -107,6 +107,22 @@ def known_tasks(parts: Parts) -> list[str]:
     """Names of tasks, of the records that I keep for others."""
     kept = (s.record.task for _, s in parts.overlay.server.store.records() if s.identity.name)
     return list(dict.fromkeys(islice(kept, MAX_NAMES_READ)))
+
+
+def known_tags(parts: Parts) -> list[str]:
+    """Tags of my own offers, then of the records that I keep for others."""
+    kept = (sealed for _, sealed in parts.overlay.server.store.records() if not sealed.is_tombstone)
+    records = (sealed.record for sealed in (*parts.publisher.offers(), *islice(kept, MAX_NAMES_READ)))
+    return list(dict.fromkeys(tag for record in records for tag in _tags(record)))
+
+
+def _tags(record: Record) -> Sequence[str]:
+    match record:
+        case OfferRecord():
+            return record.tags
+        case Card() if record.tag:
+            return (record.tag,)
+    return ()
 
 
 def rss_bytes() -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -25,6 +25,8 @@ WATCH_SECONDS = 5.0  # between two looks of who says nothing else: a search is a
 LOOK_SECONDS = 30.0  # of one look, beside the interval: a full key has hundreds of pages
 MIN_WATCH_SECONDS = 0.2  # a look takes about this long
 WATCH_REQUESTS_PER_S = 20.0  # on the average: what a holder on the internet serves one peer (`Tuning`)
+TAGS_SECONDS = 1.5  # for a look at the tags there are, of who waits for the word that nothing was found
+MAX_TAGGED = 64  # offers whose tags are looked at: a word that fewer than one in these has is no likely slip
 MAX_WATCHED = 256  # offers that one watch follows; each is pinged at each look
 
 Look = Callable[[Tally], Awaitable[Sequence[Offer] | None]]
@@ -93,6 +95,21 @@ def looking(finder: Finder, network: Network, query: Query, interval: float, *, 
         return offers if offers or network.connected() else None
 
     return look
+
+
+async def tags_of(finder: Finder, query: Query) -> list[str]:
+    """Tags of some offers that `query` means, the most frequent first; nobody is pinged for them.
+
+    For who asked in vain: it takes a moment, and where nothing is read in that there are none.
+    """
+    offers: Sequence[Offer] = ()
+    with trio.move_on_after(TAGS_SECONDS):
+        try:
+            offers = await finder.offers(query, MAX_TAGGED)
+        except RemoteError as error:
+            log.debug("nothing is known of the tags there: %s", error.message)
+    counted = Counter(tag for offer in offers for tag in offer.record.tags)
+    return [tag for tag, _ in counted.most_common()]
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,11 +51,28 @@ class Wanted:
                 "say what to find: --task, --model, --tag, or a search",
                 hint="modelnet-peer find --task image-classification",
             )
+        _check_spelling("task", self.task)
+        _check_spelling("tag", self.tag)
         if self.search is not None:
             # not at the top: it brings the records, which a plain find leaves to the peer
             from modelnet_p2p.query import Query
 
             Query.asked(self.task, self.model, self.tag, self.search).indexes()
+
+
+def _check_spelling(kind: str, word: str | None) -> None:
+    """Raises LocalError (bad-input) for a word that would be a name in small letters and without spaces; what
+    else is wrong with one its peer says."""
+    if word is None or word == (meant := "-".join(word.lower().split())):
+        return
+    from modelnet_p2p.names import check_tag, check_task
+
+    try:
+        (check_task if kind == "task" else check_tag)(meant)
+    except LocalError:
+        return
+    words = f"{word[:40]!r} is not a {kind}: those have small letters and no spaces"
+    raise LocalError(Code.BAD_INPUT, words, hint=f"did you mean --{kind} {meant}?")
 
 
 @click.command(
@@ -153,12 +170,15 @@ def _next_step(wanted: Wanted, explained: bool, silent: bool) -> str:
         return SILENT
     if wanted.search is not None and not explained:
         return f"what ruled others out: modelnet-peer find {quote(wanted.search)} --explain"
-    if wanted.task is not None:
-        return f"offer it yourself: modelnet-peer publish MODULE:NAME --task {wanted.task}"
-    if wanted.search is not None:
+    if wanted.search is not None and wanted.task is None:
         return "leave out a condition, or offer it yourself: modelnet-peer publish --help"
-    named = f"--tag {wanted.tag}" if wanted.tag is not None else "--model NAME"
-    return f"offer it yourself: modelnet-peer publish MODULE:NAME {named}"
+    named = [("model", wanted.model and "NAME"), ("task", wanted.task), ("tag", wanted.tag)]
+    flags = " ".join(f"--{kind} {what}" for kind, what in named if what)
+    yourself = f"offer it yourself: modelnet-peer publish MODULE:NAME {flags}"
+    if wanted.tag is None or wanted.task is not None or wanted.model is not None:
+        return yourself
+    # tags are free words: no list says which there are
+    return f"modelnet-peer find --task TASK --json shows which tags there are; or {yourself}"
 
 
 def _row(offer: Offer) -> tuple[object, ...]:

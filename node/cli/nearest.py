@@ -5,19 +5,21 @@ Asked only when something failed, so it may cost a question to the running peer.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from shlex import join, quote
 from typing import TYPE_CHECKING, Any
 
-from modelnet_p2p.errors import Code, LocalError, ModelnetError, NotFound, RemoteError
+from modelnet_p2p.errors import Code, LocalError, ModelnetError, RemoteError
 
 if TYPE_CHECKING:
     from modelnet_p2p.node.cli.common import Session
 
 LIKENESS = 0.6  # difflib's own measure of "near": one or two slips in a short word
 SILENT = "--all lists those that do not answer, too"  # the hint where offers are hidden for that
-PATIENCE = 1.0  # seconds that the running peer has to say what it serves; the error is late by no more
+PATIENCE = 1.0  # seconds that the running peer has to say what it knows; the error is late by no more
+LOOK_PATIENCE = 2.0  # the same where it has to look in the network
+MAX_TOLD = 6  # tags in one line
 _OTHER_WORDS = {  # of other programs, for the command that does it here
     "call": "invoke",
     "list": "find",
@@ -34,6 +36,10 @@ _OTHER_WORDS = {  # of other programs, for the command that does it here
     "up": "join",
     "whoami": "id",
 }
+
+_Look = Callable[
+    ["Session", str, Mapping[str, Any]], str
+]  # the session, the command and its arguments; a hint
 
 # the argument with a model's name, of the commands that look for one
 _NAMES = {"invoke": "target", "find": "model", "show": "model", "unpublish": "model"}
@@ -74,71 +80,121 @@ def add_hint(error: ModelnetError, session: Session, command: str, given: Mappin
         return
     if error.instead and _is_peer(error.instead) and command == "invoke":
         error.hint = f"another peer serves the same: --provider {error.instead}"
+    if error.code not in (Code.NOT_FOUND, Code.UNREACHABLE):
         return
-    nobody = isinstance(error, LocalError | NotFound) and error.code in (Code.NOT_FOUND, Code.UNREACHABLE)
-    if nobody and _mistyped(error, session, command, given):
-        return
-    target = given.get(_NAMES.get(command, ""))
-    if not isinstance(target, str) or error.code not in (Code.NOT_FOUND, Code.UNREACHABLE):
-        return
-    if isinstance(error, RemoteError) and error.peer is not None:
-        error.hint = error.hint or (_who_else(target) if command == "invoke" else "")
-        return
-    if target.startswith(("modelnet:", "task:")):
-        return
-    name = target.partition("@")[0]
-    with suppress(ModelnetError):  # a second error would only hide the first
-        status = session.ask_running("status", {}, timeout=PATIENCE)
-        served = {str(line.get("model")).partition("@")[0] for line in status.get("models", [])}
-        known = [*served, *([] if command == "unpublish" else _in_sight(session)[1])]
-        if name not in known and (meant := nearest(name, known)):
-            flag = "--model " if command == "find" else ""
-            where = _home_flag(session)
-            again = f"modelnet-peer {command} {flag}{quote(meant)}{where}"
-            whose = ", which this peer serves" if meant in served else ""
-            error.hint = f"did you mean {meant}{whose}? {again}"
+    if isinstance(error, RemoteError):
+        if error.peer is not None:
+            target = given.get("target")
+            error.hint = error.hint or (_who_else(target) if command == "invoke" and target else "")
+            return
+        looks: tuple[_Look, ...] = (_misnamed,)
+    else:
+        looks = (_mistyped, _misnamed, _mistagged)
+    for look in looks:
+        if hint := look(session, command, given):
+            error.hint = hint
+            return
+    if error.code is Code.NOT_FOUND and command == "find" and given.get("tag"):
+        error.hint = _tags_there(session, given) or error.hint
 
 
-def _mistyped(error: ModelnetError, session: Session, command: str, given: Mapping[str, Any]) -> bool:
-    """Hint at the task or the name that was probably meant by a search, or by a call of a task."""
+def _mistyped(session: Session, command: str, given: Mapping[str, Any]) -> str:
+    """What a search, or a call of a task, probably meant; empty if nothing is near."""
     search, task = " ".join(given.get("search") or ()), given.get("task")
     target = given.get("target")
     if command == "invoke" and isinstance(target, str) and target.startswith("task:"):
         task = target.removeprefix("task:")
     if command not in ("find", "invoke") or not (search or task):
-        return False
+        return ""
     from modelnet_p2p.tasks import TASKS
 
-    tasks, models = _in_sight(session)
-    if search:
-        meant = _meant_search(search, [*TASKS, *tasks], models)
-        again = f"find {quote(meant)}" if meant else ""
-    else:
-        known = {*TASKS, *tasks}
-        meant = None if task in known else nearest(str(task), known)
-        again = f"find --task {quote(meant)}" if meant else ""
+    sight = _in_sight(session)
+    known = {*TASKS, *sight["tasks"]}
+    meant = _meant_search(search, {**sight, "tasks": list(known)}) if search else None
     if meant:
-        error.hint = f"did you mean {meant}? modelnet-peer {again}{_home_flag(session)}"
-    return meant is not None
+        return _did_you_mean(meant, session, given, search=(meant,))
+    meant = nearest(str(task), known) if task and task not in known else None
+    return _did_you_mean(meant, session, given, task=meant) if meant else ""
 
 
-def _in_sight(session: Session) -> tuple[list[str], list[str]]:
-    """Tasks and models of which the running peer knows."""
+def _misnamed(session: Session, command: str, given: Mapping[str, Any]) -> str:
+    """The model that was probably meant."""
+    target = given.get(_NAMES.get(command, ""))
+    if not isinstance(target, str) or target.startswith(("modelnet:", "task:")):
+        return ""
+    name = target.partition("@")[0]
+    with suppress(ModelnetError):  # a second error would only hide the first
+        status = session.ask_running("status", {}, timeout=PATIENCE)
+        served = {str(line.get("model")).partition("@")[0] for line in status.get("models", [])}
+        known = [*served, *([] if command == "unpublish" else _in_sight(session)["models"])]
+        if name not in known and (meant := nearest(name, known)):
+            whose = ", which this peer serves" if meant in served else ""
+            if command == "find":
+                return _did_you_mean(meant, session, given, whose, model=meant)
+            again = f"modelnet-peer {command} {quote(meant)}{_home_flag(session)}"
+            return f"did you mean {meant}{whose}? {again}"
+    return ""
+
+
+def _mistagged(session: Session, command: str, given: Mapping[str, Any]) -> str:
+    """The tag that was probably meant: one that offers of the task or model have, else any in sight."""
+    tag = given.get("tag")
+    if command != "find" or not tag:
+        return ""
+    known = _tags(session, given)
+    meant = nearest(tag, known) if tag not in known else None
+    return _did_you_mean(meant, session, given, tag=meant) if meant else ""
+
+
+def _tags_there(session: Session, given: Mapping[str, Any]) -> str:
+    """Which tags there are, where none of them is like the one that was asked for; empty if none is known."""
+    known = _tags(session, given)
+    if not known or given["tag"] in known:
+        return ""
+    told = ", ".join(known[:MAX_TOLD]) + ", …" * (len(known) > MAX_TOLD)
+    if given.get("task") or given.get("model"):
+        again = _find_again(session, given, tag=None)
+        return f"tags there: {told}; {again} --json shows whose"
+    return (
+        f"this peer has heard of the tags {told}; modelnet-peer find --task TASK --json shows those of a task"
+    )
+
+
+def _did_you_mean(
+    meant: str, session: Session, given: Mapping[str, Any], whose: str = "", **instead: object
+) -> str:
+    return f"did you mean {meant}{whose}? {_find_again(session, given, **instead)}"
+
+
+def _find_again(session: Session, given: Mapping[str, Any], **instead: object) -> str:
+    """The search that was typed, as a line to copy, with other words in the places of some."""
+    asked = {**given, **instead}
+    search = " ".join(asked.get("search") or ())
+    flags = [f"--{name} {quote(str(asked[name]))}" for name in ("task", "model", "tag") if asked.get(name)]
+    words = [*([quote(search)] if search else []), *flags]
+    return f"modelnet-peer find {' '.join(words)}{_home_flag(session)}"
+
+
+def _in_sight(session: Session, of: Mapping[str, str] | None = None) -> dict[str, list[str]]:
+    """Tasks, models and tags that the running peer knows; the tags are those of what is asked for in `of`."""
+    words: dict[str, Any] = {}
     with suppress(ModelnetError):
-        words = session.ask_running("models", {}, timeout=PATIENCE)
-        return list(map(str, words.get("tasks") or ())), list(map(str, words.get("models") or ()))
-    return [], []
+        words = session.ask_running("models", of or {}, timeout=LOOK_PATIENCE if of else PATIENCE)
+    return {kind: list(map(str, words.get(kind) or ())) for kind in ("tasks", "models", "tags")}
 
 
-def _meant_search(search: str, tasks: Collection[str], models: Collection[str]) -> str | None:
+def _tags(session: Session, given: Mapping[str, Any]) -> list[str]:
+    return _in_sight(session, {name: given[name] for name in ("task", "model") if given.get(name)})["tags"]
+
+
+def _meant_search(search: str, sight: Mapping[str, Collection[str]]) -> str | None:
     """The search with the first name in it that nobody knows, but that is like one; None if there is none."""
     from modelnet_p2p.expression import wanted_words
     from modelnet_p2p.searching import parse_search
 
-    choices: dict[str, list[str]] = {}  # by what they may be: a word alone may be a task or a model
+    choices: dict[str, list[str]] = {}  # by what they may be: a word alone may be a task, a model or a tag
     for attribute, name in wanted_words(parse_search(search)):
-        known = {"task": tasks, "model": models}.get(attribute, ())
-        choices.setdefault(name, []).extend(known)
+        choices.setdefault(name, []).extend(sight.get(f"{attribute}s", ()))
     for name, known in choices.items():
         if name not in known and (meant := nearest(name, known)):
             return search.replace(name, meant, 1)

@@ -96,9 +96,15 @@ async def _status(peer: Peer, request: Request, emit: Emit) -> Value:
 
 
 async def _models(peer: Peer, request: Request, emit: Emit) -> Value:
+    """Names in sight; with a task or a model the tags are those of its offers, which takes a walk."""
     prefix = request.maybe_text("prefix") or ""
     fitting = (name for name in peer.known_models() if name.startswith(prefix))
-    return {"models": list(islice(fitting, MAX_NAMES)), "tasks": peer.known_tasks()[:MAX_NAMES]}
+    tags = await peer.known_tags(request.maybe_text("task"), request.maybe_text("model"))
+    return {
+        "models": list(islice(fitting, MAX_NAMES)),
+        "tasks": peer.known_tasks()[:MAX_NAMES],
+        "tags": tags[:MAX_NAMES],
+    }
 
 
 async def _peers(peer: Peer, request: Request, emit: Emit) -> Value:

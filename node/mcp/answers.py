@@ -133,11 +133,11 @@ def as_error(error: ModelnetError) -> tuple[str, Answer]:
     return f"{error.code}: {error.message}{about}{hint}", {"error": told}
 
 
-def nothing(wanted: str, tasks: Sequence[str], models: Sequence[str]) -> str:
+def nothing(wanted: str, tasks: Sequence[str], models: Sequence[str], tags: Sequence[str] = ()) -> str:
     """What is told when a search found nothing."""
     sight = [
         f"{kind} in sight: {', '.join(names[:12])}"
-        for kind, names in (("tasks", tasks), ("models", models))
+        for kind, names in (("tasks", tasks), ("models", models), ("tags", tags))
         if names
     ]
     what = f"nobody offers {wanted}" if wanted else "no models are in sight"

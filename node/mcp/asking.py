@@ -36,9 +36,10 @@ async def find(ask: Ask, wanted: Wanted) -> Answer:
     """The offers that fit; none is no error, and a note says what is there instead."""
     tasks: list[str] = []
     models: list[str] = []
+    tags: list[str] = []
     where = wanted.query
     if not str(wanted):
-        tasks, models = await _in_sight(ask)
+        tasks, models, _ = await _in_sight(ask)
         places = [f"task:{task}" for task in tasks] + [f"model:{model}" for model in models]
         where = " or ".join((places or [f"task:{task}" for task in USUAL])[:MAX_PLACES])
     question = {"task": wanted.task, "model": wanted.model, "tag": wanted.tag, "where": where}
@@ -47,8 +48,8 @@ async def find(ask: Ask, wanted: Wanted) -> Answer:
     if lines:
         return {"models": lines}
     if str(wanted):
-        tasks, models = await _in_sight(ask)
-    return {"models": [], "note": nothing(str(wanted), tasks, models)}
+        tasks, models, tags = await _in_sight(ask)
+    return {"models": [], "note": nothing(str(wanted), tasks, models, tags if wanted.tag else ())}
 
 
 async def describe(ask: Ask, model: str) -> Answer:
@@ -87,20 +88,21 @@ async def _items(ask: Ask, method: str, asked: dict[str, Any]) -> list[dict[str,
     return items
 
 
-async def _in_sight(ask: Ask) -> tuple[list[str], list[str]]:
-    """Tasks and models that the peer has heard of."""
+async def _in_sight(ask: Ask) -> tuple[list[str], list[str], list[str]]:
+    """Tasks, models and tags that the peer has heard of."""
 
     async def emit(kind: str, item: Value) -> None:
         pass
 
     words = await ask("models", Request({}), emit)
-    return list(map(str, words.get("tasks") or ())), list(map(str, words.get("models") or ()))
+    tasks, models, tags = (list(map(str, words.get(kind) or ())) for kind in ("tasks", "models", "tags"))
+    return tasks, models, tags
 
 
 async def _meant(ask: Ask, target: str) -> str:
     """Which name or task was probably meant, as a hint; empty where none is near."""
     with suppress(ModelnetError):  # a second error would only hide the first
-        tasks, models = await _in_sight(ask)
+        tasks, models, _ = await _in_sight(ask)
         kind, colon, task = target.partition(":")
         if kind == "task":
             meant = nearest(task, tasks)

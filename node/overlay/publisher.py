@@ -65,6 +65,10 @@ class Publisher:
         """My own records at this key: I know them without asking anybody."""
         return [records[key] for records in self._records.values() if key in records]
 
+    def offers(self) -> list[Sealed]:
+        """What of mine is offered now."""
+        return list(self._offers.values())
+
     def keys(self) -> set[bytes]:
         """The keys under which offers of mine are kept stored, shards where a key was full."""
         keys = {key for identity in self._offers for key in self._records.get(identity, ())}

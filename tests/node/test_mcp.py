@@ -85,7 +85,7 @@ async def test_each_piece_of_a_stream_is_told_as_progress(mode: str) -> None:
 async def test_what_goes_wrong_is_told_with_cause_and_hint(open_town: OpenTown) -> None:
     async with open_town() as town:
         alice, carol = await town.peer("alice"), await town.peer("carol")
-        await alice.publish("builtin:digits")
+        await alice.publish("builtin:digits", tags=["small"])
         async with Client(build_server(partial(dispatch, carol))) as agent:
             for tool, asked, code, words in (
                 ("invoke_model", {"target": "nobodys", "input": "x"}, "not-found", "nobodys"),
@@ -105,6 +105,8 @@ async def test_what_goes_wrong_is_told_with_cause_and_hint(open_town: OpenTown) 
             nothing = await agent.call_tool("find_models", {"task": "text-generation"})
             assert nothing.structured_content["models"] == []
             assert "nobody offers task 'text-generation'" in nothing.structured_content["note"]
+            tagged = await agent.call_tool("find_models", {"tag": "smal"})
+            assert tagged.structured_content["note"].endswith("; tags in sight: small")
             with pytest.raises(MCPError, match="there is no tool 'wrong'"):
                 await agent.call_tool("wrong", {})
 

@@ -279,3 +279,22 @@ async def test_a_peer_that_sees_nobody_tells_of_nobody_going(
         with trio.move_on_after(60) as scope:
             await anext(watch)
         assert scope.cancelled_caught
+
+
+async def test_which_tags_a_peer_has_heard_of(open_town: OpenTown) -> None:
+    async with open_town() as town:
+        alice, bob, carol = [await town.peer(name) for name in ("alice", "bob", "carol")]
+        key = town.key("carol")  # alice keeps these for her
+        await offered(alice, key, "acme/one", tags=("english", "fast"))
+        await offered(alice, key, "acme/two", tags=("fast",))
+        await offered(alice, key, "acme/three", task="translation", tags=("german",))
+        await alice.publish("builtin:digits", tags=["small"])
+        tags = await alice.known_tags()
+        assert (tags[0], sorted(tags)) == ("small", ["english", "fast", "german", "small"])  # her own first
+        assert await bob.known_tags() == await carol.known_tags() == ["small"]  # published to both
+        # whoever asks by a task or a model looks in the network
+        assert await bob.known_tags(TASK) == ["fast", "english"]  # what most have first
+        assert await bob.known_tags(None, "acme/three") == ["german"]
+        assert await bob.known_tags("summarization") == []
+        await alice.unpublish("modelnet/digits")
+        assert "small" not in {*await bob.known_tags(), *await alice.known_tags()}

@@ -75,6 +75,12 @@ class FakePeer:
     def known_models(self) -> list[str]:
         return ["acme/echo", "carol/summarise"]
 
+    async def known_tags(self, task: str | None = None, model: str | None = None) -> list[str]:
+        if task is None and model is None:
+            return ["english", "loud"]
+        self.asked.append(("known_tags", (task, model)))
+        return ["german", "small"]
+
     async def peers(self) -> list[dict[str, Any]]:
         return self.known
 

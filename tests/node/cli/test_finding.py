@@ -42,6 +42,8 @@ def test_a_search_in_one_word_or_many(cli: Cli, bob: Any, argv: list[str], where
         (["licence:mit"], "does not say where to look", "modelnet-peer find 'task:text-generation and"),
         (["langage:de"], "at character 1", "did you mean language?"),
         (["task:"], "at character 6", "task:text-generation"),
+        (["--tag", "German"], "'German' is not a tag", "did you mean --tag german?"),
+        (["--task", "Text Generation"], "is not a task", "did you mean --task text-generation?"),
         ([], "say what to find", "modelnet-peer find --task"),
         (["a", "--watch", "--limit", "3"], "--watch follows all offers, and takes no --limit", "leave one"),
         (["a", "--watch", "--explain"], "takes no --explain", "leave one"),
@@ -71,6 +73,14 @@ async def nobody(*args: object, **asked: object) -> list[object]:
         (["find", "summarize"], "find carol/summarise"),
         (["find", "--model", "summarize"], "find --model carol/summarise"),
         (["invoke", "task:text-clasification", "x"], "find --task text-classification"),
+        (["find", "--tag", "englsh"], "find --tag english"),
+        (["find", "englsh"], "find english"),
+        (["find", "task:text-generation", "tag:englsh"], "find 'task:text-generation tag:english'"),
+        (["find", "--task", "translation", "--tag", "germn"], "find --task translation --tag german"),
+        (["find", "--model", "acme/echo", "--tag", "germn"], "find --model acme/echo --tag german"),
+        (["find", "--task", "transl", "--tag", "german"], "find --task translation --tag german"),
+        (["find", "--model", "acme/ehco", "--tag", "german"], "find --model acme/echo --tag german"),
+        (["find", "tier:edge", "tag:a", "--task", "transl"], "find 'tier:edge tag:a' --task translation"),
     ],
 )
 def test_what_was_probably_meant(
@@ -90,13 +100,37 @@ def test_what_was_probably_meant(
     assert hint.endswith(f"? modelnet-peer {again}")
 
 
+def test_who_finds_something_is_asked_for_no_names(cli: Cli, bob: Any) -> None:
+    assert cli("find", "--task", "a", "--tag", "b").status == 0
+    assert [what for what, _ in bob.asked] == ["find"]
+
+
+def test_a_peer_that_is_alone_knows_its_own_tags(cli: Cli, bob: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bob, "find", nobody)
+    bob.known = []
+    assert (
+        "hint: did you mean english? modelnet-peer find --tag english\n" in cli("find", "--tag", "englsh").err
+    )
+    ran = cli("find", "--tag", "frobnicate")
+    assert (ran.status, "hint: modelnet-peer join --bootstrap" in ran.err) == (4, True)
+
+
 @pytest.mark.parametrize(
     ("argv", "hint"),
     [
         (["--task", "text-classification"], "offer it yourself: modelnet-peer publish MODULE:NAME --task"),
         (["tag:frobnicate"], "what ruled others out: modelnet-peer find tag:frobnicate --explain"),
-        (["--tag", "frobnicate"], "offer it yourself: modelnet-peer publish MODULE:NAME --tag frobnicate"),
         (["--model", "acme/frobnicate"], "offer it yourself: modelnet-peer publish MODULE:NAME --model NAME"),
+        (
+            ["--tag", "frobnicate"],
+            "this peer has heard of the tags english, loud; "
+            "modelnet-peer find --task TASK --json shows those of a task",
+        ),
+        (
+            ["--task", "translation", "--tag", "frobnicate"],
+            "tags there: german, small; modelnet-peer find --task translation --json shows whose",
+        ),
+        (["--tag", "loud"], "modelnet-peer find --task TASK --json shows which tags there are; or offer it"),
     ],
 )
 def test_what_is_spelt_well_and_not_there(
@@ -105,6 +139,17 @@ def test_what_is_spelt_well_and_not_there(
     monkeypatch.setattr(bob, "find", nobody)
     ran = cli("find", *argv)
     assert (ran.status, f"hint: {hint}" in ran.err) == (3, True)
+
+
+def test_where_no_tags_are_known_either(cli: Cli, bob: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def none(*args: object) -> list[str]:
+        return []
+
+    monkeypatch.setattr(bob, "find", nobody)
+    monkeypatch.setattr(bob, "known_tags", none)
+    yourself = "offer it yourself: modelnet-peer publish MODULE:NAME"
+    assert f"shows which tags there are; or {yourself} --tag t\n" in cli("find", "--tag", "t").err
+    assert f"hint: {yourself} --task a --tag t\n" in cli("find", "--task", "a", "--tag", "t").err
 
 
 @pytest.mark.parametrize(
