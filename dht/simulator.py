@@ -210,7 +210,11 @@ class Simulator:
     def looking_walk(self, node: Node, look: Look) -> FindClosest | Sounding:
         """One that keeps a table true, which nobody waits for."""
         seeds = look.seeds or self.seeds(node, look.target)
-        return look.walk(seeds, node.id, self.tuning)
+        return look.walk(seeds, node.id, self.tuning, group_of=lambda peer: self.group_of(node, peer))
+
+    def group_of(self, node: Node, peer: PeerId) -> str | None:
+        """The group of a peer that answers `node`; None where all are of one."""
+        return self.nodes[peer].group if node.table.mixed else None
 
     def start(
         self, node: Node, walk: AnyWalk, purpose: str = "", then: Callable[[Run], None] | None = None

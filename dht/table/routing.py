@@ -108,6 +108,13 @@ class RoutingTable:
             for entry in bucket.entries.values():
                 yield entry.contact
 
+    @property
+    def mixed(self) -> bool:
+        """Whether those I know are of more than one IP group: else two of one say as much as any two."""
+        groups = (entry.group for bucket in self._buckets.values() for entry in bucket.entries.values())
+        first = next(groups, None)
+        return any(group != first for group in groups)
+
     def add(self, contact: Contact, now: float, group: str | None = None) -> Place:
         """This peer is alive, speaks our protocol and can be dialled: it answered, or has just connected."""
         if contact.id == self.me:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from modelnet_p2p.dht.keyspace import MAX_GROUND_BITS
 from modelnet_p2p.dht.table.density import LEAST_FAR_WALKS
 from modelnet_p2p.dht.table.routing import RoutingTable
-from modelnet_p2p.dht.walks.finding import FindClosest, Sounding
+from modelnet_p2p.dht.walks.finding import FindClosest, GroupOf, Sounding, of_no_group
 from modelnet_p2p.dht.walks.lookup import LATE, LATE_READ
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import Contact
@@ -48,13 +48,18 @@ class Look:
     n: int = 0  # of the closest have to answer; 0: only as many as tell who lives there
 
     def walk(
-        self, seeds: Sequence[Contact], me: PeerId, tuning: Tuning, patience: float | None = None
+        self,
+        seeds: Sequence[Contact],
+        me: PeerId,
+        tuning: Tuning,
+        patience: float | None = None,
+        group_of: GroupOf = of_no_group,
     ) -> FindClosest | Sounding:
         """It as a machine, from these seeds. Without `patience`, where nobody waits for it, each request is
         answered or fails before it is late: nobody is asked only because others are slow."""
         patience = UNHURRIED * tuning.request_timeout if patience is None else patience
         if not self.n:
-            return Sounding(self.target, seeds, me=me, tuning=tuning, patience=patience)
+            return Sounding(self.target, seeds, me=me, tuning=tuning, patience=patience, group_of=group_of)
         return FindClosest(self.target, seeds, me=me, tuning=replace(tuning, k=self.n), patience=patience)
 
 

@@ -8,18 +8,20 @@ most one request of a walk open at a time.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from modelnet_p2p.dht.keyspace import position
-from modelnet_p2p.dht.walks.lookup import DONE, MAX_CLOSER, Ask, Done, Lookup, Wait
+from modelnet_p2p.dht.walks.lookup import DONE, MAX_ADDRS, MAX_CLOSER, Ask, Done, Lookup, Wait
 from modelnet_p2p.dht.walks.region import Region
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import Contact, Kind, Message
 from modelnet_p2p.tuning import Tuning
 
-TELLERS = 2  # different peers that must name a peer, or its addresses, before they are believed
+TELLERS = 2  # that must name a peer, or its addresses, before they are believed; those of a group are one
+
+GroupOf = Callable[[PeerId], str | None]  # a peer's public IP group; None: unknown, private, or as all others
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,11 +158,35 @@ class FindClosest(FindNode):
         return tuple(peer for peer in self.closest if peer in self.ours)
 
 
+def of_no_group(peer: PeerId) -> None:
+    """Each by itself: nothing is known of where they are."""
+
+
+class Tellers:
+    """Who says of whom that it is there. Two of one IP group are one teller: who has an address can have
+    thousands of peers at it."""
+
+    def __init__(self, group_of: GroupOf) -> None:
+        self._group_of = group_of
+        self._of: defaultdict[PeerId, set[PeerId | str]] = defaultdict(set)
+
+    def on_told(self, teller: PeerId, named: Iterable[PeerId]) -> None:
+        """Asked for the group while `teller` answers, for then there is a connection to it."""
+        voice = self._group_of(teller) or teller
+        for peer in named:
+            self._of[peer].add(voice)
+
+    @property
+    def believed(self) -> set[PeerId]:
+        return {peer for peer, voices in self._of.items() if len(voices) >= TELLERS}
+
+
 class Sounding(FindNode):
     """Who lives around a key, without asking all of them: to refresh a far bucket, and to judge how densely
     peers lie there. It ends with the answers of the beta nearest, and costs a sixth of `FindClosest`.
 
-    Whom a single teller names is not believed; the dead that several take for alive are.
+    Whom a single teller names is not believed; the dead that several take for alive are. To answer is to say
+    of oneself that one is there, and of whom I knew before I say so too.
     """
 
     def __init__(
@@ -171,26 +197,31 @@ class Sounding(FindNode):
         me: PeerId,
         tuning: Tuning,
         patience: float | None = None,
+        group_of: GroupOf = of_no_group,
     ) -> None:
+        seeds = tuple(seeds)
         super().__init__(target, seeds, me=me, tuning=tuning, patience=patience, reading=True)
-        self._tellers: Counter[PeerId] = Counter()  # of each, how many have named it
-        self._answered: set[PeerId] = set()
+        self._tellers = Tellers(group_of)
+        self._seeds = {contact.id for contact in seeds}
 
     @property
     def closest(self) -> tuple[PeerId, ...]:
-        """The k nearest of those that answered or that several tellers named, nearest first."""
-        believed = {peer for peer, tellers in self._tellers.items() if tellers >= TELLERS} | self._answered
-        believed.discard(self.lookup.me)
+        """The k nearest of those that several tellers say are there, nearest first."""
+        believed = self._tellers.believed - {self.lookup.me}
         return tuple(sorted(believed, key=lambda peer: position(peer) ^ self.lookup.target)[: self.tuning.k])
 
     def _on_answer(self, peer: PeerId, reply: Message, now: float) -> bool:
-        self._answered.add(peer)
-        self._tellers.update({contact.id for contact in reply.closer[:MAX_CLOSER]})
+        self._tellers.on_told(peer, (peer, *(contact.id for contact in reply.closer[:MAX_CLOSER])))
+        if peer in self._seeds:
+            self._tellers.on_told(self.lookup.me, (peer,))
         return super()._on_answer(peer, reply, now)
 
 
 class FindPeer(Walk):
-    """One peer's addresses, from two tellers where that many know them; only dialling proves them."""
+    """One peer's addresses, from two tellers where that many know them; only dialling proves them.
+
+    The first address of each teller comes first: who tells many fills his own turns and no more.
+    """
 
     def __init__(
         self,
@@ -200,11 +231,14 @@ class FindPeer(Walk):
         me: PeerId,
         tuning: Tuning,
         patience: float | None = None,
+        group_of: GroupOf = of_no_group,
     ) -> None:
         request = Message(Kind.FIND_NODE, bytes(peer))
         super().__init__(bytes(peer), request, seeds, me=me, tuning=tuning, patience=patience, reading=True)
         self.peer = peer
-        self._tellers: set[PeerId] = set()
+        self._group_of = group_of
+        self._tellers: set[PeerId | str] = set()
+        self._places: dict[bytes, int] = {}  # of each address, the earliest among one teller's
 
     def poll(self, now: float) -> Send | Wait | Done:
         return DONE if len(self._tellers) >= TELLERS else super().poll(now)
@@ -212,10 +246,21 @@ class FindPeer(Walk):
     @property
     def found(self) -> Contact | None:
         """The peer with all addresses told so far, None if nobody knows any."""
-        contact = self.lookup.contact(self.peer)
-        return contact if contact is not None and contact.addrs else None
+        known = self.lookup.contact(self.peer)
+        told = sorted(self._places, key=self._places.__getitem__)
+        addrs = tuple(dict.fromkeys((*told, *(known.addrs if known else ()))))[:MAX_ADDRS]
+        return Contact(self.peer, addrs) if addrs else None
 
     def _on_answer(self, peer: PeerId, reply: Message, now: float) -> bool:
-        if peer == self.peer or any(c.id == self.peer and c.addrs for c in reply.closer):
-            self._tellers.add(peer)
-        return super()._on_answer(peer, reply, now)
+        named = (contact for contact in reply.closer[:MAX_CLOSER] if contact.id == self.peer)
+        told = self.lookup.contact(peer) if peer == self.peer else next(named, None)
+        useful = super()._on_answer(peer, reply, now)
+        if told is None or not told.addrs:
+            return useful
+        voice = self._group_of(peer) or peer
+        if voice in self._tellers:
+            return False  # nor does it bring the end nearer
+        self._tellers.add(voice)
+        for place, addr in enumerate(told.addrs[:MAX_ADDRS]):
+            self._places[addr] = min(place, self._places.get(addr, place))
+        return useful

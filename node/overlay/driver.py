@@ -110,6 +110,10 @@ class Overlay:
         """The peers from which a walk to `key` starts."""
         return self.table.closest(key, self.tuning.k)
 
+    def group_of(self, peer: PeerId) -> str | None:
+        """The IP group of a connected peer: what two of one tell is told once. None where all are of one."""
+        return self.network.remote_group(peer) if self.table.mixed else None
+
     async def run(self, walk: Machine) -> None:
         """Drive `walk` until it is done; what is left of it then goes on in the background."""
         course = Course(walk)
@@ -152,7 +156,12 @@ class Overlay:
         if known := self.known_addrs(peer):
             return known
         walk = FindPeer(
-            peer, self.seeds(peer), me=self.me, tuning=self.tuning, patience=self.patience.seconds
+            peer,
+            self.seeds(peer),
+            me=self.me,
+            tuning=self.tuning,
+            patience=self.patience.seconds,
+            group_of=self.group_of,
         )
         await self.run(walk)
         return texts(walk.found.addrs) if walk.found else ()
@@ -303,7 +312,8 @@ class Overlay:
         await self._look_up(Look(bytes(self.me), n=self.tuning.k), self.patience.seconds)
 
     async def _look_up(self, look: Look, patience: float | None = None) -> None:
-        walk = look.walk(look.seeds or self.seeds(look.target), self.me, self.tuning, patience)
+        seeds = look.seeds or self.seeds(look.target)
+        walk = look.walk(seeds, self.me, self.tuning, patience, self.group_of)
         await self.run(walk)
         self.table.on_walked(look.target, trio.current_time(), walk.closest)
 

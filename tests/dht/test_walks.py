@@ -531,6 +531,50 @@ def test_one_liar_adds_nobody_to_a_sounding_and_takes_nobody_away() -> None:
     assert set(walk.closest) == {peer.id for peer in PEERS}
 
 
+def test_two_liars_of_one_network_are_one_teller_and_two_of_two_are_two() -> None:
+    key, strangers = b"key", tuple(Contact(PeerId(b"nobody%d" % i), (b"addr",)) for i in range(20))
+    liars = {PEERS[0].id, PEERS[1].id}
+    networks = dict.fromkeys(liars, "8.8.8.0/24"), {PEERS[0].id: "8.8.8.0/24", PEERS[1].id: "8.8.4.0/24"}
+    for groups, believed in zip(networks, (0, TEST.k - 3), strict=True):
+        walk = Sounding(key, PEERS[:3], me=PeerId(b"me"), tuning=TEST, group_of=groups.get)
+        while isinstance(send := walk.poll(0.0), Send):
+            if send.contact in PEERS:
+                named = strangers if send.contact.id in liars else ()
+                walk.on_reply(send.contact.id, Message(Kind.FIND_NODE, closer=named), 0.0)
+            else:
+                walk.on_failure(send.contact.id, 0.0)
+        assert len(set(walk.closest) & {one.id for one in strangers}) >= believed
+        assert bool(set(walk.closest) & {one.id for one in strangers}) is bool(believed)
+        assert {peer.id for peer in PEERS[:3]} & set(walk.closest)
+
+
+def test_who_answers_and_whom_only_its_own_network_named_says_no_more_than_that_network() -> None:
+    own, gang = Contact(PeerId(b"another of the gang"), (b"addr",)), "8.8.8.0/24"
+    groups = {PEERS[0].id: gang, own.id: gang}
+    walk = Sounding(b"key", PEERS[:3], me=PeerId(b"me"), tuning=TEST, group_of=groups.get)
+    while isinstance(send := walk.poll(0.0), Send):
+        named = (own,) if send.contact == PEERS[0] else ()
+        walk.on_reply(send.contact.id, Message(Kind.FIND_NODE, closer=named), 0.0)
+    assert set(walk.closest) == {peer.id for peer in PEERS[:3]}  # whom I knew before
+
+
+def test_liars_of_one_network_neither_end_the_search_for_a_peer_nor_crowd_its_addresses_out() -> None:
+    lost, liars = PeerId(b"lost"), {peer.id for peer in PEERS[:4]}
+    false = tuple(b"false%d" % number for number in range(16))
+    for group, found in (("8.8.8.0/24", True), (None, False)):
+        groups = dict.fromkeys(liars, group)
+        walk = FindPeer(lost, PEERS, me=PeerId(b"me"), tuning=TEST, group_of=groups.get)
+        while isinstance(send := walk.poll(0.0), Send):
+            if send.contact.id == lost:
+                walk.on_failure(lost, 0.0)
+            else:
+                addrs = false if send.contact.id in liars else (b"true",)
+                reply = Message(Kind.FIND_NODE, closer=(Contact(lost, addrs),))
+                walk.on_reply(send.contact.id, reply, 0.0)
+        assert walk.found is not None
+        assert (b"true" in walk.found.addrs[:2]) is found
+
+
 def test_who_answers_is_heard_of_while_the_dead_are_still_waited_for() -> None:
     town = [Contact(PeerId(b"peer%d" % number), (b"addr",)) for number in range(4 * TEST.k)]
     dead, stock = sorted(town, key=lambda peer: position(peer.id) ^ position(b"key"))[:2]

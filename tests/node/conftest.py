@@ -35,10 +35,17 @@ class Town:
         return KeyPair(hashlib.sha256(name.encode()).digest())
 
     async def peer(
-        self, name: str, *, listen: bool = True, tuning: Tuning = TOWN, alone: bool = False
+        self,
+        name: str,
+        *,
+        listen: bool = True,
+        tuning: Tuning = TOWN,
+        alone: bool = False,
+        host: str | None = None,
     ) -> Peer:
         key = self.key(name)
-        transport = await self._stack.enter_async_context(self.world.open(key, tuning=tuning, listen=listen))
+        opening = self.world.open(key, tuning=tuning, listen=listen, host=host)
+        transport = await self._stack.enter_async_context(opening)
         peer = await self._stack.enter_async_context(Peer.open_on(transport, key, NETWORK, tuning))
         if self.peers and not alone:
             first = next(iter(self.peers.values()))
