@@ -22,6 +22,7 @@ from modelnet_p2p.tuning import Tuning
 
 MAX_RECORDS_PER_REPLY = 512  # 64 KiB hold no more; each may cost two signature checks of some 100 us
 MAX_PAGES = 128  # of one holder's answer: more than any holder of ours keeps under one key
+MAX_BUSY = 8  # times that one holder of pages is asked again: each has taken a request's timeout
 MAX_BAD = 1024  # refused records that are recognised when another holder sends them too
 MAX_MERGED = 8192  # records, and providers, of one read: 32 MiB at the very worst
 MAX_OF_HOLDER = 4096  # of those, of one holder: as many as one of ours keeps under a key
@@ -82,6 +83,7 @@ class Collect(Walk):
         self._next: deque[tuple[Contact, bytes]] = deque()  # pages to ask for
         self._open: dict[PeerId, _Page] = {}  # pages asked for
         self._pages: Counter[PeerId] = Counter()
+        self._busy: Counter[PeerId] = Counter()
         self._told_by: set[PeerId] = set()  # holders that told records of this key
         self._split_by: set[PeerId] = set()  # ... and that it has shards
         self._place = position(me)
@@ -164,7 +166,8 @@ class Collect(Walk):
         page = self._open.pop(peer, None)
         if page is None:
             super().on_busy(peer, now)
-        else:
+        elif self._busy[peer] < MAX_BUSY:
+            self._busy[peer] += 1
             self._next.append((page.contact, page.cursor))
 
     def handover(self) -> Send | None:

@@ -12,7 +12,8 @@ Source: Trautwein et al.: Optimistic Provide (libp2p, 2023), which stores early 
 
 from __future__ import annotations
 
-from collections import Counter, deque
+import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -54,6 +55,9 @@ class Store(Walk):
     Ends when all have answered or failed, or when the promise is kept and the rest lost their patience. It
     goes on without its caller until the last request has ended: where a whole site stands still for a second,
     the promise is kept by others, farther away, and the nearest must have the records when it moves again.
+
+    Late answers lead it on for one request timeout, for so long may those answer who were asked before. Then
+    who answers is told, and nobody else asked: each of a gang could name the next just before it is given up.
     """
 
     def __init__(
@@ -86,12 +90,14 @@ class Store(Walk):
             for batch in batches(sealeds)
         ]
         self._is_ours = ours or (lambda peer: False)
-        self._stock: deque[Contact] = deque()
-        self._ready: deque[Contact] = deque()  # to send the next message to
+        # two answers may come between two polls: nobody stands in a line twice
+        self._stock: dict[PeerId, Contact] = {}
+        self._ready: dict[PeerId, Contact] = {}  # to send the next message to
         self._open: dict[PeerId, float] = {}  # sent a message, and when
         self._sent: Counter[PeerId] = Counter()  # messages sent to each
         self._acknowledged: Counter[PeerId] = Counter()
         self._chosen = False  # the holders are, for the walk to them is over
+        self._led_until = math.inf  # then late answers lead nowhere any more
         self._counted: tuple[PeerId, ...] = ()  # those of them that make the promise
         self._refused: Counter[str] = Counter()
         self._split_by: set[PeerId] = set()
@@ -99,20 +105,20 @@ class Store(Walk):
 
     def poll(self, now: float) -> Send | Wait | Done:
         if not self._chosen:
-            match self.lookup.poll(now):
+            match self.lookup.poll(now) if now < self._led_until else DONE:
                 case Ask(contact):
                     return self._ask(contact)
                 case Wait() as step:
                     return step
                 case Done():
-                    self._choose()
+                    self._choose(now)
         if self._stock:
             stock = Message(Kind.ADD_PROVIDER, self.target, providers=(self._provider,))
-            contact = self._stock.popleft()
+            contact = self._stock.pop(next(iter(self._stock)))
             self._sent[contact.id] += 1
             return self._send(contact, stock, expects_reply=False)
         if self._ready:
-            contact = self._ready.popleft()
+            contact = self._ready.pop(next(iter(self._ready)))
             self._open[contact.id] = now
             return self._send_next(contact)
         if not self._open:
@@ -139,7 +145,7 @@ class Store(Walk):
         if self._open.pop(peer, None) is not None:
             self._settle(peer, reply)
             if self._sent[peer] < len(self._messages) and (contact := self.lookup.contact(peer)) is not None:
-                self._ready.append(contact)
+                self._ready[peer] = contact
         elif self.lookup.expects(peer):
             if self._sent[peer]:
                 self._on_early(peer, reply, now)
@@ -194,17 +200,19 @@ class Store(Walk):
     def unfinished(self) -> bool:
         return not self._chosen or bool(self._open) or self.lookup.unanswered
 
-    def _choose(self) -> None:
+    def _choose(self, now: float) -> None:
         first, rest = ([c for c in part if c.id in self.ours] for part in self.lookup.spread())
         counted, others = first[: self.tuning.k], first[self.tuning.k :] + rest
         self._counted = tuple(contact.id for contact in counted)
         if (region := self.lookup.region) is not None:
             place = self.lookup.target
             counted += [other for other in others if position(other.id) ^ place < region.radius]
-        self._stock.extend(c for c in self.lookup.closest() if c.id not in self.ours and not self._sent[c.id])
+        stock = (c for c in self.lookup.closest() if c.id not in self.ours and not self._sent[c.id])
+        self._stock.update((contact.id, contact) for contact in stock)
         missing = (c for c in counted if self._sent[c.id] < len(self._messages) and c.id not in self._open)
-        self._ready.extend(missing)
+        self._ready.update((contact.id, contact) for contact in missing)
         self._chosen = True
+        self._led_until = min(self._led_until, now + self.tuning.request_timeout)
 
 
 def batches(sealeds: Iterable[Sealed]) -> list[tuple[bytes, ...]]:

@@ -18,7 +18,7 @@ from modelnet_p2p.dht.holding.store import OfferStore
 from modelnet_p2p.dht.keyspace import position
 from modelnet_p2p.dht.simulator import Node, Simulator
 from modelnet_p2p.dht.table.routing import RoutingTable
-from modelnet_p2p.dht.walks.collecting import Collect
+from modelnet_p2p.dht.walks.collecting import MAX_BUSY, Collect
 from modelnet_p2p.dht.walks.finding import (
     FindClosest,
     FindPeer,
@@ -137,6 +137,22 @@ def test_a_page_that_waits_for_its_turn_is_waited_for_and_asked_for_again(
     assert (again.contact, again.message.cursor) == (PEERS[0], b"more")
     walk.on_reply(PEERS[0].id, page(alice.offer()), 100.1)
     assert walk.poll(100.1) == Done()
+    assert len(walk.records) == 1
+
+
+def test_a_holder_that_is_busy_for_ever_does_not_keep_a_reader_for_ever(
+    alice: Person, carol: Person, model_key: bytes, now_us: int
+) -> None:
+    walk = collect(model_key, carol.id, now_us)
+    for send in sends(walk):
+        cursor = b"more" if send.contact == PEERS[0] else b""
+        walk.on_reply(send.contact.id, page(alice.offer(), cursor=cursor), 0.0)
+    asked = 0
+    while isinstance(step := walk.poll(0.0), Send):
+        asked += 1
+        walk.on_busy(step.contact.id, 0.0)
+    assert step == Done()
+    assert asked == MAX_BUSY + 1
     assert len(walk.records) == 1
 
 
