@@ -58,6 +58,7 @@ class Publisher:
         self._spills: dict[bytes, Spill] = {}  # of the keys that were full
         self._calendar = Republisher(overlay.tuning.republish)
         self._changed = trio.Event()
+        self.signed = trio.Event()  # set, and another in its place, when an offer is signed
         self.on_revoked: Callable[[Sequence[bytes], set[PeerId]], None] = lambda proofs, signers: None
         overlay.on_newcomer(self._on_newcomer)
 
@@ -92,7 +93,7 @@ class Publisher:
         LocalError (bad-input, too-large) when no sound record can be made of it; then nothing has changed.
         """
         sealed, records = self._sign(draft, draft.seq)
-        self._offers[sealed.identity] = sealed
+        self._keep(sealed)
         return await self._tell(sealed, records, expires=None)
 
     def check(self, draft: OfferRecord) -> None:
@@ -170,8 +171,13 @@ class Publisher:
             now = trio.current_time()
             self._calendar.add(self._records[identity], now, renew_at=now + RENEW_RETRY, stored=True)
             return
-        self._offers[identity] = sealed
+        self._keep(sealed)
         self._schedule(sealed, records, expires=None, stored=False)
+
+    def _keep(self, sealed: Sealed) -> None:
+        self._offers[sealed.identity] = sealed
+        self.signed.set()
+        self.signed = trio.Event()
 
     async def _tell(self, sealed: Sealed, records: Mapping[bytes, Sealed], expires: int | None) -> Published:
         self._records[sealed.identity] = records

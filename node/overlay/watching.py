@@ -47,6 +47,7 @@ MESSAGES_PER_SECOND = 10.0  # of one sender, each with at most six seals to chec
 MESSAGES_BURST = 100.0
 HOLDERS_ASKED = 3  # by a reader: one that has the obituary is enough, and two may be silent or lie
 MAX_READ = 1024  # of the dead that a reader remembers from its last answers
+TOLD_A_BEAT = 8  # times at most that watchers are told of what was signed: half of what they take of one peer
 CHOOSE_BEATS = 5.0  # at least between two walks for watchers
 
 
@@ -226,11 +227,14 @@ class Watching:
                     await self._nudged.wait()
 
     async def _choose(self) -> None:
-        """Keep five watchers: those closest to the key of my name, chosen anew when one falls silent."""
+        """Keep five watchers: those closest to the key of my name, chosen anew when one falls silent.
+
+        What I sign they are told at once: an obituary by a roster that is older does not cover it.
+        """
         beat, chosen_at = self._overlay.tuning.beat, -self._overlay.tuning.table_refresh
         while True:
+            signed, signed_us = self._publisher.signed, self._publisher.signed_us()
             now, keys = trio.current_time(), tuple(self._publisher.keys())[:MAX_KEYS]
-            signed_us = self._publisher.signed_us()
             old = now - chosen_at >= self._overlay.tuning.table_refresh
             lacking = self.beater.silent(now) or (len(self.beater.watchers) < MAX_WATCHERS and self._came)
             if not keys:
@@ -242,7 +246,9 @@ class Watching:
                 self._watched.set()
             else:
                 self._do(self.beater.on_watchers(self.beater.watchers, keys, now, signed_us))
-            await trio.sleep(beat)
+            await trio.sleep(beat / TOLD_A_BEAT)
+            with trio.move_on_after(beat - beat / TOLD_A_BEAT):
+                await signed.wait()
 
     def _do(self, effects: Sequence[Effect]) -> None:
         for effect in effects:

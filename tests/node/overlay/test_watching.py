@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
-from modelnet_p2p.beats import Ask, Obituary, Seals, frame
+from modelnet_p2p.beats import Ask, Beat, Message, Obituary, Seals, Watch, frame
+from modelnet_p2p.dht.liveness.obituaries import covers
 from modelnet_p2p.dht.liveness.watcher import Phase
 from modelnet_p2p.names import protocol
 from modelnet_p2p.node.transport.contract import StreamReset
 from modelnet_p2p.offers import State
+from tests.node.conftest import TOWN
 
 # Any: the fixture that opens a town, see conftest.py
 OpenTown = Any
@@ -95,6 +98,54 @@ async def test_a_record_that_is_newer_than_the_death_is_believed(
         assert not bob.parts.watching.is_dead(alice.peer_id, bob.parts.overlay.wall_us())
 
 
+@pytest.mark.parametrize("first", [True, False])
+async def test_who_is_killed_right_after_it_signed_an_offer_is_dead_for_those_who_read_it(
+    open_town: OpenTown, autojump_clock: trio.testing.MockClock, first: bool
+) -> None:
+    """Its watchers heard of the offer out of turn, or of being watchers at all; a beat has two seconds."""
+    async with open_town() as town:
+        slow = replace(TOWN, beat=2.0)
+        for name in CROWD:
+            await town.peer(name, tuning=slow)
+        alice = await town.peer("alice", tuning=slow)
+        if not first:
+            await alice.publish("builtin:digits")
+        await trio.sleep(10.4 * slow.beat)
+        await alice.publish("builtin:echo")
+        signed_us = alice.parts.publisher.signed_us()
+        await trio.sleep(0.3)
+        town.kill("alice")
+        await trio.sleep(6 * slow.beat)
+        for name in CROWD:
+            assert town.peers[name].parts.watching.is_dead(alice.peer_id, signed_us)
+
+
+async def test_many_offers_signed_at_once_are_told_together_and_none_costs_nothing(
+    open_town: OpenTown, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_town() as town:
+        alice = await settled(town)
+        lines = alice.parts.watching._lines
+        told, tell = list[Message](), lines.tell
+
+        def counted(peer: Any, message: Message) -> bool:
+            told.append(message)
+            return bool(tell(peer, message))
+
+        monkeypatch.setattr(lines, "tell", counted)
+        await trio.sleep(10 * alice.parts.tuning.beat)
+        assert {type(message) for message in told} == {Beat}
+        told.clear()
+        publisher = alice.parts.publisher
+        (offer,) = publisher._offers.values()
+        for _ in range(20):
+            publisher._renew(offer.identity)
+        await trio.sleep(alice.parts.tuning.beat / 2)
+        watches = [message for message in told if isinstance(message, Watch)]
+        assert len(watches) == 5
+        assert watches[0].roster.seq >= publisher.signed_us()
+
+
 @pytest.mark.parametrize("seconds", [240.0, -240.0])
 async def test_a_provider_whose_clock_is_off_dies_like_any_other_and_is_believed_when_it_is_back(
     open_town: OpenTown,
@@ -116,15 +167,17 @@ async def test_a_provider_whose_clock_is_off_dies_like_any_other_and_is_believed
             (gone,) = await reader.find(model=NAME, all=True)
             assert gone.state is State.DEAD
             assert reader.parts.watching.is_dead(alice.peer_id, gone.record.issued_us)
+        parts = town.peers["bob"].parts
+        obituary = parts.watching.obituaries.of(alice.peer_id, parts.overlay.wall_us())
         town.kill("alice")
         town.world.thaw(alice.peer_id)
         await trio.sleep(1)
         await (await town.peer("alice")).publish("builtin:digits")
         for reader in readers:
-            assert [offer.state for offer in await reader.find(model=NAME)] == [State.ALIVE]
-            assert reader.parts.watching.is_dead(
-                alice.peer_id, gone.record.issued_us
-            )  # nobody refuted it yet
+            (back,) = await reader.find(model=NAME)
+            assert back.state is State.ALIVE
+            assert covers(obituary, gone.record.issued_us)  # also where nobody has refuted it yet
+            assert not covers(obituary, back.record.issued_us)
 
 
 async def test_an_obituary_that_one_watcher_made_up_convinces_nobody(open_town: OpenTown) -> None:
