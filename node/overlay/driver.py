@@ -237,8 +237,7 @@ class Overlay:
             if channel is None:
                 await self.network.connect(contact.id, texts(contact.addrs))
                 channel = self._channel(contact.id)
-            started = trio.current_time()
-            self.warmth.on_used(contact.id, started)
+            self.warmth.on_used(contact.id, trio.current_time())
             if expects_reply:
                 held = partial(tell, contact.id, Silence.HELD)
                 reply = await channel.request(message, self.tuning.request_timeout, held)

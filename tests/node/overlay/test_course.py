@@ -1,18 +1,23 @@
-"""A loop that stands still takes nobody for silent; one that is only busy does not wait for ever."""
+"""What a walk counts as silence: not what its own loop missed, and dialling is part of an answer's time."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
-from modelnet_p2p.dht.walks.finding import Send
+from modelnet_p2p.dht.walks.finding import FindClosest, Send
 from modelnet_p2p.dht.walks.lookup import DONE, Done, Wait
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import Kind, Message
 from modelnet_p2p.node.overlay.course import MAX_GRACE, Course, WalkClock
+
+OpenTown = Callable[[], AbstractAsyncContextManager[Any]]
 
 BOB, CAROL = PeerId(b"bob"), PeerId(b"carol")
 PONG = Message(Kind.PING)
@@ -91,3 +96,24 @@ async def test_a_loop_that_is_in_time_counts_every_second(mock_clock: trio.testi
         mock_clock.jump(1.01)
         clock.on_passed(began + at)
     assert clock.now() == trio.current_time()
+
+
+async def test_a_walk_is_patient_with_whom_it_has_to_dial_first(
+    open_town: OpenTown, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Who is far away takes five round trips to dial and one to ask: patience is learnt from all six."""
+    async with open_town() as town:
+        alice, bob = await town.peer("alice"), await town.peer("bob")
+        overlay, there = bob.parts.overlay, alice.parts.overlay.contact()
+        await overlay.network.disconnect(alice.peer_id)
+        dial = overlay.network.connect
+
+        async def slowly(peer: PeerId, addrs: Sequence[str]) -> None:
+            await trio.sleep(0.6)
+            await dial(peer, addrs)
+
+        overlay.network.connect = slowly
+        walk = FindClosest(b"anywhere", [there], me=overlay.me, tuning=overlay.tuning)
+        await overlay.run(walk)
+        assert walk.closest == (alice.peer_id,)
+        assert overlay.patience.seconds > 0.6
