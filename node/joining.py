@@ -17,8 +17,8 @@ from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.disk.home import Home
 from modelnet_p2p.node.disk.runtime import Runtime
 from modelnet_p2p.node.notices import Notices
-from modelnet_p2p.node.overlay.driver import Bootstrap, Overlay, texts
-from modelnet_p2p.node.transport.addresses import split_p2p, with_peer
+from modelnet_p2p.node.overlay.driver import Bootstrap, Overlay
+from modelnet_p2p.node.transport.addresses import split_p2p, texts, with_peer
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
-"""Carries the overlay's messages: runs walks, keeps the table true and the peer joined.
+"""Runs walks, keeps the table true and the peer joined; `asking` and `answering` carry the messages.
 
-Every decision is taken by a machine of `dht/`: this page dials, sends, waits and reports back. A
+Every decision is taken by a machine of `dht/`: this page sends, waits and reports back. A
 walk that is over leaves its open requests running in the background until their own timeout: cancelling
 one would reset the stream that others wait on.
 """
@@ -12,28 +12,25 @@ import os
 from collections.abc import AsyncIterator, Callable, Container, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from functools import partial
 
 import trio
 
 from modelnet_p2p.dht.holding.server import KadServer
-from modelnet_p2p.dht.pacing import Pacing
 from modelnet_p2p.dht.table.checking import Check
 from modelnet_p2p.dht.table.routing import Place, RoutingTable
 from modelnet_p2p.dht.table.survey import Look, Survey
 from modelnet_p2p.dht.table.warmth import Warmth
 from modelnet_p2p.dht.walks.finding import FindClosest, FindPeer, Send
 from modelnet_p2p.dht.walks.lookup import Done, Wait
-from modelnet_p2p.dht.walks.patience import Patience
-from modelnet_p2p.errors import Code, LocalError, ModelnetError, RemoteError
+from modelnet_p2p.errors import ModelnetError, RemoteError
 from modelnet_p2p.identity import PeerId
-from modelnet_p2p.kad import BadMessage, Contact, Message
+from modelnet_p2p.kad import Contact
 from modelnet_p2p.names import protocol
 from modelnet_p2p.node.overlay.answering import Answering
-from modelnet_p2p.node.overlay.channel import KadChannel
-from modelnet_p2p.node.overlay.course import Course, Machine, Silence, Tell, unheard
-from modelnet_p2p.node.transport.addresses import split_p2p, to_binary, to_text
-from modelnet_p2p.node.transport.contract import ConnectionLost, Network, StreamReset
+from modelnet_p2p.node.overlay.asking import Asking
+from modelnet_p2p.node.overlay.course import Course, Machine, unheard
+from modelnet_p2p.node.transport.addresses import binaries, split_p2p, texts, to_binary
+from modelnet_p2p.node.transport.contract import Network
 from modelnet_p2p.tuning import Tuning
 
 log = logging.getLogger(__name__)
@@ -77,19 +74,17 @@ class Overlay:
         self.name = name
         self.wall_us = wall_us
         self.density = server.density
-        self.patience = Patience(tuning.patience, tuning.request_timeout)
         self._survey = Survey(table)
         self.warmth = Warmth(tuning.kept_connections)
         self.answering = Answering(network, server, self.warmth, tuning, wall_us)
+        kad = self._protocol = protocol(name, "kad")
+        self.asking = Asking(network, table, self.warmth, tuning, kad, self._arrive, nursery)
+        self.patience = self.asking.patience
         self._newcomers: list[Callable[[PeerId], None]] = []
         self._came = trio.Event()  # somebody who was not in the table
         self._many = trio.Event()  # connections, more than are kept
-        self._protocol = protocol(name, "kad")
         self._own_protocol = protocol(name, "beat")  # no stock peer speaks it
-        self._ours: set[PeerId] = set()  # of those that are connected
         self._nursery = nursery
-        self._channels: dict[PeerId, KadChannel] = {}
-        self._pacing = Pacing()
         self._arrivals, self._arrived = trio.open_memory_channel[PeerId](MAX_EVENTS)
 
     # --- walks ---
@@ -127,8 +122,7 @@ class Overlay:
         while True:
             match course.poll():
                 case Send(contact, message, expects_reply):
-                    if not (expects_reply and self._post(contact, message, course.tell)):
-                        self._nursery.start_soon(self._ask, contact, message, expects_reply, course.tell)
+                    self.asking.send(contact, message, course.tell if expects_reply else None)
                 case Wait(until):
                     await course.hear(until)
                 case Done():
@@ -142,7 +136,7 @@ class Overlay:
 
     def tell(self, send: Send) -> None:
         """One message in the background; what is answered does not matter."""
-        self._nursery.start_soon(self._ask, send.contact, send.message, True, unheard)
+        self.asking.send(send.contact, send.message, unheard)
 
     def known_addrs(self, peer: PeerId) -> tuple[str, ...]:
         """The text addresses of `peer` that need no asking: of its connection, or in the table."""
@@ -180,88 +174,6 @@ class Overlay:
         )
         await self.run(walk)
         return walk.closest_ours
-
-    def _post(self, contact: Contact, message: Message, tell: Tell) -> bool:
-        """Ask without a task of its own, where a stream to this peer is open; False where that cannot be."""
-        channel = self._channels.get(contact.id)
-        if channel is None:
-            return False
-        started = trio.current_time()
-        self.warmth.on_used(contact.id, started)
-
-        def settled(outcome: Message | RemoteError) -> None:
-            match outcome:
-                case Message():
-                    self._on_answer(contact.id, started)
-                    tell(contact.id, outcome)
-                case StreamReset() | ConnectionLost():  # an old stream may die of its own: once more
-                    self._nursery.start_soon(self._ask, contact, message, True, tell)
-                case error:
-                    tell(contact.id, self._on_no_answer(contact.id, error))
-
-        return channel.post(message, self.tuning.request_timeout, settled)
-
-    def is_ours(self, peer: PeerId) -> bool:
-        """Whether `peer` has answered on this connection as one of ours does, or speaks what only ours do."""
-        channel = self._channels.get(peer)
-        return peer in self._ours or (channel is not None and channel.ours)
-
-    def _on_answer(self, peer: PeerId, started: float) -> None:
-        now = trio.current_time()
-        if peer not in self._pacing:  # else it is we who wait
-            self.patience.on_round_trip(now - started)
-        self.warmth.on_used(peer, now)
-        if not self.table.answered(peer, now):  # it was given up, and is there after all
-            self._arrive(peer)
-
-    def _on_no_answer(self, peer: PeerId, error: RemoteError) -> Silence:
-        log.debug("%s did not answer a DHT request: %s", peer.short, error.message)
-        if error.code is Code.BUSY:  # it is we who have too much open, or ask too much of it
-            return Silence.BUSY
-        self.table.failed(peer, trio.current_time())
-        return Silence.FAILED
-
-    def asked_too_much(self, since: float) -> str:
-        """Who has asked us to slow down since then, in words; empty if nobody has."""
-        peers = self._pacing.complaining(since)
-        if not peers:
-            return ""
-        who = f"{peers[-1].short} asks" if len(peers) == 1 else f"{len(peers)} peers ask"
-        return f"{who} us to slow down"
-
-    async def _ask(self, contact: Contact, message: Message, expects_reply: bool, tell: Tell) -> None:
-        reply: Message | Silence = Silence.FAILED
-        started = trio.current_time()
-        try:
-            channel = self._channels.get(contact.id)
-            if channel is None:
-                await self.network.connect(contact.id, texts(contact.addrs))
-                channel = self._channel(contact.id)
-            self.warmth.on_used(contact.id, trio.current_time())
-            if expects_reply:
-                held = partial(tell, contact.id, Silence.HELD)
-                reply = await channel.request(message, self.tuning.request_timeout, held)
-                self._on_answer(contact.id, started)
-            else:
-                await channel.notify(message, self.tuning.request_timeout)
-        except RemoteError as error:
-            reply = self._on_no_answer(contact.id, error)
-            if reply is Silence.BUSY:  # it may have been so at once: who is told so asks again
-                await trio.sleep_until(started + self.tuning.patience)
-        except BadMessage as error:  # our fault, and not the peer's
-            log.error("a message for %s cannot be sent: %s", contact.id.short, error)
-        except LocalError as error:  # an address that this machine cannot dial
-            log.debug("cannot dial %s: %s", contact.id.short, error.message)
-        if expects_reply:
-            tell(contact.id, reply)
-
-    def _channel(self, peer: PeerId) -> KadChannel:
-        channel = self._channels.get(peer)
-        if channel is None:
-            channel = KadChannel(self.network, peer, self._protocol, self._pacing, self._nursery)
-            if peer in self.network.connected():  # who left meanwhile is forgotten already
-                self._channels[peer] = channel
-        return channel
 
     # --- joining, and staying joined ---
 
@@ -321,8 +233,8 @@ class Overlay:
         spoken = await self.network.protocols(peer)
         if self._protocol not in spoken:
             return False
-        if self._own_protocol in spoken and peer in self.network.connected():
-            self._ours.add(peer)
+        if self._own_protocol in spoken:
+            self.asking.on_ours(peer)
         addrs = binaries(self.network.peer_addrs(peer))
         if not addrs:
             return True  # and nobody could dial it
@@ -364,8 +276,7 @@ class Overlay:
             log.warning("too many peers connect at once; %s is met later", peer.short)
 
     def on_disconnected(self, peer: PeerId) -> None:
-        self._channels.pop(peer, None)
-        self._ours.discard(peer)
+        self.asking.on_gone(peer)
         self.warmth.on_gone(peer)
 
     async def settle(self) -> None:
@@ -417,28 +328,6 @@ class Overlay:
             for look in self._survey.looks(trio.current_time, interval, lambda: os.urandom(32)):
                 await self._look_up(look)
             pause = REFRESH_SECONDS
-
-
-def texts(addrs: Sequence[bytes]) -> tuple[str, ...]:
-    """Binary multiaddrs as text, without those that this version cannot read."""
-    found: list[str] = []
-    for addr in addrs:
-        try:
-            found.append(to_text(addr))
-        except LocalError:
-            continue
-    return tuple(found)
-
-
-def binaries(addrs: Sequence[str]) -> tuple[bytes, ...]:
-    """Text multiaddrs as bytes, without those that this version cannot read."""
-    found: list[bytes] = []
-    for addr in addrs:
-        try:
-            found.append(to_binary(addr))
-        except LocalError:
-            continue
-    return tuple(found)
 
 
 @asynccontextmanager

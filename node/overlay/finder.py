@@ -25,11 +25,12 @@ from modelnet_p2p.node.calls.server import PING
 from modelnet_p2p.node.calls.together import Together
 from modelnet_p2p.node.deadlines import within
 from modelnet_p2p.node.overlay.batches import FIRST_MODELS, MAX_MODELS_READ, READ_AHEAD, Batch, Batches, Tally
-from modelnet_p2p.node.overlay.driver import Overlay, texts
+from modelnet_p2p.node.overlay.driver import Overlay
 from modelnet_p2p.node.overlay.publisher import Publisher
 from modelnet_p2p.node.overlay.reading import MAX_ADDRS, Reading, read_on
 from modelnet_p2p.node.overlay.watching import Watching
 from modelnet_p2p.node.revoking import Revoking
+from modelnet_p2p.node.transport.addresses import texts
 from modelnet_p2p.offers import Offer, State
 from modelnet_p2p.query import Query
 from modelnet_p2p.records import OfferRecord, Refusal
@@ -204,7 +205,7 @@ class Finder:
 
     def asked_too_much(self, since: float) -> str:
         """Who has asked this peer to slow down since then, in words; empty if nobody has."""
-        return self._overlay.asked_too_much(since)
+        return self._overlay.asking.asked_too_much(since)
 
     def within(self, timeout: float) -> AbstractContextManager[None]:
         """A search of that many seconds; raises LocalError (bad-input), RemoteError (busy, deadline)."""

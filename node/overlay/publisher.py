@@ -208,7 +208,7 @@ class Publisher:
                 self._calendar.alone(key)
         weakest = min(reports.values(), key=lambda report: (kept(report.key), report.stored))
         if not promised:
-            because = self._overlay.asked_too_much(began)
+            because = self._overlay.asking.asked_too_much(began)
             raise _untold(sealed, weakest, because, withdrawn=expires is not None)
         return Published(sealed, weakest.asked, weakest.stored)
 
@@ -258,7 +258,7 @@ class Publisher:
             tuning=overlay.tuning,
             patience=overlay.patience.seconds,
             region=overlay.density.region,
-            ours=overlay.is_ours,
+            ours=overlay.asking.is_ours,
         )
         await overlay.run(walk)
         overlay.server.keep_own(key, [_placed(sealed, overlay.wall_us()) for sealed in sealeds], contact)

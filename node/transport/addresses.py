@@ -8,6 +8,7 @@ wrong is one LocalError (bad-input). All functions are pure and cached: replies 
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -124,3 +125,25 @@ def ip_group(host: str) -> str | None:
         return None
     ip = _ip(host)
     return str(ipaddress.ip_network((ip, GROUP_BITS[ip.version]), strict=False))
+
+
+def texts(addrs: Sequence[bytes]) -> tuple[str, ...]:
+    """Binary multiaddrs as text, without those that this version cannot read."""
+    found: list[str] = []
+    for addr in addrs:
+        try:
+            found.append(to_text(addr))
+        except LocalError:
+            continue
+    return tuple(found)
+
+
+def binaries(addrs: Sequence[str]) -> tuple[bytes, ...]:
+    """Text multiaddrs as bytes, without those that this version cannot read."""
+    found: list[bytes] = []
+    for addr in addrs:
+        try:
+            found.append(to_binary(addr))
+        except LocalError:
+            continue
+    return tuple(found)

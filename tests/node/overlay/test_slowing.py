@@ -133,7 +133,7 @@ async def test_a_burst_too_long_for_the_request_timeout_ends_as_busy_and_counts_
     world = MemoryWorld()
     async with open_peer(world, "alice") as alice, open_peer(world, "bob") as bob:
         await alice.meet(bob.me, bob.network.addrs)
-        channel = alice._channel(bob.me)
+        channel = alice.asking._channel(bob.me)
         ends: Counter[str] = Counter()
 
         async def ask(number: int) -> None:
@@ -197,7 +197,7 @@ async def test_who_only_ever_says_slow_down_is_as_good_as_silent(
         asked.clear()
         began = trio.current_time()
         with pytest.raises(RemoteError, match="asks us to slow down") as caught:
-            await alice._channel(mallory.id).request(Message(Kind.PING), WAN.request_timeout)
+            await alice.asking._channel(mallory.id).request(Message(Kind.PING), WAN.request_timeout)
         assert caught.value.code is Code.DEADLINE
         assert trio.current_time() - began <= WAN.request_timeout + 0.1
         assert 1 <= len(asked) <= 40
@@ -226,7 +226,7 @@ async def test_a_flooder_that_claims_to_be_ours_is_told_and_slowed_and_honest_pe
                 nursery.start_soon(flood, stream)
             await trio.sleep(20)
             began = trio.current_time()
-            assert (await alice._channel(bob.me).request(Message(Kind.PING), 10.0)).refused == ""
+            assert (await alice.asking._channel(bob.me).request(Message(Kind.PING), 10.0)).refused == ""
             assert trio.current_time() - began < 0.1
             nursery.cancel_scope.cancel()
         assert WAN.requests_burst < said["served"] <= WAN.requests_burst + 21 * WAN.requests_per_second
