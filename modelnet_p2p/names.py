@@ -32,7 +32,10 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)
 
 def _check(kind: str, text: str, pattern: re.Pattern[str], limit: int, rule: str) -> str:
     if len(text) > limit or not pattern.fullmatch(text):
-        raise LocalError(Code.BAD_INPUT, f"{text[:limit]!r} is not a {kind}: {rule}, at most {limit} bytes")
+        words = f"{text[:limit]!r} is not a {kind}: {rule}, at most {limit} bytes"
+        meant = "-".join(text[: limit + 1].lower().split())
+        is_near = len(meant) <= limit and meant != text and pattern.fullmatch(meant)
+        raise LocalError(Code.BAD_INPUT, words, hint=f"did you mean {meant}?" if is_near else "")
     return text
 
 

@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from shlex import quote
@@ -26,9 +26,9 @@ from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.names import PUBLIC_NETWORK
 from modelnet_p2p.node.config import Settings
 from modelnet_p2p.node.control.server import Starting, serve
+from modelnet_p2p.node.control.table import Request, dispatch
 from modelnet_p2p.node.disk.runtime import Runtime
 from modelnet_p2p.node.logs.level import set_up_logging
-from modelnet_p2p.node.shell import publisher
 from modelnet_p2p.node.single_error import single_error
 from modelnet_p2p.node.transport.addresses import tcp_endpoint
 from modelnet_p2p.tuning import preset
@@ -56,12 +56,15 @@ def early_signals() -> None:
 
 def run(
     settings: Settings,
-    sources: Sequence[str],
+    wanted: Sequence[Mapping[str, Any]],
     *,
     on_ready: Callable[[dict[str, Any]], None],
     notice: Callable[[str], None],
 ) -> None:
-    """Be a peer until a signal; raises LocalError when it cannot start."""
+    """Be a peer until a signal; raises LocalError when it cannot start.
+
+    `wanted` are the models to serve, each as the control table's `publish` has it.
+    """
     set_up_logging()
     from modelnet_p2p.node.gateway.settings import from_settings
     from modelnet_p2p.node.logs.file import keep_log  # like the peer: `join --help` does not need it
@@ -92,7 +95,7 @@ def run(
             on_ready(line)
 
         with _last_words(keep), single_error():
-            trio.run(join, open_peer, settings, sources, ready, tell)
+            trio.run(join, open_peer, settings, wanted, ready, tell)
         keep("left the network")
 
 
@@ -113,7 +116,7 @@ def _last_words(keep: Callable[[str], None]) -> Iterator[None]:
 async def join(
     open_peer: Opener,
     settings: Settings,
-    sources: Sequence[str],
+    wanted: Sequence[Mapping[str, Any]],
     on_ready: Callable[[dict[str, Any]], None],
     notice: Callable[[str], None],
 ) -> None:
@@ -123,14 +126,14 @@ async def join(
         await nursery.start(_end_on_signal, stop, nursery.cancel_scope)
         async with open_peer(settings) as peer:
             with stop:
-                await _serve(peer, settings, sources, on_ready, notice)
+                await _serve(peer, settings, wanted, on_ready, notice)
         nursery.cancel_scope.cancel()
 
 
 async def _serve(
     peer: Peer,
     settings: Settings,
-    sources: Sequence[str],
+    wanted: Sequence[Mapping[str, Any]],
     on_ready: Callable[[dict[str, Any]], None],
     notice: Callable[[str], None],
 ) -> None:
@@ -148,13 +151,27 @@ async def _serve(
                 tell_lan(peer.addrs, settings.network, notice)
             peer.notices.listen(notice)
             await _wait_restored(peer, notice)
-            for source in sources:
-                answer = await peer.publish(source, **publisher(), on_event=notice)
-                notice(f"serving {answer['model']}")
+            for asked in wanted:
+                await _publish(peer, asked, notice)
             on_ready(_ready(peer, str(runtime.socket_path)))
             await trio.sleep_forever()
     finally:
         runtime.forget_control()
+
+
+async def _publish(peer: Peer, asked: Mapping[str, Any], notice: Callable[[str], None]) -> None:
+    """Do what `modelnet-peer publish` would ask of the running peer; of a server that may be many models."""
+
+    async def emit(kind: str, line: object) -> None:
+        notice(str(line))
+
+    answer = await dispatch(peer, "publish", Request(asked), emit)
+    for left_out in answer.get("left_out") or ():
+        notice(f"{left_out['upstream']} is left out: {left_out['why']}")
+    for line in answer.get("models") or [answer]:
+        for note in line.get("notes") or ():
+            notice(f"note: {note}")
+        notice(f"serving {line['model']}")
 
 
 async def _wait_restored(peer: Peer, notice: Callable[[str], None]) -> None:

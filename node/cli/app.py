@@ -199,9 +199,22 @@ def _usage(error: click.UsageError, arguments: list[str]) -> LocalError:
     if isinstance(error, click.NoSuchOption) and where == PROGRAM and app_command(arguments) != "COMMAND":
         message = f"the flag {error.option_name} stands before the command"
         hint = f"put it behind: {PROGRAM} {app_command(arguments)} {error.option_name} …"
+    elif where == f"{PROGRAM} join" and _is_of_publish(error):
+        hint = f"{PROGRAM} publish --help"
     elif where == f"{PROGRAM} invoke" and "extra argument" in message:
         hint = f"text with spaces needs quotes: {where} MODEL 'some text'"
     return LocalError(Code.BAD_INPUT, message, hint=hint)
+
+
+def _is_of_publish(error: click.UsageError) -> bool:
+    """Whether it is about an option of `publish`: `join` takes most of them, and its help has none."""
+    if isinstance(error, click.BadParameter):
+        return isinstance(error.param, click.Option) and error.param.hidden
+    if not isinstance(error, click.NoSuchOption):
+        return False
+    publish = app.get_command(click.Context(app), "publish")
+    assert publish is not None
+    return any(error.option_name in option.opts for option in publish.params)
 
 
 def _no_more_output() -> None:

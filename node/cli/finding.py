@@ -51,28 +51,11 @@ class Wanted:
                 "say what to find: --task, --model, --tag, or a search",
                 hint="modelnet-peer find --task image-classification",
             )
-        _check_spelling("task", self.task)
-        _check_spelling("tag", self.tag)
         if self.search is not None:
             # not at the top: it brings the records, which a plain find leaves to the peer
             from modelnet_p2p.query import Query
 
             Query.asked(self.task, self.model, self.tag, self.search).indexes()
-
-
-def _check_spelling(kind: str, word: str | None) -> None:
-    """Raises LocalError (bad-input) for a word that would be a name in small letters and without spaces; what
-    else is wrong with one its peer says."""
-    if word is None or word == (meant := "-".join(word.lower().split())):
-        return
-    from modelnet_p2p.names import check_tag, check_task
-
-    try:
-        (check_task if kind == "task" else check_tag)(meant)
-    except LocalError:
-        return
-    words = f"{word[:40]!r} is not a {kind}: those have small letters and no spaces"
-    raise LocalError(Code.BAD_INPUT, words, hint=f"did you mean --{kind} {meant}?")
 
 
 @click.command(

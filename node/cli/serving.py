@@ -12,6 +12,7 @@ from modelnet_p2p.node.cli.common import Session, common_flags
 from modelnet_p2p.node.cli.describing import described
 from modelnet_p2p.node.cli.helping import examples
 from modelnet_p2p.node.cli.homing import at_home
+from modelnet_p2p.node.cli.offering import check_single, publishing_options, publishing_params
 from modelnet_p2p.node.cli.output import Output
 from modelnet_p2p.node.config import GATEWAY_ON, USUAL_GATEWAY
 from modelnet_p2p.node.control.client import home_flag
@@ -24,6 +25,7 @@ from modelnet_p2p.node.shell import publisher
     epilog=examples(
         "modelnet-peer join",
         "modelnet-peer join --publish builtin:digits",
+        "modelnet-peer join --publish mymodels:summarise --task summarization --price usd_per_call=0.002",
         "modelnet-peer join --gateway   # and OPENAI_BASE_URL=http://127.0.0.1:8765/v1",
         "modelnet-peer join --home /tmp/second",
         "modelnet-peer join --bootstrap /ip4/192.0.2.7/tcp/4001/p2p/12D3Koo…",
@@ -47,18 +49,19 @@ from modelnet_p2p.node.shell import publisher
     multiple=True,
     metavar="SOURCE",
     shell_complete=words.sources,
-    help="Serve this too; repeatable.",
+    help="Serve this too; repeatable. One alone takes what `publish` does, such as --task.",
 )
-def join_command(session: Session, sources: tuple[str, ...]) -> None:
+@publishing_options(hidden=True)
+def join_command(session: Session, sources: tuple[str, ...], **said: Any) -> None:
     """Start this machine's peer and stay in the network until Ctrl-C."""
     for source in sources:
         check_safe(source)
+    check_single(sources, said)
+    wanted = [{"source": source, **publishing_params(said), **publisher()} for source in sources]
     from modelnet_p2p.node.daemon import early_signals, run
 
     early_signals()
-    run(
-        session.settings, sources, on_ready=lambda ready: _ready(session, ready), notice=session.output.notice
-    )
+    run(session.settings, wanted, on_ready=lambda ready: _ready(session, ready), notice=session.output.notice)
 
 
 def _ready(session: Session, ready: dict[str, Any]) -> None:
@@ -97,102 +100,18 @@ def _ready(session: Session, ready: dict[str, Any]) -> None:
 )
 @common_flags
 @click.argument("source", shell_complete=words.sources)
-@click.option("--model", metavar="NAME[@VERSION]", help="The name to serve it under.")
-@click.option("--task", metavar="T", help="What it does, such as text-classification.")
-@click.option("--tag", "tags", multiple=True, metavar="T", help="Repeatable.")
-@click.option("--price", multiple=True, metavar="NAME=AMOUNT", help="Such as usd_per_call=0.002; repeatable.")
-@click.option(
-    "--tier", type=click.Choice(["device", "edge", "cloud"]), help="What kind of machine serves it."
-)
-@click.option(
-    "--language", "languages", multiple=True, metavar="CODE", help="Such as de or pt-BR; repeatable."
-)
-@click.option("--licence", metavar="SPDX", help="Under which it may be used, such as Apache-2.0.")
-@click.option("--module", metavar="MODULE:CLASS", help="The torch module of a .safetensors file.")
-@click.option(
-    "--manifest",
-    metavar="FILE",
-    shell_complete=words.files,
-    help="The seal of the model's owner (owner sign), if that is not you.",
-)
-@click.option(
-    "--quantise", type=click.Choice(["int8"]), help="Serve a smaller variant of a torch or ONNX model."
-)
-@click.option(
-    "--sample",
-    metavar="FILE",
-    shell_complete=words.files,
-    help="An input (.npy, or .npz by name) to try a model on, where none can be made up.",
-)
-@click.option(
-    "--slots",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Calls at once, of an async function, a directory that generates, or a server's models.",
-)
-@click.option(
-    "--share-weights/--no-share-weights",
-    default=None,
-    help="Let others fetch its files; default: only those that `pull` fetched.",
-)
+@publishing_options()
 @click.option("--dry-run", is_flag=True, help="Load and describe it, and publish nothing.")
-def publish_command(
-    session: Session,
-    source: str,
-    model: str | None,
-    task: str | None,
-    tags: tuple[str, ...],
-    price: tuple[str, ...],
-    tier: str | None,
-    languages: tuple[str, ...],
-    licence: str | None,
-    module: str | None,
-    manifest: str | None,
-    quantise: str | None,
-    sample: str | None,
-    slots: int | None,
-    share_weights: bool | None,
-    dry_run: bool,
-) -> None:
+def publish_command(session: Session, source: str, dry_run: bool, **said: Any) -> None:
     """Serve a model from the running peer: builtin:digits, MODULE:NAME, FILE.onnx, FILE.safetensors, …"""
     check_safe(source)
     settings, output = session.settings, session.output
-    options = {"quantise": quantise, "sample": sample, "slots": str(slots) if slots else None}
-    params = {
-        "source": source,
-        "model": model,
-        "task": task,
-        "tags": list(tags),
-        **_terms(price, tier, languages, licence),
-        "module": module,
-        "share_weights": share_weights,
-        "dry_run": dry_run,
-        "options": {name: text for name, text in options.items() if text},
-        **publisher(),
-    }
-    if manifest is not None:
-        from modelnet_p2p.node.manifests import read_manifest
-
-        params["manifest"] = read_manifest(manifest)
+    params = {"source": source, **publishing_params(said), "dry_run": dry_run, **publisher()}
     with output.progress(f"publishing {source}"):
         # loading a model takes what it takes: only a timeout that was asked for ends it
         limit = settings.timeout if settings.timeout_asked else None
         answer = session.ask_running("publish", params, timeout=limit)
     _show_published(session, answer, dry_run)
-
-
-def _terms(
-    price: tuple[str, ...], tier: str | None, languages: tuple[str, ...], licence: str | None
-) -> dict[str, Any]:
-    """What of it was given; raises LocalError (bad-input) before the peer is asked."""
-    if not (price or tier or languages or licence is not None):
-        return {}
-    # not at the top: it brings the records, which a plain publish leaves to the peer
-    from modelnet_p2p.node.serving.terms import Terms, prices
-
-    amounts = prices(price)
-    Terms.given(amounts, tier, languages, licence)
-    return {"price": amounts, "tier": tier, "languages": list(languages), "licence": licence}
 
 
 def _show_published(session: Session, answer: dict[str, Any], dry_run: bool) -> None:

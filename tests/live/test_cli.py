@@ -55,6 +55,17 @@ def test_a_generator_of_my_own_streams(shell: Any) -> None:
         assert lines[-1]["output"] is None
 
 
+def test_a_peer_that_joins_says_of_its_model_what_publish_would(shell: Any) -> None:
+    (shell.base / "mine.py").write_text("def shout(text):\n    return text.upper()\n")
+    said = ["--model", "me/shout", "--tag", "loud", "--tier", "edge", "--price", "usd_per_call=0.002"]
+    with shell.join("alice", "--publish", "mine:shout", *said), shell.join("bob"):
+        status, (offer,), _ = shell.run("bob", "find", "--tag", "loud")
+        assert (status, offer["model"], offer["tier"]) == (0, "me/shout", "edge")
+        assert offer["price"] == {"usd_per_call": 0.002}
+        status, _, stderr = shell.run("bob", "find", "--tag", "lood")
+        assert (status, error_of(stderr)["hint"].startswith("did you mean loud? ")) == (3, True)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_join_ends_0_within_5_seconds(shell: Any, number: int) -> None:
     with shell.join("alice", "--publish", "builtin:digits") as (process, ready):

@@ -15,6 +15,7 @@ import trio
 from trio.testing import MockClock
 
 from modelnet_p2p.errors import Code, LocalError, NotFound, RemoteError
+from modelnet_p2p.node.daemon import _publish
 from modelnet_p2p.node.disk.home import Home
 from modelnet_p2p.node.disk.state import State
 from modelnet_p2p.node.peer import Peer
@@ -93,6 +94,28 @@ async def test_all_models_of_a_server_are_found_and_called_by_a_stranger(open_to
         assert lines["llama3.2-1b"]["upstream"] == f"{URL}#llama3.2:1b"
         record = (await bob.show("llama3.2-1b"))[0]
         assert "box" not in json.dumps(record["record"])  # where the server is, is its publisher's business
+
+
+async def test_a_peer_joins_with_all_models_of_a_server(open_town: OpenTown) -> None:
+    box = box_with("tiny", "other")
+    box.on("GET /v1/models", say_json(model_list("tiny", "other", "whisper-1")))
+    async with in_memory(box=box), open_town() as town:
+        alice, bob = await town.peer("alice"), await town.peer("bob")
+        told: list[str] = []
+        asked = {
+            "source": URL,
+            "environ": {},
+            "tags": ["home"],
+            "tier": "edge",
+            "price": {"usd_per_call": "0.5"},
+        }
+        await _publish(alice, asked, told.append)
+        assert [line for line in told if line.startswith("serving ")] == ["serving tiny", "serving other"]
+        assert any(line.startswith("whisper-1 is left out: ") for line in told)
+        offers = await bob.find(tag="home", where="tier:edge and cost<=1")
+        assert {offer.model: offer.price for offer in offers} == {
+            name: {"usd_per_call": 0.5} for name in ("tiny", "other")
+        }
 
 
 async def test_one_model_of_a_server_under_a_name_of_its_own(open_town: OpenTown) -> None:

@@ -258,6 +258,40 @@ def test_a_wrong_price_is_told_before_the_peer_is_asked(
     assert example in hint
 
 
+@pytest.mark.parametrize(
+    ("argv", "says", "hint"),
+    [
+        (
+            ["--publish", "m:f", "--publish", "m:g", "--price", "usd=1", "--tag", "a", "--tag", "b c"],
+            "--tag is said of one model, and there are 2 --publish",
+            "modelnet-peer publish SOURCE --tag a --tag 'b c' --price usd=1",
+        ),
+        (["--no-share-weights"], "and there is no --publish", "publish SOURCE --no-share-weights"),
+        (
+            ["--publish", "m:f", "--price", "cheap"],
+            "'cheap' is not NAME=AMOUNT",
+            "--price usd_per_call=0.002",
+        ),
+        (["--publish", "m:f", "--tier", "moon"], "'device', 'edge', 'cloud'", "modelnet-peer publish --help"),
+        (["--publish", "m:f", "--dry-run"], "--dry-run", "modelnet-peer publish --help"),
+        (["--lam"], "--lam", "modelnet-peer join --help"),
+    ],
+)
+def test_what_join_says_of_a_model_is_said_of_one(cli: Cli, argv: list[str], says: str, hint: str) -> None:
+    ran = cli("join", *argv)
+    assert (ran.status, ran.out) == (2, "")
+    error, following = ran.err.splitlines()
+    assert says in error
+    assert following.endswith(hint)
+
+
+def test_the_help_of_join_is_not_that_of_publish(cli: Cli) -> None:
+    options = cli("join", "--help").out.partition("Examples:")[0]
+    assert "One alone takes what `publish` does" in " ".join(options.split())
+    assert "--price" not in options
+    assert "--price" in cli("publish", "--help").out
+
+
 def test_show_tells_a_price_in_whole_units(cli: Cli, bob: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     async def show(*asked: Any, **flags: Any) -> list[dict[str, Any]]:
         record = {"tier": "edge", "price": {"usd_per_call": 2000, "usd_per_hour": 3_000_000}, "limits": {}}
