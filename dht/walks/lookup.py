@@ -30,6 +30,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from itertools import zip_longest
 
 from modelnet_p2p.dht.keyspace import position
 from modelnet_p2p.dht.walks.region import READ_OF_SLOT, STORED_OF_SLOT, Region
@@ -109,10 +110,12 @@ class Candidate:
 
 
 def merged(left: Contact, right: Contact) -> Contact:
-    """One peer's addresses from two tellers, without duplicates, the first teller's first."""
+    """One peer's addresses from two tellers by turns, without duplicates, the first teller's first: who tells
+    as many false ones as there is room for leaves room for the next."""
     if left.addrs == right.addrs or all(addr in left.addrs for addr in right.addrs):
         return left
-    return Contact(left.id, tuple(dict.fromkeys(left.addrs + right.addrs))[:MAX_ADDRS])
+    by_turns = (addr for turn in zip_longest(left.addrs, right.addrs) for addr in turn if addr is not None)
+    return Contact(left.id, tuple(dict.fromkeys(by_turns))[:MAX_ADDRS])
 
 
 class Lookup:

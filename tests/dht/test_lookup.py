@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelnet_p2p.dht.keyspace import position
-from modelnet_p2p.dht.walks.lookup import FEW_PATIENCES, MAX_ASKED, MAX_CLOSER, Ask, Done, Lookup, Wait
+from modelnet_p2p.dht.walks.lookup import (
+    FEW_PATIENCES,
+    MAX_ADDRS,
+    MAX_ASKED,
+    MAX_CLOSER,
+    Ask,
+    Done,
+    Lookup,
+    Wait,
+)
 from modelnet_p2p.dht.walks.patience import Patience
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import Contact
@@ -251,3 +260,15 @@ def test_patience_follows_the_round_trips_within_its_limits() -> None:
     assert 0.8 < patience.seconds < 1.5
     patience.on_round_trip(100.0)
     assert patience.seconds == 5.0
+
+
+def test_who_tells_false_addresses_first_leaves_room_for_the_true_one() -> None:
+    """As many as there is room for, of an honest peer: it can be dialled all the same."""
+    honest = PeerId(b"honest")
+    lies = tuple(b"lie %d" % number for number in range(MAX_ADDRS))
+    lookup = Lookup(0, [Contact(honest, lies)], me=PeerId(b"me"), k=3, alpha=1, patience=1.0)
+    lookup._hear(Contact(honest, (b"true", b"also true")), 1, 0)
+    known = lookup.contact(honest)
+    assert known is not None
+    assert known.addrs[:4] == (lies[0], b"true", lies[1], b"also true")
+    assert len(known.addrs) == MAX_ADDRS
