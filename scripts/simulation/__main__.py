@@ -8,12 +8,15 @@ import sys
 from pathlib import Path
 
 from simulation.curves import read_rows
+from simulation.kinds import meant
 from simulation.play import play
 from simulation.scenario import FOLDER, BadScenario, Scenario, read
 from simulation.show import Played, console_on, table
 
 MET, MISSED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 SEED = 2026
+RARE = "rare"  # scripts/simulate starts its module
+RARE_TITLE = "Searches for what one provider of hundreds alone has; by itself: scripts/simulate rare"
 
 
 def read_options() -> argparse.Namespace:
@@ -43,13 +46,29 @@ def named(name: str) -> Path:
     if name.endswith(".toml"):
         return Path(name)
     path = FOLDER / f"{name}.toml"
+    if name == RARE:
+        raise BadScenario(f"{RARE} is a world of its own, played alone: scripts/simulate {RARE} [--full]")
     if not path.exists():
-        raise BadScenario(f"no scenario {name!r}; there are {', '.join(names())}")
+        raise BadScenario(f"no scenario is called {meant(name, [*names(), RARE])}")
     return path
 
 
 def names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def _make(folder: Path) -> None:
+    """The folder of the pictures; raises BadScenario."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadScenario(f"no pictures can be put into {folder}: {error.strerror}") from error
+
+
+def _why_not(own: list[dict[str, object]], kept: Path | None) -> str:
+    if own:
+        return "no figure was measured, as the table says; more reads, deaths or seconds have some"
+    return f"{kept} holds nothing that a picture is of; pictures are drawn of what --json prints"
 
 
 def perform(scenario: Scenario, options: argparse.Namespace) -> list[Played]:
@@ -72,16 +91,23 @@ def main() -> int:
         if options.list:
             for scenario in scenarios:
                 print(f"{scenario.name:16} {scenario.title}")
+            print(f"{RARE:16} {RARE_TITLE}")
             return MET
+        if options.plot is not None:
+            _make(options.plot)  # now, and not after minutes
         played: list[Played] = []
         for scenario in scenarios:
             played += perform(scenario.at_full_size() if options.full else scenario, options)
         if options.plot is not None:
-            from simulation.plots import draw  # matplotlib takes half a second
+            from simulation.plots import draw, draw_own  # matplotlib takes half a second
 
-            rows = read_rows(options.kept) if options.kept else []
-            for path in draw([*rows, *(one.to_map() for one in played)], options.plot):
+            own = [one.to_map() for one in played]
+            rows = [*(read_rows(options.kept) if options.kept else []), *own]
+            written = [*draw(rows, options.plot), *draw_own(own, options.plot)]
+            for path in written:
                 print(path, file=sys.stderr)
+            if not written:
+                print(f"scripts/simulate: nothing is drawn: {_why_not(own, options.kept)}", file=sys.stderr)
     except BadScenario as error:
         print(f"scripts/simulate: {error}", file=sys.stderr)
         return BAD_INPUT

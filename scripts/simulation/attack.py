@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
-KINDS = ("eclipse", "junk", "boasters")
+KINDS: Mapping[str, tuple[str, ...]] = {  # what each reads, beside its trials
+    "eclipse": ("gang", "full_gang", "nets", "ground"),
+    "junk": ("gang", "full_gang", "nets", "late", "feigned"),
+    "boasters": ("gang", "full_gang", "share", "slow", "every"),
+}
+OF_ALL = ("kind", "trials", "full")
 
 
 class BadAttack(ValueError):
@@ -14,7 +19,7 @@ class BadAttack(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Attack:
-    """`attack = {…}` of a phase; each kind reads what concerns it."""
+    """`attack = {…}` of a phase."""
 
     kind: str = ""
     gang: int = 0  # identities that work together; or all that offer a model, of whom ...
@@ -36,8 +41,13 @@ class Attack:
         """Raises BadAttack."""
         if self.kind not in KINDS:
             raise BadAttack(f"kind is {self.kind!r}; there are {', '.join(KINDS)}")
-        if min(self.gang, self.nets, self.ground) < 0 or min(self.trials, self.full) < 1:
-            raise BadAttack("a number is negative, or there is no victim")
+        known = (*OF_ALL, *KINDS[self.kind])
+        for one in fields(self):
+            if one.name not in known and getattr(self, one.name) != one.default:
+                raise BadAttack(f"{one.name} says nothing to {self.kind}, which reads {', '.join(known)}")
+        for key in ("trials", "full"):
+            if getattr(self, key) < 1:
+                raise BadAttack(f"{key} is {getattr(self, key)}; it is at least 1")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -133,6 +134,64 @@ CURVES: Mapping[str, Callable[[Sequence[Row]], Lines]] = {
     "upkeep": upkeep,
     "sybils": sybils,
 }
+
+
+HEADLINES = (  # of whatever is played: what one would look at first, where nothing is asked of it
+    "found",
+    "hops_p50",
+    "hops_p95",
+    "seconds_p95",
+    "messages_p95",
+    "upkeep_bytes_per_s",
+    "gone_p50",
+    "cleared_p50",
+    "wasted",
+    "false_deaths",
+    "liveness_bytes_per_s",
+    "known_mean",
+    "honest_first_20",
+    "attempts_mean",
+)
+MAX_PANELS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One figure of one scenario: over the sizes of its world, or phase by phase where it has one size."""
+
+    figure: str
+    lines: Lines  # by phase over peers; or of the only size, over the number of the phase from 1
+    phases: tuple[str, ...]  # what these numbers stand for; none: x is peers
+
+
+def panels(rows: Sequence[Row]) -> dict[str, list[Panel]]:
+    """What can be shown of each scenario: figures with a mark, then the headlines."""
+    played: dict[str, list[Row]] = {}
+    for row in rows:
+        played.setdefault(row["scenario"], []).append(row)
+    return {name: found for name, its in played.items() if (found := _panels(its))}
+
+
+def _panels(rows: Sequence[Row]) -> list[Panel]:
+    by_size: dict[int, list[Row]] = {}
+    for row in rows:
+        by_size.setdefault(row["peers"], []).append(row)
+    marked = [mark["mark"].split()[0] for row in rows for mark in row["marks"]]
+    found = []
+    for figure in dict.fromkeys([*marked, *HEADLINES]):
+        lines: Lines = {}
+        for peers, its in sorted(by_size.items()):
+            for number, row in enumerate(its, 1):
+                if (value := row["figures"].get(figure)) is None:
+                    continue
+                if len(by_size) > 1:
+                    lines.setdefault(f"{number}. {row['phase']}", []).append((float(peers), value))
+                else:
+                    lines.setdefault(f"{peers:,} peers", []).append((float(number), value))
+        if lines:
+            phases = () if len(by_size) > 1 else tuple(row["phase"] for row in rows)
+            found.append(Panel(figure, lines, phases))
+    return found[:MAX_PANELS]
 
 
 def _with(rows: Sequence[Row], figure: str) -> list[Row]:

@@ -14,6 +14,7 @@ from modelnet_p2p.dht.walks.shards import ShardReads
 from modelnet_p2p.records import Identity, Sealed
 from modelnet_p2p.tuning import WAN
 from simulation import liars, liveness, sieges
+from simulation.kinds import figures_of
 from simulation.liveness import Measured, WatchedTown, quantile
 from simulation.scenario import Mark, Phase, Scenario
 from simulation.town import Publication, Town
@@ -109,6 +110,8 @@ def play(scenario: Scenario, seed: int, say: Say) -> Iterator[tuple[Result, str]
             else:
                 result = _Stage(town, phase, say).measure(size, calm)
             calm = calm or result.figures
+            unnamed = result.figures.keys() - figures_of(phase, scenario.world, scenario.phases[0])
+            assert not unnamed, f"kinds.py does not say that there are {unnamed}"
             yield result, town.sim.digest
 
 
@@ -174,8 +177,8 @@ class _Stage:
             figures["copies_per_read"] = sent[COPY] / 2 / max(1, len(valid))
             figures["busiest_share"] = self._busiest / max(1, sent[READ] // 2)
         for name in ("seconds_p95", "messages_mean"):
-            if calm.get(name):
-                figures[f"{name}_vs_first"] = figures.get(name, 0.0) / calm[name]
+            if calm.get(name) and name in figures:  # else too few reads ended for either
+                figures[f"{name}_vs_first"] = figures[name] / calm[name]
         verdicts = _verdicts(phase, figures, len(valid))
         purposes = {purpose: count / (alive * seconds) for purpose, count in sorted(spent.items())}
         return Result(size, phase.name, len(valid), figures, verdicts, purposes)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import matplotlib
 
-from simulation.curves import BAMBOO, CURVES, DEAD, IPFS, STOCK, Lines, Row, fingerprint, latest
+from simulation.curves import BAMBOO, CURVES, DEAD, IPFS, STOCK, Lines, Row, fingerprint, latest, panels
 
 matplotlib.use("Agg")  # files, no window
 
@@ -16,6 +16,8 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 WIDTH, HEIGHT, DPI = 7.5, 4.2, 100  # inches; a picture of the documentation has less than 100 kB
+PANEL_HEIGHT = 2.6  # inches, of each of a scenario's figures
+TICK = 28  # characters of a phase's name below the axis
 OTHERS = (IPFS, BAMBOO, STOCK)  # what somebody else measured is drawn in another hand
 MARKS = ((6, 0.5), (20, 0.99))  # seconds until so many of the killed must be gone
 BOUNDS = ("log2", "mark")
@@ -76,6 +78,39 @@ def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
         path = folder / f"{name}.png"
         metadata = {"Description": fingerprint(lines), "Software": None}
         plot.savefig(path, dpi=DPI, metadata=metadata)
+        plt.close(plot)
+        written.append(path)
+    return written
+
+
+def draw_own(rows: Sequence[Row], folder: Path) -> list[Path]:
+    """A PNG for each scenario, whatever it is: its figures over the sizes of its world, or by phase."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, shown in panels(rows).items():
+        plot, grid = plt.subplots(
+            len(shown), figsize=(WIDTH, PANEL_HEIGHT * len(shown)), layout="constrained", squeeze=False
+        )
+        for axes, panel in zip(grid[:, 0], shown, strict=True):
+            _paint(
+                axes,
+                Frame(panel.figure, "" if panel.phases else "peers", "", log_x=not panel.phases),
+                panel.lines,
+            )
+            if panel.phases:
+                short = [one if len(one) <= TICK else one[: TICK - 1] + "…" for one in panel.phases]
+                axes.set_xticks(range(1, len(short) + 1), short, rotation=15, ha="right", fontsize="small")
+            else:
+                sizes = sorted({x for points in panel.lines.values() for x, _ in points})
+                axes.set_xticks(sizes, [f"{size:,.0f}" for size in sizes])
+                axes.minorticks_off()
+            values = [y for points in panel.lines.values() for _, y in points]
+            least, most = min(0.0, *values), max(0.0, *values)  # round_trips_p95 may be below 0
+            edge = 0.1 * (most - least or 1.0)
+            axes.set_ylim(least - edge * (least < 0), most + edge)
+        plot.suptitle(name)
+        path = folder / f"scenario-{name}.png"
+        plot.savefig(path, dpi=DPI, metadata={"Software": None})
         plt.close(plot)
         written.append(path)
     return written

@@ -6,6 +6,7 @@ that quietly tests something else. `[full]` replaces values of the world when `-
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from collections.abc import Mapping
@@ -14,13 +15,20 @@ from pathlib import Path
 from typing import TypeVar
 
 from modelnet_p2p.dht.simulator import Weather
+from simulation import kinds
 from simulation.attack import Attack, BadAttack
 
 FOLDER = Path(__file__).parent / "scenarios"
-_MARK = re.compile(r"(?P<sense>>=|<=)\s*(?P<bound>[0-9.]+)")
+_MARK = re.compile(r"(?P<sense>>=|<=)\s*(?P<bound>\d+(?:\.\d+)?)")
 Section = TypeVar("Section", "World", "Weather", "Phase", "Attack")
 READERS = ("as they are", "warm", "cold")
 TABLES = ("drawn", "joined")
+SECTIONS = ("title", "beside", "world", "full", "weather", "phase")
+SHARES = ("kill", "churn", "freeze", "loss", "share", "slow")  # from 0 to 1
+NOT_ALL = ("kill", "loss")  # ... and below 1: somebody lives, something arrives
+AT_LEAST_ONE = ("publishers", "reads", "victims", "limit", "per_key")
+ABOVE_ZERO = ("misjudged", "stretch")
+TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 CLAIMS = 0.999  # a share that is promised from here on ...
 CLAIM_TRIALS = 3000  # ... takes this many trials to claim: with 0 misses of 3,000, 95 % certain
 
@@ -136,8 +144,9 @@ def read(path: Path) -> Scenario:
 
 
 def parse(name: str, data: Mapping[str, object]) -> Scenario:
-    if unknown := set(data) - {"title", "beside", "world", "full", "weather", "phase"}:
-        raise BadScenario(f"{name}: no section is called {', '.join(sorted(unknown))}")
+    for section in data:
+        if section not in SECTIONS:
+            raise BadScenario(f"{name}: no section is called {kinds.meant(section, SECTIONS)}")
     title, beside, phases = data.get("title"), data.get("beside", ""), data.get("phase")
     if not isinstance(title, str) or not isinstance(beside, str):
         raise BadScenario(f"{name}: it needs a title, a text")
@@ -145,32 +154,50 @@ def parse(name: str, data: Mapping[str, object]) -> Scenario:
         raise BadScenario(f"{name}: it needs a [[phase]]")
     world = _made(World, data.get("world", {}), f"{name}: [world]")
     weather = _made(Weather, data.get("weather", {}), f"{name}: [weather]")
-    played = tuple(_phase(values, f"{name}: [[phase]] {n}") for n, values in enumerate(phases, 1))
+    played = tuple(_phase(name, number, values) for number, values in enumerate(phases, 1))
     full = data.get("full", {})
     if not isinstance(full, dict):
         raise BadScenario(f"{name}: [full] is no table")
     scenario = Scenario(name, title, world, weather, played, full, beside)
-    scenario.at_full_size()  # raises here and not only with --full
+    for one in (scenario, scenario.at_full_size()):  # raises here and not only with --full
+        _check_phases(one)
     return scenario
 
 
-def _phase(values: object, where: str) -> Phase:
+def _check_phases(scenario: Scenario) -> None:
+    """Whether each phase reads and measures in this world what it says."""
+    world, phases = scenario.world, scenario.phases
+    if not world.watched and world.stretch != 1.0:
+        raise BadScenario(
+            f"{scenario.name}: [world]: stretch is of a watched world; write watched = true, or leave it out"
+        )
+    for number, phase in enumerate(phases, 1):
+        try:
+            kinds.check(phase, world, phases[0])
+        except kinds.BadPhase as error:
+            raise BadScenario(f"{_where(scenario.name, number, phase.name)}: {error}") from error
+
+
+def _where(scenario: str, number: int, phase: object) -> str:
+    return f"{scenario}: [[phase]] {number}" + (f" {phase!r}" if isinstance(phase, str) else "")
+
+
+def _phase(scenario: str, number: int, values: object) -> Phase:
     if not isinstance(values, dict):
-        raise BadScenario(f"{where} is no table")
+        raise BadScenario(f"{_where(scenario, number, None)} is no table")
+    where = _where(scenario, number, values.get("name"))
     marks = values.get("marks", {})
     if not isinstance(marks, dict):
-        raise BadScenario(f"{where}: marks is no table")
-    found = tuple(Mark.parse(figure, text) for figure, text in marks.items())
+        raise BadScenario(f"{where}: marks is no table; write marks = {{ found = '>= 0.999' }}")
+    try:
+        found = tuple(Mark.parse(figure, text) for figure, text in marks.items())
+    except BadScenario as error:
+        raise BadScenario(f"{where}: {error}") from error
     attack = _made(Attack, values["attack"], f"{where}: attack") if "attack" in values else None
     rest = {key: value for key, value in values.items() if key != "attack"}
     phase = replace(_made(Phase, {**rest, "marks": found}, where), attack=attack)
     if phase.readers not in READERS:
         raise BadScenario(f"{where}: readers are {', '.join(READERS)}, not {phase.readers!r}")
-    if phase.misjudged <= 0:
-        raise BadScenario(f"{where}: the size can be misjudged by 0.5 or by 2, not by {phase.misjudged:g}")
-    shares, times = (phase.churn, phase.freeze), (phase.wait, phase.seconds, phase.freeze_every)
-    if not 0 <= phase.kill < 1 or not all(0 <= share <= 1 for share in shares) or min(times) < 0:
-        raise BadScenario(f"{where}: a share is not within 0 and 1, or a time is negative")
     return phase
 
 
@@ -182,12 +209,13 @@ def _made(kind: type[Section], values: object, where: str) -> Section:
     """An instance of `kind` with these values, each of its default's type."""
     if not isinstance(values, dict):
         raise BadScenario(f"{where} is no table")
-    known = {one.name: one.default for one in fields(kind)}
+    known: dict[str, object] = {one.name: one.default for one in fields(kind)}
     checked: dict[str, object] = {}
     for key, value in values.items():
         if key not in known:
-            raise BadScenario(f"{where}: {key!r} is unknown; there are {', '.join(known)}")
+            raise BadScenario(f"{where}: no key is called {kinds.meant(key, [*known])}")
         checked[key] = _value(value, known[key], f"{where}: {key}")
+        _check_number(key, checked[key], f"{where}: {key}")
     if kind is Phase and not isinstance(checked.get("name"), str):
         raise BadScenario(f"{where} needs a name")
     made = kind(**checked)  # type: ignore[arg-type]  # each was checked against its default
@@ -206,10 +234,31 @@ def _check(world: World, where: str) -> None:
         raise BadScenario(f"{where}: tables are {' or '.join(TABLES)}, not {world.tables!r}")
     if not world.peers or any(type(size) is not int or size < 2 for size in world.peers):
         raise BadScenario(f"{where}: peers are at least 2, or a list of such numbers")
-    if not 1 <= world.victims <= world.publishers <= min(world.peers) or min(world.reads, world.limit) < 1:
+    for key in AT_LEAST_ONE:
+        if getattr(world, key) < 1:
+            raise BadScenario(f"{where}: {key} is {getattr(world, key)}; it is at least 1")
+    if world.publishers > min(world.peers):
         raise BadScenario(
-            f"{where}: victims publish, publishers are peers, and reads and limit are at least 1"
+            f"{where}: publishers is {world.publishers}, of {min(world.peers)} peers (their default is "
+            f"{World().publishers}); publishers are peers"
         )
+    if world.victims > world.publishers:
+        raise BadScenario(
+            f"{where}: victims is {world.victims}, of publishers = {world.publishers} (their default is "
+            f"{World().victims}); victims are publishers"
+        )
+
+
+def _check_number(key: str, value: object, where: str) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return
+    if not math.isfinite(value) or value < 0:
+        raise BadScenario(f"{where} is {value:g}; it cannot be negative, nor without end")
+    if key in SHARES and (value > 1 or (key in NOT_ALL and value == 1)):
+        below = " and below it" if key in NOT_ALL else ""
+        raise BadScenario(f"{where} is {value:g}; it is a share, from 0 to 1{below}")
+    if key in ABOVE_ZERO and value == 0:
+        raise BadScenario(f"{where} is 0; it is a factor above 0 (0.5: half as much)")
 
 
 def _value(value: object, default: object, where: str) -> object:
@@ -221,5 +270,6 @@ def _value(value: object, default: object, where: str) -> object:
         value = float(value)
     wanted = type(default) if isinstance(default, str | int | float | tuple) else str
     if type(value) is not wanted:
-        raise BadScenario(f"{where} is {value!r}, and is a {wanted.__name__}")
+        said = TYPES.get(wanted, "a whole number, or a list of them")
+        raise BadScenario(f"{where} is {value!r}; it has to be {said}")
     return value

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from simulation.curves import CURVES, fingerprint, latest, read_rows
+from simulation.__main__ import main
+from simulation.curves import CURVES, fingerprint, latest, panels, read_rows
+from simulation.kinds import figures_of
 from simulation.play import Result, Verdict, play
 from simulation.scenario import FOLDER, BadScenario, Mark, Scenario, parse, read
 from simulation.show import Played
@@ -135,7 +137,30 @@ def test_identities_around_a_key_are_closer_than_anybody_honest() -> None:
         ({"phase": [{"kill": 0.5}]}, "name"),
         ({"phase": [{"name": "x", "kil": 0.5}]}, "'kil'"),
         ({"phase": [{"name": "x", "kill": "half"}]}, "kill"),
-        ({"phase": [{"name": "x", "kill": 1.5}]}, "share"),
+        ({"phase": [{"name": "x", "kill": 1.5}]}, r"1 'x': kill is 1.5; it is a share"),
+        ({"phase": [{"name": "x", "kill": 1}]}, "and below it"),
+        ({"phase": [{"name": "x", "wait": -1}]}, "wait is -1; it cannot be negative"),
+        ({"phase": [{"name": "x", "misjudged": 0}]}, "misjudged is 0; it is a factor"),
+        (
+            {"phase": [{"name": "x"}, {"name": "y", "marks": {"found": "=> 0.9"}}]},
+            r"slip: .* 2 'y': the mark",
+        ),
+        ({"phase": [{"name": "x", "marks": {"found": ">= 0.9.9"}}]}, r"1 'x': the mark of found"),
+        (
+            {"phase": [{"name": "x", "attack": {"kind": "eclipse", "share": 0.1}}]},
+            "share says nothing to ecl",
+        ),
+        (
+            {"phase": [{"name": "x", "attack": {"kind": "eclipse", "trials": 0}}]},
+            "trials is 0; it is at least",
+        ),
+        ({"world": {"peers": "60"}}, "peers is '60'; it has to be a whole number, or a list of them"),
+        ({"world": {"upkeep": "yes"}}, "it has to be true or false"),
+        ({"world": {"reads": 0}}, "reads is 0; it is at least 1"),
+        ({"world": {"limit": 0}}, "limit is 0; it is at least 1"),
+        ({"world": {"peers": 20}}, "publishers is 30, of 20 peers"),
+        ({"world": {"publishers": 2}}, "victims is 3, of publishers = 2"),
+        ({"weather": {"loss": 1}}, "loss is 1; it is a share"),
         ({"phase": [{"name": "x", "readers": "hot"}]}, "readers"),
         ({"phase": [{"name": "x", "marks": {"found": "0.9"}}]}, "found"),
         ({"phase": [{"name": "x", "marks": {"found": 0.9}}]}, "found"),
@@ -151,6 +176,121 @@ def test_identities_around_a_key_are_closer_than_anybody_honest() -> None:
 def test_a_slip_in_a_file_is_an_error_that_names_it(changes: dict[str, object], says: str) -> None:
     with pytest.raises(BadScenario, match=says):
         parse("slip", without(TINY, **changes))
+
+
+@pytest.mark.parametrize(
+    ("phase", "figure", "says"),
+    [
+        ({}, "fund", "'fund'; did you mean found"),
+        ({}, "gone_p50", "there are found, answered"),  # nobody is killed in it while somebody looks
+        ({}, "messages_mean_vs_first", "'messages_mean_vs_first'"),  # it is the first
+        ({}, "upkeep_bytes_per_s", "'upkeep_bytes_per_s'"),  # there is none in this world
+        ({"attack": {"kind": "eclipse"}}, "found", "there are known_mean"),
+    ],
+)
+def test_a_mark_of_a_figure_that_the_phase_never_has_is_told_before_anything_is_played(
+    phase: dict[str, object], figure: str, says: str
+) -> None:
+    with pytest.raises(BadScenario, match=r"slip: \[\[phase\]\] 1 'x': no figure of this phase.*" + says):
+        parse("slip", without(TINY, phase=[{"name": "x", "marks": {figure: ">= 0.999"}, **phase}]))
+
+
+def test_a_figure_that_had_no_trial_is_a_mark_missed() -> None:
+    """Nobody is left to read for: that is no slip in the file."""
+    marks = {"found": ">= 0.999", "seconds_p95_vs_first": "<= 3"}
+    phases = [{"name": "calm"}, {"name": "one read", "reads": 1, "marks": marks}]
+    [_, (result, _)] = played(parse("lonely", without(TINY, phase=phases)))
+    assert [verdict.word for verdict in result.verdicts] == ["missed", "missed"]
+
+
+@pytest.mark.parametrize(
+    ("world", "phase", "says"),
+    [
+        ({}, {"deaths": 3, "loud": True}, "deaths is of a watched world; write watched = true"),
+        ({}, {"freeze": 0.1}, "freeze is of a watched world"),
+        ({"stretch": 30.0}, {}, "stretch is of a watched world"),
+        ({"watched": True}, {"kill": 0.5}, "kill is of a world in which records are read.*have churn, wait"),
+        ({"watched": True}, {"loud": True}, "loud goes with deaths"),
+        ({"watched": True}, {"freeze_every": 3.0}, "freeze_every goes with freeze"),
+        ({}, {"one_net": True}, "one_net goes with sybils"),
+        (
+            {},
+            {"kill": 0.5, "attack": {"kind": "junk", "gang": 3}},
+            "kill says nothing in a phase with an attack",
+        ),
+        ({"watched": True}, {"deaths": 3, "seconds": 0}, "seconds is 0"),
+        ({}, {"attack": {"kind": "junk", "trials": 3}}, "trials is 3 .*each of 3 victims"),
+        ({}, {"attack": {"kind": "boasters"}}, "gang is 0"),
+    ],
+)
+def test_a_key_that_the_phase_would_not_look_at_is_refused_with_the_cause(
+    world: dict[str, object], phase: dict[str, object], says: str
+) -> None:
+    with pytest.raises(BadScenario, match=says):
+        parse("slip", without(TINY, world={"peers": 60, **world}, phase=[{"name": "x", **phase}]))
+
+
+def test_a_world_that_only_full_makes_otherwise_is_checked_as_it_would_be_played() -> None:
+    phase = [{"name": "x", "marks": {"copies_per_read": "<= 1"}}]
+    with pytest.raises(BadScenario, match="copies_per_read"):
+        parse("slip", without(TINY, phase=phase, full={"upkeep": True}))
+
+
+@pytest.mark.parametrize(
+    ("world", "phases"),
+    [
+        ({}, [{}, {"kill": 0.2}]),
+        ({"upkeep": True}, [{}, {}]),
+        ({}, [{"attack": {"kind": "eclipse", "trials": 1}}]),
+        ({}, [{"attack": {"kind": "junk", "gang": 3, "nets": 1, "trials": 6}}]),
+        ({"peers": 20}, [{"attack": {"kind": "boasters", "gang": 20, "trials": 2}}]),
+        pytest.param(
+            {"watched": True, "hot": True},
+            [{"calls": 20, "liars": True, "deaths": 2, "seconds": 10}],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"watched": True, "publishers": 40},
+            [{"freeze": 0.3, "freeze_seconds": 12, "seconds": 13}],
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_all_figures_that_a_kind_of_phase_is_said_to_have_are_measured(
+    world: dict[str, object], phases: list[dict[str, object]]
+) -> None:
+    """And no others: `play` itself asserts that."""
+    world = {"peers": 40, "publishers": 10, "reads": 10, **world}
+    named = [{"name": str(number), **phase} for number, phase in enumerate(phases)]
+    scenario = parse("kinds", without(TINY, world=world, phase=named))
+    for (result, _), phase in zip(played(scenario), scenario.phases, strict=True):
+        assert result.figures.keys() == {*figures_of(phase, scenario.world, scenario.phases[0])}
+
+
+def test_the_tool_lists_the_rare_and_says_how_it_is_played(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["simulate", *arguments])
+        return main()
+
+    assert run("--list") == 0
+    listed = capsys.readouterr().out
+    assert {path.stem for path in FILES} | {"rare"} == {line.split()[0] for line in listed.splitlines()}
+    assert run("calm", "rare") == 2
+    assert "scripts/simulate rare" in capsys.readouterr().err
+    assert run("clam") == 2
+    assert "did you mean calm?" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_the_scenario_is_played(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    monkeypatch.setattr(sys, "argv", ["simulate", "sybil", "--full", "--plot", str(file)])
+    assert main() == 2
+    assert f"no pictures can be put into {file}" in capsys.readouterr().err
 
 
 def test_a_file_that_is_none_is_named() -> None:
@@ -192,6 +332,59 @@ def test_pictures_are_drawn_of_what_was_played(tmp_path: Path) -> None:
     written = draw(rows, tmp_path / "pictures")
     assert {path.name for path in written} == {"hops.png", "messages.png"}
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("peers", ["60", "[30, 60]"])
+def test_every_scenario_of_ones_own_has_a_picture(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, peers: str
+) -> None:
+    pytest.importorskip("matplotlib")
+    file, pictures = tmp_path / "mine.toml", tmp_path / "pictures"
+    file.write_text(
+        f'title = "mine"\n[world]\npeers = {peers}\npublishers = 10\nreads = 30\n'
+        '[[phase]]\nname = "at first"\n[[phase]]\nname = "a fifth dead"\nkill = 0.2\n',
+        encoding="utf-8",
+    )
+    monkeypatch.setattr(sys, "argv", ["simulate", str(file), "--plot", str(pictures)])
+    assert main() == 0
+    [picture] = pictures.iterdir()
+    assert picture.name == "scenario-mine.png"
+    assert str(picture) in capsys.readouterr().err
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_where_nothing_can_be_drawn_it_is_said_why(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib")
+    kept = tmp_path / "kept.jsonl"
+    kept.write_text("")
+    monkeypatch.setattr(sys, "argv", ["simulate", "--plot", str(tmp_path / "p"), "--from", str(kept)])
+    assert main() == 0
+    assert f"nothing is drawn: {kept} holds nothing" in capsys.readouterr().err
+
+
+def test_a_scenario_is_shown_over_its_sizes_or_else_by_phase() -> None:
+    def row(peers: int, phase: str, hops: float | None) -> dict[str, object]:
+        marks = [{"mark": "hops_p50 <= 3"}]
+        return {
+            "scenario": "mine",
+            "peers": peers,
+            "phase": phase,
+            "figures": {"found": 1.0, "hops_p50": hops},
+            "marks": marks,
+        }
+
+    [hops, found] = panels([row(60, "calm", 2.0), row(60, "dead", None)])["mine"]
+    assert (hops.figure, found.figure) == ("hops_p50", "found")  # what has a mark comes first
+    assert hops.phases == ("calm", "dead")
+    assert hops.lines == {"60 peers": [(1.0, 2.0)]}
+    [hops, _] = panels([row(60, "calm", 2.0), row(60, "dead", 3.0), row(90, "calm", 4.0)])["mine"]
+    assert hops.phases == ()
+    assert hops.lines == {"1. calm": [(60.0, 2.0), (90.0, 4.0)], "2. dead": [(60.0, 3.0)]}
+    assert panels([{**row(60, "calm", None), "figures": {}}]) == {}
 
 
 def test_the_committed_pictures_show_the_committed_results() -> None:
