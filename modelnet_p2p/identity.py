@@ -41,6 +41,8 @@ class PeerId(bytes):
     @classmethod
     def parse(cls, text: str) -> PeerId:
         """The id written as base58; raises LocalError (bad-input) otherwise."""
+        if not isinstance(text, str):
+            raise LocalError(Code.BAD_INPUT, f"a peer id is a string, not {type(text).__name__}")
         try:
             if not 2 <= len(text) <= 100:
                 raise ValueError("its length is wrong")

@@ -31,6 +31,8 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)
 
 
 def _check(kind: str, text: str, pattern: re.Pattern[str], limit: int, rule: str) -> str:
+    if not isinstance(text, str):  # of a program: its types are only hints
+        raise LocalError(Code.BAD_INPUT, f"a {kind} is a string, not {type(text).__name__}")
     if len(text) > limit or not pattern.fullmatch(text):
         words = f"{text[:limit]!r} is not a {kind}: {rule}, at most {limit} bytes"
         meant = "-".join(text[: limit + 1].lower().split())
@@ -98,6 +100,8 @@ class ModelUri:
     @classmethod
     def parse(cls, text: str) -> ModelUri:
         """A URI, or a bare `name[@version]`; raises LocalError (bad-input) on anything else."""
+        if not isinstance(text, str):
+            raise LocalError(Code.BAD_INPUT, f"a model is named by a string, not {type(text).__name__}")
         return _parse_uri(text)
 
     def __str__(self) -> str:

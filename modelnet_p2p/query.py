@@ -76,6 +76,10 @@ class Query:
 
         Raises LocalError (bad-input).
         """
+        for name, text in (("task", task), ("model", model), ("tag", tag), ("where", where)):
+            if text is not None and not isinstance(text, str):
+                words = f"{name} must be a string, not {type(text).__name__}"
+                raise LocalError(Code.BAD_INPUT, words)
         query = cls(network=network) if model is None else cls.of_uri(ModelUri.parse(model), network)
         expression = None if where is None else parse_search(where)
         return replace(query, task=task, tag=tag, where=expression)

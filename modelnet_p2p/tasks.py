@@ -1,9 +1,16 @@
 """The tasks that people mean: Hugging Face's `pipeline_tag` strings, by which a mistyped one is recognised.
 
-No list of what is allowed: any name that `check_task` lets pass is a task.
+No list of what is allowed in a record: any name that `check_task` lets pass is a task there, for a later
+version may know more. Who publishes is asked to use one of these, or a name of his own.
 """
 
 from __future__ import annotations
+
+from modelnet_p2p.errors import Code, LocalError
+from modelnet_p2p.names import MAX_TASK_BYTES, check_task
+
+OWN = "x-"  # how the tasks begin that an organisation has named
+LIKENESS = 0.75  # difflib's measure: one or two slips
 
 TASKS = frozenset(
     {
@@ -66,3 +73,27 @@ TASKS = frozenset(
         "zero-shot-object-detection",
     }
 )
+
+
+def is_known(task: str) -> bool:
+    """Whether others search for it, or somebody's organisation has named it."""
+    return task in TASKS or task.startswith(OWN)
+
+
+def check_known(task: str) -> None:
+    """Raises LocalError (bad-input) for a task that is neither."""
+    check_task(task)
+    if not is_known(task):
+        raise LocalError(Code.BAD_INPUT, f"{task!r} is no task that others search for", hint=meant(task))
+
+
+def meant(task: str) -> str:
+    """What to publish in place of an unknown task."""
+    from difflib import get_close_matches  # not at the top: nobody else needs it
+
+    near = get_close_matches(task, sorted(TASKS), 1, LIKENESS)
+    first = (
+        f"did you mean {near[0]}?" if near else "Hugging Face's pipeline tags are, as text-classification;"
+    )
+    own = f"{OWN}acme/{task}"[:MAX_TASK_BYTES]
+    return f"{first} A task of your own is named x-ORG/TASK, such as {own}"

@@ -24,7 +24,7 @@ from modelnet_p2p.names import check_network, protocol
 from modelnet_p2p.node.calls.budget import Budget
 from modelnet_p2p.node.calls.client import CallClient
 from modelnet_p2p.node.calls.elsewhere import Elsewhere
-from modelnet_p2p.node.calls.router import Router
+from modelnet_p2p.node.calls.router import MAX_CANDIDATES, Router
 from modelnet_p2p.node.calls.server import CallServer
 from modelnet_p2p.node.clocks import Clocks
 from modelnet_p2p.node.disk.home import Home
@@ -58,7 +58,6 @@ from modelnet_p2p.tuning import Tuning, preset
 
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 EVERYWHERE = "/ip4/0.0.0.0/tcp/0"
-MAX_CANDIDATES = 20  # offers that a call considers
 
 
 class Parts:
@@ -128,7 +127,7 @@ class Parts:
         too_much = self.finder.asked_too_much
         self.router = Router(
             self.call_client,
-            self._candidates,
+            self._standing,
             memory,
             self.owners,
             rng,
@@ -155,8 +154,8 @@ class Parts:
         self.nursery.start_soon(self._mine.serve, theirs)
         return mine
 
-    async def _candidates(self, query: Query) -> Sequence[Offer]:
-        return await self.finder.find(query, MAX_CANDIDATES)
+    async def _standing(self, query: Query) -> Sequence[Offer]:
+        return await self.finder.standing(query, MAX_CANDIDATES)
 
     def keep_weights_under(self, directory: Path) -> None:
         """Keep there what is fetched."""

@@ -31,6 +31,7 @@ from modelnet_p2p.node.serving.upstream.address import is_address
 from modelnet_p2p.node.weights.hashing import OnDisk
 from modelnet_p2p.node.weights.sharing import Sharing
 from modelnet_p2p.records import Identity, OfferRecord, Sealed, next_seq
+from modelnet_p2p.tasks import is_known, meant
 
 log = logging.getLogger(__name__)
 
@@ -363,6 +364,10 @@ class Hosting:
 def remarks(description: Description, source: Source, before: Source | None) -> dict[str, object]:
     """What its publisher should know beside: whose place it takes, and what is odd about it."""
     notes = [*source.notes, *description.notes]
+    if source.task is None and not is_known(description.task):
+        notes.append(
+            f"{description.task!r}, its task, is none that others search for: {meant(description.task)}"
+        )
     replaces = None if before is None else before.told_beside(source)
     if before is not None and not source.is_like(before):
         notes.append(f"--model NAME keeps both: this one as NAME, {replaces} as {description.name}")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -16,7 +18,7 @@ from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.identity import SEED_BYTES, KeyPair, PeerId
 from modelnet_p2p.names import ModelUri, parse_digest
 from modelnet_p2p.node.disk.files import read_bounded, reason, write_durably
-from modelnet_p2p.node.disk.home import encode_key, read_key
+from modelnet_p2p.node.disk.home import KEY_BYTES, decode_key, encode_key, read_key
 from modelnet_p2p.records import (
     MAX_MANIFEST_BYTES,
     MAX_REVOCATION_BYTES,
@@ -28,6 +30,9 @@ from modelnet_p2p.records import (
     seal_manifest,
     seal_revocation,
 )
+
+MAX_BESIDE = 4096  # files of a directory that are looked at for a hint
+MAX_NAMED = 4  # keys in it
 
 
 def make_key(path: Path) -> KeyPair:
@@ -44,10 +49,22 @@ def load_key(path: Path) -> KeyPair:
     """The owner's key in that file; raises LocalError (bad-input, bad-state)."""
     key = read_key(path)
     if key is None:
-        raise LocalError(
-            Code.BAD_INPUT, f"there is no key {path}", hint=f"modelnet-peer owner key {quote(str(path))}"
-        )
+        raise LocalError(Code.BAD_INPUT, f"there is no key {path}", hint=_keys_beside(path))
     return key
+
+
+def _keys_beside(path: Path) -> str:
+    """For who mistyped a path: a new key would be another owner, which has sealed nothing."""
+    found: list[str] = []
+    with suppress(OSError), os.scandir(path.parent) as entries:
+        for entry in islice(entries, MAX_BESIDE):
+            if entry.is_file() and entry.stat().st_size == KEY_BYTES:
+                with suppress(OSError, ValueError):
+                    decode_key(read_bounded(Path(entry), KEY_BYTES, follow=True)[0])
+                    found.append(str(path.parent / entry.name))
+    if found:
+        return f"keys there: {', '.join(map(quote, sorted(found)[:MAX_NAMED]))}"
+    return f"give the path of the file that `owner key` has made: none lies in {path.parent}"
 
 
 def seal_described(

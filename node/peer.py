@@ -19,8 +19,8 @@ from modelnet_p2p.errors import Code, LocalError, NotFound
 from modelnet_p2p.identity import KeyPair, PeerId
 from modelnet_p2p.names import PUBLIC_NETWORK, ModelUri
 from modelnet_p2p.node import reports
-from modelnet_p2p.node.assembly import MAX_CANDIDATES, Parts, assembled, joined
-from modelnet_p2p.node.calls.router import Fit, OnBegin, OnItem, Outcome
+from modelnet_p2p.node.assembly import Parts, assembled, joined
+from modelnet_p2p.node.calls.router import MAX_CANDIDATES, Fit, OnBegin, OnItem, Outcome
 from modelnet_p2p.node.calls.target import Target
 from modelnet_p2p.node.deadlines import check_timeout, within
 from modelnet_p2p.node.disk.state import State
@@ -28,7 +28,7 @@ from modelnet_p2p.node.joining import check_bootstraps
 from modelnet_p2p.node.notices import Notice, quiet
 from modelnet_p2p.node.overlay.batches import Tally
 from modelnet_p2p.node.overlay.driver import Bootstrap
-from modelnet_p2p.node.searches import WATCH_SECONDS, Explained, Found, Watch, looking, tags_of
+from modelnet_p2p.node.searches import WATCH_SECONDS, Explained, Found, Watch, check_limit, looking, tags_of
 from modelnet_p2p.node.serving.terms import Terms
 from modelnet_p2p.node.serving.upstream.address import is_address
 from modelnet_p2p.node.sources import source_of
@@ -137,7 +137,7 @@ class Peer:
         """
         query = Query.asked(task, model, tag, where, network=self.network_name)
         with self.parts.finder.within(timeout):
-            return await self.parts.finder.find(query, max(1, limit), with_dead=all)
+            return await self.parts.finder.find(query, check_limit(limit), with_dead=all)
 
     def search(
         self,
@@ -156,7 +156,7 @@ class Peer:
         ends the search. Raises LocalError (bad-input), RemoteError (deadline, busy).
         """
         query = Query.asked(task, model, tag, where, network=self.network_name)
-        return Found(self.parts.finder.search(query, max(1, limit), with_dead=all), timeout)
+        return Found(self.parts.finder.search(query, check_limit(limit), with_dead=all), timeout)
 
     def watch(
         self,
@@ -192,7 +192,7 @@ class Peer:
         """What `find` returns, with the reasons for each, and what was read and ruled out by what."""
         query, tally = Query.asked(task, model, tag, where, network=self.network_name), Tally()
         with self.parts.finder.within(timeout):
-            offers = await self.parts.finder.find(query, max(1, limit), with_dead=all, tally=tally)
+            offers = await self.parts.finder.find(query, check_limit(limit), with_dead=all, tally=tally)
         return Explained(query, tuple(offers), tally)
 
     async def why_none(

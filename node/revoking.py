@@ -95,7 +95,7 @@ class Revoking:
                 return _its_key_is_over(query, what, proof)
         found = (self._places.get(query.key(index), ()) for index in query.indexes() if index.kind == "model")
         proofs = [proof for proofs in found for proof in proofs]
-        return _a_key_is_over(what, proofs) if proofs else None
+        return _a_key_is_over(query, what, proofs) if proofs else None
 
     # --- hearing of more ---
 
@@ -250,13 +250,14 @@ def _its_key_is_over(query: Query, what: str, proof: Sealed) -> KeyIsOver:
     return KeyIsOver(words, hint=hint)
 
 
-def _a_key_is_over(what: str, proofs: Sequence[Sealed]) -> KeyIsOver:
+def _a_key_is_over(query: Query, what: str, proofs: Sequence[Sealed]) -> KeyIsOver:
     """For a name of which nobody is remembered: that such a key was its owner's is not proven."""
     told = "; ".join(f"{proof.record.provider} {told_of(proof)}" for proof in proofs)
     keys = "a key was" if len(proofs) == 1 else "keys were"
     return KeyIsOver(
         f"nobody offers {what!r}; under this name {keys} revoked: {told}",
-        hint="ask the model's owner for the key that is used now, and name it: modelnet-peer owner trust",
+        hint="ask the model's owner for the key that is used now, and name it:"
+        f" modelnet-peer owner trust {quote(query.model or 'MODEL')} OWNER",
     )
 
 

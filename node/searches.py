@@ -11,7 +11,7 @@ from typing import Self
 import trio
 
 from modelnet_p2p.changes import Change, Changes
-from modelnet_p2p.errors import RemoteError
+from modelnet_p2p.errors import Code, LocalError, RemoteError
 from modelnet_p2p.node.deadlines import check_timeout
 from modelnet_p2p.node.overlay.batches import Tally
 from modelnet_p2p.node.overlay.finder import Finder, Search
@@ -30,6 +30,13 @@ MAX_TAGGED = 64  # offers whose tags are looked at: a word that fewer than one i
 MAX_WATCHED = 256  # offers that one watch follows; each is pinged at each look
 
 Look = Callable[[Tally], Awaitable[Sequence[Offer] | None]]
+
+
+def check_limit(limit: int) -> int:
+    """How many offers are wanted; raises LocalError (bad-input) for what is no number of them."""
+    if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
+        raise LocalError(Code.BAD_INPUT, f"limit must be a whole number of offers, from 1, not {limit!r:.40}")
+    return limit
 
 
 class Found:

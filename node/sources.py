@@ -12,6 +12,7 @@ from modelnet_p2p.node.serving.own_script import importable
 from modelnet_p2p.node.serving.source import Source, checked_options
 from modelnet_p2p.node.serving.terms import Terms
 from modelnet_p2p.node.weights.sharing import Pulls
+from modelnet_p2p.tasks import check_known
 
 
 async def source_of(
@@ -32,6 +33,8 @@ async def source_of(
     terms: Terms,
 ) -> Source:
     """The source that `Peer.publish` means; raises LocalError (bad-input, forbidden)."""
+    if task is not None:
+        check_known(task)
     pulled = await pulls.source(source, cwd) if isinstance(source, str) else None
     note = await pulls.hidden(source, cwd) if isinstance(source, str) else ""
     if pulled is not None:

@@ -18,20 +18,21 @@ from modelnet_p2p.identity import PeerId
 from modelnet_p2p.node.calls.client import DEADLINE_GRACE, CallClient, Ongoing, told_us
 from modelnet_p2p.node.calls.compacting import compacted
 from modelnet_p2p.node.calls.found import Found
-from modelnet_p2p.node.calls.target import Target, one_owner, other_owners
+from modelnet_p2p.node.calls.target import Target, check_one_owner, other_owners
 from modelnet_p2p.node.calls.together import Together
 from modelnet_p2p.node.calls.tries import Tries, search_too_long
 from modelnet_p2p.node.owners import Owners, whole_name
 from modelnet_p2p.node.serving.backends.contract import MAX_BODY_BYTES
 from modelnet_p2p.node.serving.policy.memory import Memory
 from modelnet_p2p.node.single_error import single_error
-from modelnet_p2p.offers import Offer
+from modelnet_p2p.offers import Offer, State
 from modelnet_p2p.payload import Value
 from modelnet_p2p.query import Query
 from modelnet_p2p.records import OfferRecord
 
 log = logging.getLogger(__name__)
 
+MAX_CANDIDATES = 20  # offers that a call considers
 REFRESH_SECONDS = 10.0  # for a search that nobody waits for
 HINT_SECONDS = 1.0  # for the offer of a provider that a busy one named: a walk to one key, or a lie
 # of an answer in items that is collected into one list: a provider that never ends must not fill our memory
@@ -131,7 +132,7 @@ def outcome_of(
     )
 
 
-Search = Callable[[Query], Awaitable[Sequence[Offer]]]
+Search = Callable[[Query], Awaitable[Sequence[Offer]]]  # all that stands, best first, the dead ones too
 Why = Callable[[Query, str], Awaitable[NotFound | None]]  # nobody offers it
 OnBegin = Callable[[Begun], Awaitable[None]]
 OnItem = Callable[[Value], Awaitable[None]]
@@ -305,12 +306,15 @@ class Router:
     async def _seek(self, target: Target) -> Sequence[Offer]:
         owner = self._owners.meant(target.query)
         if owner is None:
-            offers = one_owner(target, await self._anybody_s(target.query))
+            standing = await self._anybody_s(target.query)
+            offers = _living(standing)
+            if offers:
+                check_one_owner(target, (*offers, *standing))
         else:
-            offers = await self._search(replace(target.query, owner=owner))
+            offers = _living(await self._search(replace(target.query, owner=owner)))
             if not offers:
                 await self._explain(target)
-                others = await self._search(target.query)
+                others = _living(await self._search(target.query))
                 offers = [offer for offer in others if offer.record.owner == owner]  # it came meanwhile
                 if others and not offers:
                     raise other_owners(target, owner, others)
@@ -321,7 +325,8 @@ class Router:
         return offers
 
     async def _anybody_s(self, query: Query) -> Sequence[Offer]:
-        """What is found where no owner is meant yet. Who claims the whole name is found out beside."""
+        """What is found where no owner is meant yet, the dead ones too: else a name would go to whoever
+        knocks the others down. Who claims the whole name is found out beside."""
         whole = whole_name(query)
         if whole is None or whole.model is None:
             return await self._search(query)
@@ -360,7 +365,7 @@ class Router:
         except ModelnetError:
             return None
         with trio.move_on_after(HINT_SECONDS):
-            for offer in await self._search(query):
+            for offer in _living(await self._search(query)):
                 is_meant = offer.provider == provider and target.query.matches(offer.record)
                 if is_meant and _is_same(offer, like) and not self._condemned(offer.record):
                     return offer
@@ -377,6 +382,11 @@ class Router:
         self._found.forget(target.query)
         if error.peer == offer.provider and error.code in (Code.UNREACHABLE, Code.DEADLINE, Code.BUSY):
             self._memory.failed(offer, busy=error.code is Code.BUSY)
+
+
+def _living(standing: Sequence[Offer]) -> Sequence[Offer]:
+    """Those that may be asked."""
+    return [offer for offer in standing if offer.state is not State.DEAD][:MAX_CANDIDATES]
 
 
 def _is_same(one: Offer, other: Offer) -> bool:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from modelnet_p2p.errors import Code, NotFound
+from modelnet_p2p.errors import Code, LocalError, NotFound
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.names import ModelUri, check_task
-from modelnet_p2p.offers import Offer
+from modelnet_p2p.offers import Offer, State
 from modelnet_p2p.query import Query
 
 TASK_SCHEME = "task:"
@@ -26,6 +26,10 @@ class Target:
     @classmethod
     def parse(cls, text: str, network: str, provider: PeerId | None = None) -> Target:
         """A model name, a `modelnet:` URI or `task:TASK`; raises LocalError (bad-input)."""
+        if not isinstance(text, str):
+            raise LocalError(
+                Code.BAD_INPUT, f"what is called is named by a string, not {type(text).__name__}"
+            )
         return _parse(text, network, provider)
 
 
@@ -39,20 +43,21 @@ def _parse(text: str, network: str, provider: PeerId | None) -> Target:
     return Target(replace(Query.of_uri(uri, network), provider=provider), text, provider is not None)
 
 
-def one_owner(target: Target, offers: Sequence[Offer]) -> Sequence[Offer]:
-    """Those offers, if they are all of one owner's model; NotFound (ambiguous) if a name has several.
+def check_one_owner(target: Target, offers: Sequence[Offer]) -> None:
+    """Raises NotFound (ambiguous) if a name is claimed by several owners, whoever of them can be reached.
 
     `offers` are the best first, and so are the owners in the error. A task asks for any model, so there
     owners may differ.
     """
     owners = list(dict.fromkeys(offer.owner for offer in offers))
     if target.query.model is not None and len(owners) > 1:
+        there = {offer.owner for offer in offers if offer.state is not State.DEAD}
+        told = [owner if owner in there else f"{owner} (whom nobody serves just now)" for owner in owners]
         raise NotFound(
-            f"{target.text!r} is claimed by {len(owners)} owners: {', '.join(owners)}",
+            f"{target.text!r} is claimed by {len(owners)} owners: {', '.join(told)}",
             code=Code.AMBIGUOUS,
             hint=_choose(target, owners[0]),
         )
-    return offers
 
 
 def other_owners(target: Target, remembered: PeerId, offers: Sequence[Offer]) -> NotFound:

@@ -155,7 +155,10 @@ def _next_step(wanted: Wanted, explained: bool, silent: bool) -> str:
         return f"what ruled others out: modelnet-peer find {quote(wanted.search)} --explain"
     if wanted.search is not None and wanted.task is None:
         return "leave out a condition, or offer it yourself: modelnet-peer publish --help"
-    named = [("model", wanted.model and "NAME"), ("task", wanted.task), ("tag", wanted.tag)]
+    from modelnet_p2p.tasks import is_known  # not at the top: few searches come here
+
+    task = wanted.task if wanted.task is None or is_known(wanted.task) else f"x-ORG/{wanted.task}"
+    named = [("model", wanted.model and "NAME"), ("task", task), ("tag", wanted.tag)]
     flags = " ".join(f"--{kind} {what}" for kind, what in named if what)
     yourself = f"offer it yourself: modelnet-peer publish MODULE:NAME {flags}"
     if wanted.tag is None or wanted.task is not None or wanted.model is not None:

@@ -32,7 +32,7 @@ from modelnet_p2p.node.disk.files import (
 
 # protobuf PrivateKey {1: Type = Ed25519 (1), 2: Data = 64 bytes: seed, public key}
 _KEY_HEADER = bytes.fromhex("08011240")
-_KEY_BYTES = len(_KEY_HEADER) + 2 * SEED_BYTES
+KEY_BYTES = len(_KEY_HEADER) + 2 * SEED_BYTES
 MAX_PEERS = 64  # addresses kept in peers.json: all are dialled at once by a start that finds nobody else
 MAX_PEERS_BYTES = 64 << 10  # of that file: as many of the longest addresses, 512 characters each, and more
 
@@ -187,8 +187,8 @@ def encode_key(key: KeyPair) -> bytes:
 
 def decode_key(data: bytes) -> KeyPair:
     """The inverse of `encode_key`; raises ValueError where size, kind or public key are wrong."""
-    if len(data) != _KEY_BYTES:
-        raise ValueError(f"it has {len(data)} bytes instead of {_KEY_BYTES}")
+    if len(data) != KEY_BYTES:
+        raise ValueError(f"it has {len(data)} bytes instead of {KEY_BYTES}")
     if not data.startswith(_KEY_HEADER):
         raise ValueError("it is not an Ed25519 key")
     key = KeyPair(data[len(_KEY_HEADER) :][:SEED_BYTES])

@@ -102,6 +102,10 @@ class Finder:
             tally.silent = len(ranked) - len(shown)
         return shown[:limit]
 
+    async def standing(self, query: Query, limit: int) -> list[Offer]:
+        """All that was read for a `find` of that limit, best first, the dead ones too."""
+        return self._rank(await self._with_signs_of_life(await self.offers(query, limit)))
+
     def search(self, query: Query, limit: int, *, with_dead: bool = False) -> Search:
         """The same in batches, each as soon as it was read; raises LocalError (bad-input)."""
         return Search(self, Batches(self.read, query, limit, Tally(), FIRST_MODELS), limit, with_dead)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.identity import KeyPair
-from modelnet_p2p.names import check_tag
+from modelnet_p2p.names import check_tag, digest_text
+from modelnet_p2p.node.manifests import full_name
 from modelnet_p2p.node.serving.description import Description
 from modelnet_p2p.node.serving.terms import Terms
 from modelnet_p2p.records import BadRecord, Manifest, OfferRecord, open_manifest, seal_manifest
@@ -117,7 +118,21 @@ def _opened(envelope: bytes, description: Description, terms: Terms) -> Manifest
     wanted |= {"licence": terms.licence} if terms.licence else {}
     for field, value in wanted.items():
         if getattr(manifest, field) != value:
-            words = f"the owner's seal of {description.name} is for another {field}"
-            hint = "publish it under another name without that seal, to own it yourself"
-            raise LocalError(Code.BAD_INPUT, words, hint=hint)
+            raise _another(manifest, field, value)
     return manifest
+
+
+def _another(manifest: Manifest, field: str, value: object) -> LocalError:
+    """For a seal that says something else than the model, or its publisher."""
+    sealed = _said(getattr(manifest, field))
+    if field in ("name", "version"):
+        words = f"the owner's seal is for another {field}: for {full_name(manifest)}, not {_said(value)}"
+        hint = "leave --model away: the seal names it; or publish it without the seal, to own it yourself"
+    else:
+        words = f"the owner's seal of {manifest.name} is for another {field}: {sealed}, not {_said(value)}"
+        hint = "publish it under another name without that seal, to own it yourself"
+    return LocalError(Code.BAD_INPUT, words, hint=hint)
+
+
+def _said(value: object) -> str:
+    return digest_text(value) if isinstance(value, bytes) else str(value or "none")

@@ -17,8 +17,8 @@ from modelnet_p2p.dht.liveness.obituaries import covers, is_timely
 from modelnet_p2p.dht.simulator import Node, Run
 from modelnet_p2p.dht.walks.collecting import Collect
 from modelnet_p2p.identity import PeerId
-from modelnet_p2p.node.assembly import MAX_CANDIDATES
 from modelnet_p2p.node.calls.found import FOUND_SECONDS
+from modelnet_p2p.node.calls.router import MAX_CANDIDATES
 from modelnet_p2p.node.overlay.batches import READ_AHEAD
 from modelnet_p2p.node.overlay.finder import MAX_PINGS, PING_ROUNDS, VITAL_SECONDS
 from modelnet_p2p.node.overlay.watching import HOLDERS_ASKED

@@ -173,7 +173,7 @@ def test_a_name_that_nobody_has(desk: Tmux, shell: Pane) -> None:
     nobody = shell.run("modelnet-peer invoke nothing-like-it hello --home ../second")
     assert (nobody.status, "modelnet-peer find --home ../second --task" in nobody.hint) == (3, True)
     task = shell.run("modelnet-peer find --task no-such-task")
-    assert (task.status, "publish MODULE:NAME --task no-such-task" in task.hint) == (3, True)
+    assert (task.status, "publish MODULE:NAME --task x-ORG/no-such-task" in task.hint) == (3, True)
 
 
 def test_before_any_peer_runs(desk: Tmux, shell: Pane) -> None:

@@ -185,6 +185,43 @@ async def test_two_owners_of_one_name_are_told_apart(open_town: OpenTown, shop: 
         assert await carol.invoke("task:x-town/shout", "hello") == "HELLO"  # a task asks for any model
 
 
+async def test_a_contested_name_does_not_go_to_whoever_is_left_up(open_town: OpenTown, shop: Path) -> None:
+    async with open_town() as town:
+        await town.peer("bob")  # who keeps records, and claims nothing
+        alice, mallory = await town.peer("alice"), await town.peer("mallory")
+        carol, dave = [await town.peer(name, listen=False) for name in ("carol", "dave")]
+        for peer, model in ((alice, "say@1"), (mallory, "say@2"), (alice, "lone")):
+            await peer.publish("townshop:shout", model=model, cwd=str(shop))
+        dave.owners.trust("say", mallory.peer_id, 0.0)
+        town.kill("alice")
+        while alice.id in {offer.provider for offer in await carol.find(model="say")}:
+            await trio.sleep(0.05)
+        with pytest.raises(NotFound, match=rf"{alice.id} \(whom nobody serves just now\)") as caught:
+            await carol.invoke("say", "hello")
+        assert caught.value.code is Code.AMBIGUOUS
+        assert f"owner trust say {mallory.id}" in caught.value.hint  # of those, the one who can be asked
+        assert await carol.invoke("say@2", "hello") == "HELLO"  # as named, and that decides nothing
+        assert carol.owners.all() == []
+        with pytest.raises(NotFound, match="nobody alive offers 'lone'"):  # claimed by one, who is gone
+            await carol.invoke("lone", "hello")
+        assert await dave.invoke("say", "hello") == "HELLO"  # he has chosen
+        carol.owners.trust("say", alice.peer_id, 0.0)
+        with pytest.raises(NotFound, match="of the owner whose model it was before"):
+            await carol.invoke("say", "hello")
+
+
+async def test_who_has_withdrawn_a_name_claims_it_no_more(open_town: OpenTown, shop: Path) -> None:
+    async with open_town() as town:
+        alice, bob = await town.peer("alice"), await town.peer("bob")
+        carol = await town.peer("carol", listen=False)
+        for peer in (alice, bob):
+            await peer.publish("townshop:shout", model="say", cwd=str(shop))
+        await alice.unpublish("say")
+        town.kill("alice")
+        assert await carol.invoke("say", "hello") == "HELLO"
+        assert [known.owner for known in carol.owners.all()] == [bob.peer_id]
+
+
 async def test_items_come_as_they_are_made_and_leaving_cancels_the_far_side(
     open_town: OpenTown, shop: Path
 ) -> None:
@@ -243,8 +280,36 @@ async def test_errors_of_the_caller_are_his_own(open_town: OpenTown) -> None:
             await carol.publish("builtin:digits")
         with pytest.raises(LocalError, match="nothing to look for"):
             await carol.find()
+        for asked in ({"task": 3}, {"where": ["a"]}, {"model": 2.5}, {"tag": b"x"}):
+            with pytest.raises(LocalError, match="must be a string, not"):
+                await carol.find(**asked)
+        for limit in (0, -1, 2.5, "many", True):
+            for search in (carol.find, carol.explain):
+                with pytest.raises(LocalError, match="a whole number of offers") as caught:
+                    await search(task=TASK, limit=limit)
+                assert caught.value.code is Code.BAD_INPUT
+            with pytest.raises(LocalError, match="a whole number of offers"):
+                carol.search(task=TASK, limit=limit)
+        wrong: Any = 3
+        for act in (carol.invoke(wrong, 1), carol.show(wrong), carol.invoke(TASK, 1, provider=wrong)):
+            with pytest.raises(LocalError, match="string, not int"):
+                await act
         with pytest.raises(LocalError, match="does not end in /p2p/ID"):
             await carol.bootstrap(["/ip4/127.0.0.1/tcp/1"])
+
+
+async def test_a_mistyped_task_is_not_published(open_town: OpenTown, shop: Path) -> None:
+    async with open_town() as town:
+        alice = await town.peer("alice")
+        for task, hint in (
+            ("text-generatoin", "did you mean text-generation? A task of your own is named x-ORG/TASK"),
+            ("shouting", "such as x-acme/shouting"),
+        ):
+            with pytest.raises(LocalError, match=f"'{task}' is no task that others search for") as caught:
+                await alice.publish("townshop:shout", task=task, cwd=str(shop))
+            assert (caught.value.code, hint in caught.value.hint) == (Code.BAD_INPUT, True)
+        for task in ("text-generation", "x-town/shout"):
+            assert (await alice.publish("townshop:shout", task=task, cwd=str(shop)))["notes"] == []
 
 
 async def test_bad_records_are_refused_counted_and_cost_their_neighbours_nothing(open_town: OpenTown) -> None:

@@ -168,6 +168,7 @@ async def test_a_stranger_s_revocation_under_a_name_changes_nothing_for_its_owne
         dave = await town.peer("dave", listen=False)
         with pytest.raises(NotFound) as caught:
             await dave.invoke("acme/loud", "hello")
+        assert caught.value.hint.endswith("modelnet-peer owner trust acme/loud OWNER")
         assert ACME2.id.text not in caught.value.message + caught.value.hint
         assert len(dave.parts.overlay.server.revocations) == 0
 

@@ -149,7 +149,7 @@ def test_where_no_tags_are_known_either(cli: Cli, bob: Any, monkeypatch: pytest.
     monkeypatch.setattr(bob, "known_tags", none)
     yourself = "offer it yourself: modelnet-peer publish MODULE:NAME"
     assert f"shows which tags there are; or {yourself} --tag t\n" in cli("find", "--tag", "t").err
-    assert f"hint: {yourself} --task a --tag t\n" in cli("find", "--task", "a", "--tag", "t").err
+    assert f"hint: {yourself} --task x-ORG/a --tag t\n" in cli("find", "--task", "a", "--tag", "t").err
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ def test_a_seal_or_key_that_is_none_is_refused_before_anything_is_loaded(
         assert (ran.status, error_of(ran)["code"]) == (2, "bad-input")
     ran = cli("owner", "sign", "m:f", "--key", str(tmp_path / "no.key"), "--out", str(broken), "--json")
     assert (ran.status, error_of(ran)["code"]) == (2, "bad-input")
-    assert "owner key" in error_of(ran)["hint"]
+    assert "that `owner key` has made" in error_of(ran)["hint"]
     assert cli("owner", "sign", "weights.pt", "--out", str(broken)).status == 6
     assert bob.asked == []
 
@@ -190,6 +190,18 @@ def test_what_revokes_nothing_is_refused_before_anybody_is_asked(
         ran = cli("owner", "revoke", *argv, "--json")
         assert (ran.status, ran.out, error_of(ran)["code"]) == (2, "", "bad-input"), argv
     assert bob.asked == []
+
+
+def test_a_mistyped_key_is_looked_for_beside_and_never_made_anew(
+    cli: Cli, bob: Any, acme: tuple[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "as-long-as-a-key").write_bytes(bytes(68))
+    ran = cli("owner", "revoke", "--key", str(tmp_path / "acme.kye"), "--json")
+    assert (ran.status, error_of(ran)["hint"]) == (2, f"keys there: {acme[1]}")
+    (tmp_path / "empty").mkdir()
+    for path in (tmp_path / "empty" / "acme.key", tmp_path / "nowhere" / "acme.key"):
+        ran = cli("owner", "revoke", "--key", str(path), "--json")
+        assert f"none lies in {path.parent}" in error_of(ran)["hint"]
 
 
 def test_a_revoked_owner_is_marked_in_the_list_and_not_trusted_anew(cli: Cli, bob: Any) -> None:

@@ -8,8 +8,10 @@ import pytest
 
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.identity import KeyPair
+from modelnet_p2p.node.hosting import remarks
 from modelnet_p2p.node.serving.description import Description
 from modelnet_p2p.node.serving.drafting import draft_offer
+from modelnet_p2p.node.serving.source import Source
 from modelnet_p2p.node.serving.terms import Terms
 from modelnet_p2p.records import Manifest, OfferRecord, seal_manifest
 
@@ -54,11 +56,27 @@ def test_a_seal_for_another_model_is_refused(field: str, value: object) -> None:
     assert caught.value.code is Code.BAD_INPUT
 
 
+def test_who_names_a_sealed_model_otherwise_is_told_what_the_seal_is_for() -> None:
+    with pytest.raises(LocalError, match=r"for acme/own@\S+, not acme/upper") as caught:
+        draft(replace(UPPER, manifest_envelope=carols(name="acme/own")))
+    assert "leave --model away" in caught.value.hint
+    with pytest.raises(LocalError, match=f"sha256:{'01' * 32}, not "):
+        draft(replace(UPPER, manifest_envelope=carols(digest=bytes([1]) * 32)))
+
+
 @pytest.mark.parametrize("envelope", [b"x", carols()[:-1], bytes(1536)])
 def test_a_broken_seal_is_refused(envelope: bytes) -> None:
     with pytest.raises(LocalError, match="the owner's seal of acme/upper is not sound") as caught:
         draft(replace(UPPER, manifest_envelope=envelope))
     assert caught.value.code is Code.BAD_INPUT
+
+
+def test_a_task_that_a_file_mistypes_is_published_with_a_note() -> None:
+    assert remarks(UPPER, Source("upper.onnx"), None)["notes"] == []
+    notes = remarks(replace(UPPER, task="text-generatoin"), Source("upper.onnx"), None)["notes"]
+    assert "did you mean text-generation?" in str(notes)
+    sealed = Source("upper.onnx", task="text-generatoin")  # so its owner's seal says
+    assert remarks(UPPER, sealed, None)["notes"] == []
 
 
 @pytest.mark.parametrize("said", [False, True])
