@@ -2,7 +2,8 @@
 
 Keys that many share hold cards; the offers behind them are read from their models' own keys, so that
 what is returned was checked with both seals. Each batch is read when it is asked for: who has enough
-stops asking, and nothing runs on.
+stops asking, and nothing runs on. Records outlive their providers by two hours, so what was read may be of
+the dead alone: who goes on asking is given what else was read, and then what lies deeper under the keys.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ from modelnet_p2p.query import Query
 from modelnet_p2p.records import Card, Identity, OfferRecord, Sealed
 
 READ_AHEAD = 4  # records read for each offer wanted: some are withdrawn, expired, or do not match
+LEAST_READ = 80  # records read for one offer wanted, as for a call: the best of these may be far better
+DEEPER = 8  # times as many are read where those before were not enough: each look is a walk of its own ...
+MAX_OFFERS_SIFTED = 4096  # ... up to this, as many as a holder keeps under a key: 16 MiB at the very worst
 MAX_MODELS_READ = 64  # models, or providers, whose keys are read at once: each is a walk of its own
-MAX_ROUNDS = 4  # of such reads, where most of what is read may not be meant
+MAX_ROUNDS = 4  # of such reads, where most of what is read may not be meant, or be of the dead
 FIRST_MODELS = 8  # read first where the first offers are wanted soon
 MAX_PROVIDERS_READ = 512  # of one such model: 64 times as many are 128 MiB at the very worst
 FIRST_SIFTED = 512  # records of a key that a search sifts at first: mostly enough, and some seven pages
@@ -86,28 +90,43 @@ class Batches:
         self._read = read
         self._query = query
         self._indexes = query.indexes()  # those that may hold more than was read
-        self._most = limit * READ_AHEAD  # in one batch
+        self._most = most_read(limit)  # in one batch
         self._tally = tally
         self._at_once = at_once
         self._seen: set[Identity] = set()
         self._sifted: set[Identity] = set()  # cards, and offers whose cards are not needed any more
         self._cards: list[Sealed] = []
+        self._left = Batch((), ())  # what was read and is more than one batch
+        self._given = 0  # offers
         self._places: list[bytes] = []  # where the offers behind the cards are still to be read
         self._looks = self._depths()  # records to read of the keys, next time
-        self._reads_left = MAX_MODELS_READ * (MAX_ROUNDS if query.sifts else 1)
+        self._reads_left = MAX_MODELS_READ * MAX_ROUNDS
         tally.keys = [query.key_name(index) for index in self._indexes]
 
     def _depths(self) -> list[int]:
         """How far to read at first, and then. Who asks for what few have must not lose it behind a crowd of
-        others under the same key; but who calls a model by name goes through no crowd of 4 KiB offers."""
-        if not self._query.sifts:
-            return [self._most]
-        first = max(self._most, FIRST_SIFTED)
-        searched = self._query.where is not None or self._query.finds_cards()
-        return [first, MAX_SIFTED] if searched and first < MAX_SIFTED else [first]
+        others under the same key, nor anybody a living one behind a crowd of the dead."""
+        first, deepest = self._most, MAX_OFFERS_SIFTED
+        if self._query.sifts:
+            first = max(first, FIRST_SIFTED)
+            if self._query.where is not None or self._query.finds_cards():
+                return [first, MAX_SIFTED] if first < MAX_SIFTED else [first]
+        # what is called by name is read in steps, so that few go through a crowd of 4 KiB offers
+        depths = [first]
+        while depths[-1] < deepest:
+            depths.append(min(DEEPER * depths[-1], deepest))
+        return depths
 
-    async def more(self) -> Batch | None:
-        """The next offers, none of them twice; may be empty. None at the end."""
+    async def more(self, *, some: bool = False) -> Batch | None:
+        """The next offers, none of them twice; may be empty. None at the end.
+
+        `some` that are not of the dead are known already: then no walk follows those that have found
+        READ_AHEAD offers for each one wanted.
+        """
+        if self._left.sealeds:
+            return self._cut(self._left)
+        if some and self._given >= self._most:
+            return None
         if not self._places:
             return await self._look() if self._looks and self._reads_left else None
         now, self._places = self._places[: self._at_once], self._places[self._at_once :]
@@ -117,7 +136,7 @@ class Batches:
         return self._batch(self._behind(walks), walks)
 
     async def _look(self) -> Batch:
-        """What the keys themselves hold: at first some of it, then all, where that was not enough."""
+        """What the keys themselves hold: at first some of it, then more, where that was not enough."""
         share = MAX_SIFTED // len(self._indexes)
         limit = min(self._looks.pop(0), max(self._most, FIRST_SIFTED, share))
         walks = await self._walk([self._query.key(index) for index in self._indexes], limit)
@@ -130,7 +149,6 @@ class Batches:
         self._sifted |= self._seen
         cards = [sealed for index, walk in pairs if index.holds_cards for sealed in walk.in_turns]
         told = self._tally.sift(self._query, cards, self._sifted)
-        told = told if self._query.sifts else told[: self._most]
         self._cards = sorted(told, key=self._doubt)
         self._places = self._behind_which(cards)[: self._reads_left]
         return batch
@@ -173,4 +191,16 @@ class Batches:
         return walks
 
     def _batch(self, sealeds: Sequence[Sealed], walks: Sequence[Reading]) -> Batch:
-        return Batch(self._tally.sift(self._query, sealeds, self._seen)[: self._most], walks)
+        return self._cut(Batch(self._tally.sift(self._query, sealeds, self._seen), walks))
+
+    def _cut(self, batch: Batch) -> Batch:
+        """The beginning of it; the rest is for later."""
+        now, later = batch.sealeds[: self._most], batch.sealeds[self._most :]
+        self._left = Batch(later, batch.walks)
+        self._given += len(now)
+        return Batch(now, batch.walks)
+
+
+def most_read(limit: int) -> int:
+    """How many records are read at once for so many offers wanted."""
+    return max(limit * READ_AHEAD, LEAST_READ)

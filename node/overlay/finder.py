@@ -24,7 +24,15 @@ from modelnet_p2p.node.calls.client import CallClient
 from modelnet_p2p.node.calls.server import PING
 from modelnet_p2p.node.calls.together import Together
 from modelnet_p2p.node.deadlines import within
-from modelnet_p2p.node.overlay.batches import FIRST_MODELS, MAX_MODELS_READ, READ_AHEAD, Batch, Batches, Tally
+from modelnet_p2p.node.overlay.batches import (
+    FIRST_MODELS,
+    MAX_MODELS_READ,
+    READ_AHEAD,
+    Batch,
+    Batches,
+    Tally,
+    most_read,
+)
 from modelnet_p2p.node.overlay.driver import Overlay
 from modelnet_p2p.node.overlay.publisher import Publisher
 from modelnet_p2p.node.overlay.reading import MAX_ADDRS, Reading, read_on
@@ -91,16 +99,35 @@ class Finder:
         thorough: bool = False,
         tally: Tally | None = None,
     ) -> list[Offer]:
-        """Offers that match, best first, at most `limit`; the dead ones only `with_dead`.
+        """Offers that match, best first, at most `limit`; the dead ones only `with_dead`. As long as too few
+        others are known, more is read.
 
         `thorough`: not only the best few are pinged, but all.
         """
-        offers = await self._with_signs_of_life(await self.offers(query, limit, tally), thorough)
-        ranked = self._rank(offers)
-        shown = [offer for offer in ranked if with_dead or offer.state is not State.DEAD]
-        if tally is not None:
-            tally.silent = len(ranked) - len(shown)
-        return shown[:limit]
+        since = trio.current_time() - VITAL_SECONDS
+        tally = tally or Tally()
+        at_once = max(FIRST_MODELS, min(limit * READ_AHEAD, MAX_MODELS_READ))
+        batches = Batches(self.read, query, limit, tally, at_once)
+        offers: list[Offer] = []
+        read, some, looked = 0, False, False
+        while len(offers) < limit and (batch := await batches.more(some=some)) is not None:
+            new = await self._with_addresses(batch)
+            offers, read, looked = offers + new, read + len(new), False
+            if len(offers) >= limit or read >= most_read(limit):
+                offers, looked = await self._there(offers, since, with_dead, thorough, tally), True
+                some = bool(offers)
+        if not looked:
+            offers = await self._there(offers, since, with_dead, thorough, tally)
+        return offers[:limit]
+
+    async def _there(
+        self, offers: Sequence[Offer], since: float, with_dead: bool, thorough: bool, tally: Tally
+    ) -> list[Offer]:
+        """Best first, without those of the dead, which are counted."""
+        ranked = self._rank(await self._with_signs_of_life(offers, since, thorough))
+        there = [offer for offer in ranked if with_dead or offer.state is not State.DEAD]
+        tally.silent += len(ranked) - len(there)
+        return there
 
     async def standing(self, query: Query, limit: int) -> list[Offer]:
         """All that was read for a `find` of that limit, best first, the dead ones too."""
@@ -116,12 +143,12 @@ class Finder:
         found: list[Offer] = []
         while len(found) < limit and (batch := await batches.more()) is not None:
             found += await self._with_addresses(batch)
-        return found[: limit * READ_AHEAD]
+        return found[: most_read(limit)]
 
     async def living(self, batch: Batch, with_dead: bool) -> list[Offer]:
         """The offers of a batch, best first, who of them is there."""
-        offers = await self._with_signs_of_life(await self._with_addresses(batch))
-        return [offer for offer in self._rank(offers) if with_dead or offer.state is not State.DEAD]
+        offers = await self._with_addresses(batch)
+        return await self._there(offers, trio.current_time() - VITAL_SECONDS, with_dead, False, Tally())
 
     async def read(self, keys: Sequence[bytes], limit: int) -> list[Reading]:
         """Walks to all of these at once, in their order."""
@@ -217,12 +244,13 @@ class Finder:
 
     # --- signs of life ---
 
-    async def _with_signs_of_life(self, offers: Sequence[Offer], thorough: bool = False) -> list[Offer]:
+    async def _with_signs_of_life(
+        self, offers: Sequence[Offer], since: float, thorough: bool = False
+    ) -> list[Offer]:
         """The offers with state, round trip and load; pings the best ones, until somebody is alive.
 
-        What is known when this begins stays good until it ends, however long others are waited for.
+        What was known at `since` stays good until this ends, however long others are waited for.
         """
-        since = trio.current_time() - VITAL_SECONDS
         for _ in range(1 + len(offers) // MAX_PINGS if thorough else PING_ROUNDS):
             offers = self._rank([self._annotated(offer, since) for offer in offers])
             unknown = {o.record.provider: o.addrs for o in offers if o.state is State.UNKNOWN}
@@ -284,6 +312,7 @@ class Search:
         self.finder = finder
         self._batches = batches
         self._wanted = limit
+        self._some = False  # offers were found that are not of the dead
         self._with_dead = with_dead
 
     def __aiter__(self) -> Search:
@@ -291,9 +320,10 @@ class Search:
 
     async def __anext__(self) -> Sequence[Offer]:
         """At least one offer, best first."""
-        while self._wanted and (batch := await self._batches.more()) is not None:
+        while self._wanted and (batch := await self._batches.more(some=self._some)) is not None:
             offers = (await self.finder.living(batch, self._with_dead))[: self._wanted]
             self._wanted -= len(offers)
+            self._some = self._some or bool(offers)
             if offers:
                 return offers
         raise StopAsyncIteration

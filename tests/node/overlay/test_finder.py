@@ -103,7 +103,9 @@ async def test_who_was_alive_when_a_look_began_is_so_when_it_ends(
         offers = await finder.offers(Query(network="town", model=NAME), 10)
 
         async def look(offers: Sequence[Offer]) -> dict[str, State]:
-            looked = await finder._with_signs_of_life(offers, thorough=True)
+            looked = await finder._with_signs_of_life(
+                offers, trio.current_time() - VITAL_SECONDS, thorough=True
+            )
             return {offer.provider: offer.state for offer in looked}
 
         known = [offer for offer in offers if offer.provider != carol.id]
