@@ -257,6 +257,12 @@ def uncovered(expression: Expression) -> Expression:
             return expression
 
 
+def starred_places(expression: Expression) -> list[Word]:
+    """What would say where to look, were there no star in it, in the order of the text."""
+    words = (Word(attribute, pattern) for attribute, pattern in wanted_words(expression))
+    return [word for word in words if word.attribute in INDEXED and WILD in word.pattern]
+
+
 def wanted_words(expression: Expression) -> Iterator[tuple[str, str]]:
     """Attribute and value of each word that is asked for, and not ruled out, in the order of the text."""
     match expression:

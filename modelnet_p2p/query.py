@@ -9,6 +9,7 @@ from typing import Self
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.expression import (
     MAX_KEYS,
+    WILD,
     Expression,
     Index,
     Word,
@@ -17,6 +18,7 @@ from modelnet_p2p.expression import (
     keys_of,
     keys_of_owner,
     reasons,
+    starred_places,
     uncovered,
 )
 from modelnet_p2p.identity import PeerId
@@ -35,6 +37,8 @@ from modelnet_p2p.names import (
 )
 from modelnet_p2p.records import Record
 from modelnet_p2p.searching import parse_search
+
+EXAMPLE_PLACE = "task:text-generation"  # of a hint
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,8 +214,18 @@ def _nowhere(where: Expression | None) -> LocalError:
         )
     part = uncovered(where)
     about = "the search" if part == where else f"its part {str(part)!r}"
-    return LocalError(
-        Code.BAD_INPUT,
-        f"{about} does not say where to look: offers lie under task, model, tag, digest, provider and owner",
-        hint=f"add one of these: modelnet-peer find {quote(f'task:text-generation and ({where})')}",
+    words = (
+        f"{about} does not say where to look: offers lie under task, model, tag, digest, provider and owner"
     )
+    starred = starred_places(part)
+    if starred:
+        words += f", each by its whole name, and {starred[0]} has a star: that is no place"
+    of_task = next((word for word in starred if word.attribute == "task"), None)
+    if of_task is not None:
+        meant = str(where).replace(str(of_task), EXAMPLE_PLACE)
+        return LocalError(
+            Code.BAD_INPUT, words, hint=f"name the task as a whole: modelnet-peer find {quote(meant)}"
+        )
+    every = starred and where == starred[0] and not starred[0].pattern.strip(WILD)
+    meant = EXAMPLE_PLACE if every else f"{EXAMPLE_PLACE} and ({where})"
+    return LocalError(Code.BAD_INPUT, words, hint=f"add one of these: modelnet-peer find {quote(meant)}")

@@ -106,11 +106,12 @@ def _mistyped(session: Session, command: str, given: Mapping[str, Any]) -> str:
         task = target.removeprefix("task:")
     if command not in ("find", "invoke") or not (search or task):
         return ""
+    from modelnet_p2p.attributes import TIERS
     from modelnet_p2p.tasks import TASKS
 
     sight = _in_sight(session)
     known = {*TASKS, *sight["tasks"]}
-    meant = _meant_search(search, {**sight, "tasks": list(known)}) if search else None
+    meant = _meant_search(search, {**sight, "tasks": list(known), "tiers": TIERS}) if search else None
     if meant:
         return _did_you_mean(meant, session, given, search=(meant,))
     meant = nearest(str(task), known) if task and task not in known else None

@@ -182,6 +182,15 @@ def test_flags_and_search_share_the_most_exact_key() -> None:
     [
         ("licence:mit", "does not say where to look", "'task:text-generation and (licence:mit)'"),
         ("task:a or licence:mit", "its part 'licence:mit' does not say where", "task:text-generation and"),
+        ("model:acme/*", "model:acme/* has a star", "'task:text-generation and (model:acme/*)'"),
+        ("owner:*", "owner:* has a star: that is no place", "modelnet-peer find task:text-generation"),
+        (
+            "task:*",
+            "each by its whole name, and task:* has a star",
+            "modelnet-peer find task:text-generation",
+        ),
+        ("task:text-* and licence:mit", "task:text-* has", "'task:text-generation and licence:mit'"),
+        ("tag:a or tag:b*", "its part 'tag:b*' does not", "'task:text-generation and (tag:a or tag:b*)'"),
         (" or ".join(f"tag:t{n}" for n in range(MAX_KEYS + 1)), f"looks in {MAX_KEYS + 1} places", "fewer"),
     ],
 )

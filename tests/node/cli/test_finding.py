@@ -80,6 +80,7 @@ async def nobody(*args: object, **asked: object) -> list[object]:
         (["find", "--model", "acme/echo", "--tag", "germn"], "find --model acme/echo --tag german"),
         (["find", "--task", "transl", "--tag", "german"], "find --task translation --tag german"),
         (["find", "--model", "acme/ehco", "--tag", "german"], "find --model acme/echo --tag german"),
+        (["find", "task:translation", "tier:egde"], "find 'task:translation tier:edge'"),
         (["find", "tier:edge", "tag:a", "--task", "transl"], "find 'tier:edge tag:a' --task translation"),
     ],
 )
