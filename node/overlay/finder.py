@@ -131,7 +131,8 @@ class Finder:
 
     async def standing(self, query: Query, limit: int) -> list[Offer]:
         """All that was read for a `find` of that limit, best first, the dead ones too."""
-        return self._rank(await self._with_signs_of_life(await self.offers(query, limit)))
+        since = trio.current_time() - VITAL_SECONDS
+        return self._rank(await self._with_signs_of_life(await self.offers(query, limit), since))
 
     def search(self, query: Query, limit: int, *, with_dead: bool = False) -> Search:
         """The same in batches, each as soon as it was read; raises LocalError (bad-input)."""
