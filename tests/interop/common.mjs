@@ -20,11 +20,7 @@ export async function readAll (stream) {
   return Buffer.concat(parts)
 }
 
-export async function write (stream, bytes) {
-  for (let at = 0; at < bytes.length; at += 60000) {
-    if (!stream.send(bytes.subarray(at, at + 60000))) await stream.onDrain()
-  }
-}
+export { write } from './modelnet.mjs'
 
 // js-libp2p lets 1,000 streams in by default, identify among them
 export const MANY = { maxInboundStreams: 2000, maxOutboundStreams: 2000 }

@@ -6,55 +6,26 @@
 //   {"do":"read","name":"model/x"}       the sealed offers behind it, each verified here (modelnet.mjs)
 //   {"do":"publish","model":"x","task":"t"}    an offer and a card of its own, stored with peers of ours
 import { createInterface } from 'node:readline'
-import { makeNode, say, write } from './common.mjs'
+import { makeNode, say } from './common.mjs'
 import {
-  addProvider, getProviders, keyOf, keyPair, openOffer, pack, parseMessage, readUvarint, seal, sealOffer, sha256,
-  summary
+  addProvider, ask, base58, getProviders, keyOf, keyPair, openOffer, places, protocolOf, sealOffer
 } from './modelnet.mjs'
 import { kadDHT, passthroughMapper } from '@libp2p/kad-dht'
 import { generateKeyPairFromSeed } from '@libp2p/crypto/keys'
 import { multiaddr } from '@multiformats/multiaddr'
-import { base58btc } from 'multiformats/bases/base58'
 import { CID } from 'multiformats/cid'
 import * as Digest from 'multiformats/hashes/digest'
 
 const [network, seed, ...bootstraps] = process.argv.slice(2)
-const protocol = network === 'public'
-  ? '/modelnet/kad/1.0.0'
-  : `/modelnet/${sha256(network).subarray(0, 8).toString('hex')}/kad/1.0.0`
+const protocol = protocolOf(network, 'kad')
 const key = keyPair(Buffer.from(seed, 'hex'))
 const node = await makeNode(true, {
   privateKey: await generateKeyPairFromSeed('Ed25519', Buffer.from(seed, 'hex')),
   services: { dht: kadDHT({ protocol, clientMode: false, peerInfoMapper: passthroughMapper }) }
 })
-const text = (id) => base58btc.encode(id).slice(1)
 
-// One request on a stream of its own, and its reply; a stock peer does not answer ADD_PROVIDER.
-async function ask (peer, request) {
-  const stream = await node.dialProtocol(peer, protocol, { signal: AbortSignal.timeout(5000) })
-  const patience = setTimeout(() => stream.abort(new Error('no reply')), 1000)
-  try {
-    await write(stream, request)
-    let got = Buffer.alloc(0)
-    for await (const part of stream) {
-      got = Buffer.concat([got, part.subarray()])
-      const end = ending(got)
-      if (end && got.length >= end.to) {
-        stream.close().catch(() => {})
-        return parseMessage(got.subarray(end.from, end.to))
-      }
-    }
-    throw new Error('the stream ended before the reply')
-  } finally {
-    clearTimeout(patience)
-  }
-}
-
-// Where the first message in these bytes lies, once all of its length is there.
-function ending (bytes) {
-  if (bytes.subarray(0, 3).every((byte) => byte >= 0x80)) return null
-  const { number, at } = readUvarint(bytes)
-  return { from: at, to: at + number }
+async function request (peer, message) {
+  return await ask(await node.dialProtocol(peer, protocol, { signal: AbortSignal.timeout(5000) }), message)
 }
 
 async function closest (key) {
@@ -66,8 +37,8 @@ async function closest (key) {
 }
 
 // Each closest peer's answer; those that fail are left out.
-async function askClosest (key, request) {
-  const replies = await Promise.all((await closest(key)).map((peer) => ask(peer, request).catch(() => null)))
+async function askClosest (key, message) {
+  const replies = await Promise.all((await closest(key)).map((peer) => request(peer, message).catch(() => null)))
   return replies.filter((reply) => reply !== null)
 }
 
@@ -97,7 +68,7 @@ const actions = {
       for (const sealed of records) {
         try {
           const offer = openOffer(sealed, { network })
-          offers[text(offer.provider)] = { model: offer.manifest.name, task: offer.manifest.task, seq: offer.seq }
+          offers[base58(offer.provider)] = { model: offer.manifest.name, task: offer.manifest.task, seq: offer.seq }
         } catch (error) {
           refused.push(error.message)
         }
@@ -108,16 +79,9 @@ const actions = {
 
   async publish ({ model, task }) {
     const sealed = sealOffer({ name: model, task }, key, { network, framework: 'js' })
-    const offer = openOffer(sealed, { network })
-    const card = seal('/modelnet/card/1', pack({
-      ...summary(sealed, offer),
-      ...{ p: key.id, n: network, o: key.id, m: model, t: task, f: 'js' },
-      ...{ s: offer.seq, e: offer.expires, h: sha256(sealed) }
-    }), key)
     const addresses = node.getMultiaddrs().map((address) => Buffer.from(address.decapsulateCode(421).bytes))
-    const places = { [`model/${model}`]: sealed, [`peer/${text(key.id)}`]: sealed, [`task/${task}`]: card }
     const stored = {}
-    await Promise.all(Object.entries(places).map(async ([name, record]) => {
+    await Promise.all(places(sealed, key).map(async ([name, record]) => {
       const place = keyOf(network, name)
       const replies = await askClosest(place, addProvider(place, key.id, addresses, record))
       stored[name] = replies.filter((reply) => reply.records !== undefined && !reply.refused).length

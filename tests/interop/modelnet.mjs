@@ -1,12 +1,14 @@
-// A second, independent reader and writer of our records and of our part of the kad protocol, in one
-// file without packages: canonical msgpack, libp2p signed envelopes, kad messages with our extension
-// fields. docs/protocol.md says what it follows; whoever wants to speak with our network from js may copy it.
+// A second, independent reader and writer of our records, of our part of the kad protocol and of plain calls,
+// in one file without packages: canonical msgpack, libp2p signed envelopes, kad messages with our extension
+// fields, frames. docs/protocol.md says what it follows, docs/interop.md how it is used; whoever wants to
+// speak with our network from js may copy it.
 //
 //   const key = keyOf('public', 'task/text-classification')
 //   const reply = parseMessage(bytes)                   // of a GET_PROVIDERS stream
 //   for (const sealed of reply.records) offer = openOffer(sealed, { network: 'public' })  // or throws
 import { createHash, createPrivateKey, createPublicKey, sign, verify } from 'node:crypto'
 
+// 32 bytes, as a Buffer; multiformats' `sha256` is another thing: a hasher whose `digest` gives a multihash.
 export const sha256 = (data) => createHash('sha256').update(data).digest()
 
 // --- canonical msgpack: sorted string keys, shortest encodings, integers only ---
@@ -39,31 +41,50 @@ function integer (value) {
   throw new RangeError(`${value} has more than 64 bits`)
 }
 
-export function pack (value) {
-  if (value === null) return Buffer.from([0xc0])
-  if (typeof value === 'boolean') return Buffer.from([value ? 0xc3 : 0xc2])
-  if (typeof value === 'bigint' || Number.isSafeInteger(value)) return integer(value)
-  if (typeof value === 'string') {
-    const utf8 = Buffer.from(value, 'utf8')
-    return Buffer.concat([header(utf8.length, 0xa0, 32, { 1: 0xd9, 2: 0xda, 4: 0xdb }), utf8])
+// `float` is asked for what has no canonical form.
+function packer (float) {
+  return function pack (value) {
+    if (value === null) return Buffer.from([0xc0])
+    if (typeof value === 'boolean') return Buffer.from([value ? 0xc3 : 0xc2])
+    if (typeof value === 'bigint' || Number.isSafeInteger(value)) return integer(value)
+    if (typeof value === 'string') {
+      const utf8 = Buffer.from(value, 'utf8')
+      return Buffer.concat([header(utf8.length, 0xa0, 32, { 1: 0xd9, 2: 0xda, 4: 0xdb }), utf8])
+    }
+    if (Buffer.isBuffer(value)) {
+      return Buffer.concat([header(value.length, 0, 0, { 1: 0xc4, 2: 0xc5, 4: 0xc6 }), value])
+    }
+    if (Array.isArray(value)) {
+      return Buffer.concat([header(value.length, 0x90, 16, { 2: 0xdc, 4: 0xdd }), ...value.map(pack)])
+    }
+    if (typeof value === 'object') {
+      const entries = Object.entries(value).map(([key, item]) => [Buffer.from(key, 'utf8'), key, item])
+      entries.sort((a, b) => Buffer.compare(a[0], b[0])) // by UTF-8 bytes; sort() alone goes by UTF-16
+      const body = entries.flatMap(([, key, item]) => [pack(key), pack(item)])
+      return Buffer.concat([header(entries.length, 0x80, 16, { 2: 0xde, 4: 0xdf }), ...body])
+    }
+    return float(value)
   }
-  if (Buffer.isBuffer(value)) {
-    return Buffer.concat([header(value.length, 0, 0, { 1: 0xc4, 2: 0xc5, 4: 0xc6 }), value])
-  }
-  if (Array.isArray(value)) {
-    return Buffer.concat([header(value.length, 0x90, 16, { 2: 0xdc, 4: 0xdd }), ...value.map(pack)])
-  }
-  if (typeof value === 'object') {
-    const entries = Object.entries(value).map(([key, item]) => [Buffer.from(key, 'utf8'), key, item])
-    entries.sort((a, b) => Buffer.compare(a[0], b[0])) // by UTF-8 bytes; sort() alone goes by UTF-16
-    const body = entries.flatMap(([, key, item]) => [pack(key), pack(item)])
-    return Buffer.concat([header(entries.length, 0x80, 16, { 2: 0xde, 4: 0xdf }), ...body])
-  }
-  throw new TypeError(`${typeof value} has no canonical form`)
 }
 
+export const pack = packer((value) => { throw new TypeError(`${typeof value} has no canonical form`) })
+
+// As `pack`, with floats: what calls carry.
+const packValue = packer((value) => {
+  if (typeof value !== 'number') throw new TypeError(`${typeof value} is no value`)
+  const out = Buffer.alloc(9, 0xcb)
+  out.writeDoubleBE(value, 1)
+  return out
+})
+
+// The value that canonical msgpack holds; what is none does not come out of `pack` again as it went in.
 export function unpack (data) {
-  // what is no canonical encoding does not come out of `pack` again as it went in
+  const found = unpackValue(data)
+  if (!pack(found).equals(data)) throw new RangeError('not canonical')
+  return found
+}
+
+function unpackValue (data) {
   let at = 0
   const take = (count) => {
     if (at + count > data.length) throw new RangeError('cut off')
@@ -91,6 +112,7 @@ export function unpack (data) {
       case 0xc2: return false
       case 0xc3: return true
       case 0xc4: case 0xc5: case 0xc6: return Buffer.from(take(number(1 << (code - 0xc4))))
+      case 0xcb: return take(8).readDoubleBE()
       case 0xcc: case 0xcd: case 0xce: case 0xcf: return number(1 << (code - 0xcc))
       case 0xd0: case 0xd1: case 0xd2: case 0xd3: return signed(1 << (code - 0xd0))
       case 0xd9: case 0xda: case 0xdb: return take(number(1 << (code - 0xd9))).toString('utf8')
@@ -100,7 +122,7 @@ export function unpack (data) {
     throw new RangeError(`byte ${code} begins no value`)
   }
   const found = value(0)
-  if (at !== data.length || !pack(found).equals(data)) throw new RangeError('not canonical')
+  if (at !== data.length) throw new RangeError('more than one value')
   return found
 }
 
@@ -160,6 +182,15 @@ export function keyPair (seed) {
 const signedBytes = (type, payload) =>
   Buffer.concat([Buffer.from('modelnet-record'), Buffer.from(type), payload].map(prefixed))
 
+const ALPHABET = '123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz'
+
+// A peer id as it is written: 12D3Koo…
+export function base58 (bytes) {
+  let text = ''
+  for (let rest = BigInt('0x' + bytes.toString('hex')); rest > 0n; rest /= 58n) text = ALPHABET[rest % 58n] + text
+  return '1'.repeat(bytes.findIndex((byte) => byte !== 0)) + text
+}
+
 export function seal (type, payload, key) {
   const signature = sign(null, signedBytes(type, payload), key.secret)
   const parts = [field(1, key.publicKey), field(2, Buffer.from(type)), field(3, payload), field(5, signature)]
@@ -204,6 +235,34 @@ export function sealOffer (model, key, { network, now = Date.now() * 1000, ...mo
   return seal('/modelnet/offer/1', pack({ provider: key.id, network, manifest, ...times, ...more }), key)
 }
 
+// The card of a sealed offer: for its task's key, or for that of one of its tags. What finds it by either.
+export function sealCard (sealed, key, tag = '') {
+  const { network, issued } = open(sealed).record
+  const offer = openOffer(sealed, { network, now: issued })
+  const { owner, name, version = '', task, digest } = offer.manifest
+  const said = { g: tag, v: version, l: offer.part ?? '', f: offer.framework ?? '', d: digest ?? '' }
+  const card = {
+    ...{ p: key.id, n: network, o: owner, m: name, t: task, s: offer.seq, e: offer.expires, h: sha256(sealed) },
+    ...Object.fromEntries(Object.entries(said).filter(([, value]) => value !== '')) // a default is left out
+  }
+  const full = seal('/modelnet/card/1', pack({ ...card, ...summary(sealed, offer) }), key)
+  return full.length <= 512 ? full : seal('/modelnet/card/1', pack(card), key)
+}
+
+// All that a publisher stores of an offer of its own, and where: [[name of the key, record], …].
+export function places (sealed, key) {
+  const { network, issued } = open(sealed).record
+  const { manifest, tags = [] } = openOffer(sealed, { network, now: issued })
+  return [
+    [`model/${manifest.name}`, sealed],
+    [`peer/${base58(key.id)}`, sealed],
+    ...(manifest.digest ? [[`digest/${manifest.digest.toString('hex')}`, sealed]] : []),
+    ...(manifest.owner.equals(key.id) ? [] : [[`owner/${base58(manifest.owner)}`, sealed]]),
+    [`task/${manifest.task}`, sealCard(sealed, key)],
+    ...tags.map((tag) => [`tag/${tag}`, sealCard(sealed, key, tag)])
+  ]
+}
+
 // What a card may say of its offer beside its names: marks of the words that searches ask for, and numbers.
 export function summary (sealed, offer) {
   const specs = (list = []) => list.flatMap(({ kind, dtype }) => [kind, dtype])
@@ -237,6 +296,10 @@ export function summary (sealed, offer) {
 export const ADD_PROVIDER = 2
 export const GET_PROVIDERS = 3
 
+// The id of a protocol, `kad` or `call`, in the network of this name.
+export const protocolOf = (network, part) =>
+  `/modelnet/${network === 'public' ? '' : `${sha256(network).toString('hex', 0, 8)}/`}${part}/1.0.0`
+
 // The multihash under which the records of e.g. `task/text-classification` lie.
 export const keyOf = (network, name) =>
   Buffer.concat([Buffer.from([0x12, 0x20]), sha256(`/modelnet/${network}/${name}`)])
@@ -264,5 +327,103 @@ export function parseMessage (data) {
     records: records?.filter((record) => record.length > 0),
     cursor,
     refused: refused?.toString()
+  }
+}
+
+export async function write (stream, bytes) {
+  for (let at = 0; at < bytes.length; at += 60000) {
+    if (!stream.send(bytes.subarray(at, at + 60000))) await stream.onDrain()
+  }
+}
+
+// The reply to a request, on a stream of its own of the kad protocol, one of js-libp2p's or like them. Throws where
+// none came in time: stock peers send none to ADD_PROVIDER.
+export async function ask (stream, request, patience = 1000) {
+  const timer = setTimeout(() => stream.abort(new Error('no reply')), patience)
+  try {
+    await write(stream, request)
+    let got = Buffer.alloc(0)
+    for await (const part of stream) {
+      got = Buffer.concat([got, part.subarray()])
+      const end = ending(got)
+      if (end && got.length >= end.to) {
+        stream.close().catch(() => {})
+        return parseMessage(got.subarray(end.from, end.to))
+      }
+    }
+    throw new Error('the stream ended before the reply')
+  } finally {
+    clearTimeout(timer)
+  }
+}
+
+// Where the first message in these bytes lies, once all of its length is there.
+function ending (bytes) {
+  if (bytes.subarray(0, 3).every((byte) => byte >= 0x80)) return null
+  const { number, at } = readUvarint(bytes)
+  return { from: at, to: at + number }
+}
+
+// --- calls: one after another on a stream; no items, no tensors ---
+
+const CALL = 1
+const RESULT = 4
+const FAULT = 5
+const HEADER = 16
+const MAX_HEAD = 65_536
+const MAX_BODY = 1 << 20 // as much as one such call may hold here
+
+function frame (kind, head, body = Buffer.alloc(0)) {
+  const packed = pack(head)
+  const start = Buffer.alloc(HEADER)
+  start[0] = kind
+  start.writeUInt32LE(packed.length, 4)
+  start.writeBigUInt64LE(BigInt(body.length), 8)
+  return Buffer.concat([start, packed, body])
+}
+
+// The first CALL in these bytes, { head, body, size }, or null while some of it is still to come.
+function readCall (data) {
+  if (data.length < HEADER) return null
+  const [head, body] = [data.readUInt32LE(4), Number(data.readBigUInt64LE(8))]
+  if (data[0] !== CALL || data[1] !== 0 || data.readUInt16LE(2) !== 0) throw new RangeError('no plain CALL')
+  if (head > MAX_HEAD || body > MAX_BODY) throw new RangeError('a frame too large')
+  const size = HEADER + head + body
+  if (data.length < size) return null
+  const said = head ? unpackValue(data.subarray(HEADER, HEADER + head)) : {}
+  return { head: said, body: data.subarray(HEADER + head, size), size }
+}
+
+// Answers all calls on one stream of the call protocol. `models` are functions of (input, params) by name; a ping
+// is told which there are, and whoever is not told takes this peer for dead.
+export async function serve (stream, models) {
+  let got = Buffer.alloc(0)
+  try {
+    for await (const part of stream) {
+      got = Buffer.concat([got, part.subarray()])
+      for (let call; (call = readCall(got)) !== null; got = got.subarray(call.size)) {
+        await write(stream, await answer(call, models))
+      }
+    }
+    await stream.close()
+  } catch (error) {
+    stream.abort(error) // a frame that is none, or the caller is gone
+  }
+}
+
+async function answer ({ head, body }, models) {
+  const fault = (code, message) => frame(FAULT, { code, message: message.split('\n')[0].slice(0, 500) })
+  if (head.method === 'ping') {
+    const loads = Object.fromEntries(Object.keys(models).map((name) => [name, 0]))
+    return frame(RESULT, {}, packValue({ models: loads, unix_ms: Date.now() }))
+  }
+  if ((head.method ?? 'invoke') !== 'invoke') return fault('unknown-method', `${head.method} is not served here`)
+  const name = head.target.replace(/^modelnet:/, '').split('?')[0].split('@')[0]
+  if (!Object.hasOwn(models, name)) return fault('not-found', `${name} is not served here`)
+  if (head.tree !== undefined) return fault('bad-input', 'tensors are not taken here')
+  try {
+    return frame(RESULT, {}, packValue(await models[name](unpackValue(body), head.params ?? {})))
+  } catch (error) {
+    return fault('model-error', String(error))
   }
 }
