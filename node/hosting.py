@@ -36,6 +36,9 @@ from modelnet_p2p.tasks import is_known, meant
 log = logging.getLogger(__name__)
 
 
+MAX_ENDED = 256  # models that a revocation ended, of which `status` tells
+
+
 class Sequences:
     """Sequence numbers for this peer's records: above all that it ever took.
 
@@ -77,6 +80,7 @@ class Hosting:
         self._state = state
         self._identities: dict[str, Identity] = {}  # by model name: what of mine is published
         self.unrestored: dict[str, str] = {}  # by model name: "loading", or why it is not served again
+        self.ended: dict[str, dict[str, object]] = {}  # by model name: what a revocation ended in this run
         self._changing = trio.Lock()  # one change at a time: they touch disk, table and network
 
     @property
@@ -124,6 +128,7 @@ class Hosting:
             self._identities[draft.name] = draft.identity
             self._sharing.put(name, shared)
             self.unrestored.pop(draft.name, None)
+            self.ended.pop(draft.name, None)
             notice(f"telling the network of {draft.name}")
             published = await self._tell(draft, tombstone)
         return {
@@ -295,6 +300,7 @@ class Hosting:
                 if revoked not in (identity.provider, identity.owner):
                     continue
                 names.append(name)
+                self._note_end(identity, revoked)
                 keys.update(dict.fromkeys(self._publisher.abandon(identity)))
                 del self._identities[name]
                 self._sharing.put(name, None)
@@ -305,6 +311,17 @@ class Hosting:
                 except LocalError as error:  # it is refused when it is published again
                     log.error("%s is served no more, but still remembered: %s", name, error.message)
         return names, list(keys)
+
+    def _note_end(self, identity: Identity, revoked: PeerId) -> None:
+        """To be told by `status` until it is published again: it is in no other list any more."""
+        name, version = identity.name, identity.version
+        if len(self.ended) >= MAX_ENDED:
+            del self.ended[next(iter(self.ended))]
+        self.ended[name] = {
+            "model": f"{name}@{version}" if version else name,
+            "ended_unix": int(time.time()),
+            **(self._revoking.fate(revoked) or {"revoked": revoked.text}),
+        }
 
     def lines(self) -> list[dict[str, object]]:
         """The models of the contract's `status` object; those not yet served again after them."""

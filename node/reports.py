@@ -44,6 +44,7 @@ def status(parts: Parts, gateway: str | None) -> dict[str, object]:
         "records": len(parts.overlay.server.store),
         "rss_bytes": rss_bytes(),
         "models": [*parts.hosting.lines(), *parts.upstreams.lines()],
+        "ended": list(parts.hosting.ended.values()),
         "refused": refused(parts.overlay, parts.finder),
         "clock": parts.clocks.to_map(),
         **parts.hosting.pace().to_map(),

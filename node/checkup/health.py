@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 Status = Mapping[str, Any]  # Any: the contract's `status` object, perhaps of another version of this program
@@ -37,11 +38,30 @@ def concerns(status: Status, earlier: Status | None = None, flag: str = "") -> l
     ` --home DIR` where the commands in the hints need it."""
     found = [
         *_models(status.get("models") or (), flag),
+        *_ended(status.get("ended") or (), flag),
         *_company(status, flag),
         *_clock(status, flag),
         *_refusals(status, earlier, flag),
     ]
     return sorted(found, key=lambda concern: not concern.grave)
+
+
+def _ended(models: Sequence[Status], flag: str) -> list[Concern]:
+    found = []
+    for model in models:
+        ended, revoked = _day(model.get("ended_unix")), _day(model.get("issued_unix"))
+        words = (
+            f"{model.get('model')} is served no more since {ended}: the key {model.get('revoked')},"
+            f" which sealed it, was revoked on {revoked}"
+        )
+        because = f": {model['reason']}" if model.get("reason") else ""
+        step = f"with a seal of its owner's new key: modelnet-peer publish SOURCE --manifest FILE{flag}"
+        found.append(Concern("ended", words + because, step))
+    return found
+
+
+def _day(unix: object) -> str:
+    return f"{datetime.fromtimestamp(unix, UTC):%Y-%m-%d}" if isinstance(unix, int) else "a day unknown"
 
 
 def _models(models: Sequence[Status], flag: str) -> list[Concern]:

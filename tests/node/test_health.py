@@ -48,6 +48,19 @@ def test_a_model_that_was_lost_on_the_way() -> None:
     assert "modelnet-peer unpublish shout" in lost.hint
 
 
+def test_a_model_that_a_revocation_ended() -> None:
+    fate = {"revoked": "12D3", "issued_unix": 86_400, "reason": "stolen", "successor": None}
+    (ended,) = concerns(
+        alice(ended=[{"model": "acme/shout@2", "ended_unix": 172_800, **fate}]), flag=" --home x"
+    )
+    assert ended.message == (
+        "acme/shout@2 is served no more since 1970-01-03: the key 12D3, which sealed it, was revoked on"
+        " 1970-01-02: stolen"
+    )
+    assert "--manifest FILE --home x" in ended.hint
+    assert codes(alice(ended=[{"model": "shout", "issued_unix": "soon"}])) == ["ended"]
+
+
 def test_a_model_whose_process_does_not_stay() -> None:
     (crashing,) = concerns(alice(models=[{"model": "shout", "state": "crashing"}]))
     assert crashing.code == "crashing"

@@ -17,6 +17,7 @@ from modelnet_p2p.dht.holding.revocations import PINNED, READ
 from modelnet_p2p.errors import Code, LocalError, NotFound
 from modelnet_p2p.identity import KeyPair
 from modelnet_p2p.names import Keys, provider_key
+from modelnet_p2p.node.checkup.health import concerns
 from modelnet_p2p.node.disk.revocations import Kept, RevocationFiles
 from modelnet_p2p.node.manifests import seal_end
 from modelnet_p2p.node.peer import Peer
@@ -87,12 +88,20 @@ async def test_callers_and_providers_of_a_revoked_owner_are_told_and_nobody_take
         await trio.testing.wait_all_tasks_blocked(0.05)
         assert [line for line in news if "acme/loud is withdrawn" in line] != []
         assert (await bob.status())["models"] == (await alice.status())["models"] == []
+        for status in (await alice.status(), await bob.status()):
+            (ended,) = status["ended"]
+            assert (
+                ended.items() >= {"model": "acme/loud", "revoked": ACME.id.text, "reason": "stolen"}.items()
+            )
+            (word,) = [concern for concern in concerns(status) if concern.code == "ended"]
+            assert f"the key {ACME.id}, which sealed it, was revoked on 2023-11-14: stolen" in word.message
         for peer in (alice, bob, carol, dave):
             with pytest.raises(LocalError) as refused:
                 await serve(peer, shop) if peer.addrs else peer.revoking.check(ACME.id, "the key")
             assert refused.value.code is Code.FORBIDDEN
             assert "was revoked on" in refused.value.message
         await serve(bob, shop, ACME2)
+        assert ((await bob.status())["ended"], len((await alice.status())["ended"])) == ([], 1)
         carol.owners.trust("acme/loud", ACME2.id, NOW)
         assert await carol.invoke("acme/loud", "hello") == "HELLO"
 
