@@ -37,11 +37,16 @@ class Session:
         *,
         on_item: Callable[[Value], None] = lambda item: None,
         timeout: float | None = None,
+        needed: bool = True,
     ) -> Value:
-        """Ask the peer on this home; raises LocalError (not-running) when there is none."""
-        from modelnet_p2p.node.control.client import ControlClient
+        """Ask the peer on this home; raises LocalError (not-running) when there is none.
 
-        with ControlClient.connect(self.settings.home) as client:
+        One that is starting is waited for; where it is not `needed`, none that may only be about to.
+        """
+        from modelnet_p2p.node.control.client import START_GRACE, ControlClient
+
+        grace = START_GRACE if needed else 0.0
+        with ControlClient.awaited(self.settings.home, on_wait=self.output.notice, grace=grace) as client:
             return self._call(client, method, params, value, on_item, timeout)
 
     def ask(
@@ -60,7 +65,7 @@ class Session:
         from modelnet_p2p.node.control.client import ControlClient
 
         try:
-            client = ControlClient.connect(self.settings.home)
+            client = ControlClient.awaited(self.settings.home, on_wait=self.output.notice)
         except LocalError as error:
             if error.code is not Code.NOT_RUNNING:
                 raise

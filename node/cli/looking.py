@@ -129,7 +129,7 @@ def id_command(session: Session) -> None:
     """Print this home's peer id, making its key on first use; with the addresses if it is running."""
     key = session.settings.home.load_or_make_key()
     try:
-        addrs = session.ask_running("id", {}, timeout=session.settings.timeout)["addrs"]
+        addrs = session.ask_running("id", {}, timeout=session.settings.timeout, needed=False)["addrs"]
     except LocalError as error:
         if error.code is not Code.NOT_RUNNING:
             raise

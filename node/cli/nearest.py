@@ -125,7 +125,7 @@ def _misnamed(session: Session, command: str, given: Mapping[str, Any]) -> str:
         return ""
     name = target.partition("@")[0]
     with suppress(ModelnetError):  # a second error would only hide the first
-        status = session.ask_running("status", {}, timeout=PATIENCE)
+        status = session.ask_running("status", {}, timeout=PATIENCE, needed=False)
         served = {str(line.get("model")).partition("@")[0] for line in status.get("models", [])}
         known = [*served, *([] if command == "unpublish" else _in_sight(session)["models"])]
         if name not in known and (meant := nearest(name, known)):
@@ -180,7 +180,9 @@ def _in_sight(session: Session, of: Mapping[str, str] | None = None) -> dict[str
     """Tasks, models and tags that the running peer knows; the tags are those of what is asked for in `of`."""
     words: dict[str, Any] = {}
     with suppress(ModelnetError):
-        words = session.ask_running("models", of or {}, timeout=LOOK_PATIENCE if of else PATIENCE)
+        words = session.ask_running(
+            "models", of or {}, timeout=LOOK_PATIENCE if of else PATIENCE, needed=False
+        )
     return {kind: list(map(str, words.get(kind) or ())) for kind in ("tasks", "models", "tags")}
 
 

@@ -297,7 +297,7 @@ def _ask_or_do(
 
     settings = session.settings
     try:
-        return session.ask_running(method, params, on_item=on_item, timeout=settings.timeout)
+        return session.ask_running(method, params, on_item=on_item, timeout=settings.timeout, needed=False)
     except LocalError as error:
         if error.code is not Code.NOT_RUNNING:
             raise

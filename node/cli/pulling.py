@@ -144,7 +144,7 @@ def _kept(session: Session) -> list[dict[str, Any]]:
     """What is kept: the running peer also knows what it shares."""
     lines: list[dict[str, Any]] = []
     try:
-        session.ask_running("kept", {}, on_item=lines.append, timeout=session.settings.timeout)
+        session.ask_running("kept", {}, on_item=lines.append, timeout=session.settings.timeout, needed=False)
     except LocalError as error:
         if error.code is not Code.NOT_RUNNING:
             raise

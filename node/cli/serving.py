@@ -16,6 +16,7 @@ from modelnet_p2p.node.cli.offering import check_single, publishing_options, pub
 from modelnet_p2p.node.cli.output import Output
 from modelnet_p2p.node.config import GATEWAY_ON, USUAL_GATEWAY
 from modelnet_p2p.node.control.client import home_flag
+from modelnet_p2p.node.disk.runtime import Runtime
 from modelnet_p2p.node.serving.policy.safety import check_safe
 from modelnet_p2p.node.shell import publisher
 
@@ -58,10 +59,13 @@ def join_command(session: Session, sources: tuple[str, ...], **said: Any) -> Non
         check_safe(source)
     check_single(sources, said)
     wanted = [{"source": source, **publishing_params(said), **publisher()} for source in sources]
-    from modelnet_p2p.node.daemon import early_signals, run
+    settings, output = session.settings, session.output
+    # held before all that a peer needs is loaded: a command that is typed meanwhile waits for its socket
+    with Runtime(settings.network, settings.home).lock(joining=True):
+        from modelnet_p2p.node.daemon import early_signals, run
 
-    early_signals()
-    run(session.settings, wanted, on_ready=lambda ready: _ready(session, ready), notice=session.output.notice)
+        early_signals()
+        run(settings, wanted, on_ready=lambda ready: _ready(session, ready), notice=output.notice)
 
 
 def _ready(session: Session, ready: dict[str, Any]) -> None:

@@ -21,12 +21,15 @@ from modelnet_p2p.node.config import locate_home
 from modelnet_p2p.node.control import wire
 from modelnet_p2p.node.disk.files import reason
 from modelnet_p2p.node.disk.home import Home
-from modelnet_p2p.node.disk.runtime import find_control
+from modelnet_p2p.node.disk.runtime import find_control, joining
 
 Value = Any  # a value of the wire: None, bool, int, float, str, bytes, list, dict or array
 Sink = Callable[[Value], None]
 # told how many bytes a transfer will have, gives what is to be told of each piece of it
 Meter = Callable[[int], AbstractContextManager[Callable[[int], object]]]
+START_SECONDS = 10.0  # that a peer which is starting is waited for: it takes one, on busy cores several
+START_GRACE = 1.0  # seconds that a `join` of the same moment has, to take its home
+START_PAUSE = 0.05  # seconds between two looks
 SEND_BYTES = 1 << 20  # handed to the kernel at once, so that the meter moves
 
 
@@ -37,6 +40,28 @@ class ControlClient:
         self._socket = connection
         self._path = path
         self._silence = silence
+
+    @classmethod
+    def awaited(cls, home: Home, *, on_wait: Callable[[str], None], grace: float = 0.0) -> ControlClient:
+        """Reach the peer on `home` also while it starts; raises LocalError as `connect` does.
+
+        A `join` that holds the home has START_SECONDS to open its socket. One that was typed just before this
+        command has `grace` seconds to take the home.
+        """
+        began, told = time.monotonic(), False
+        while True:
+            holder = joining(home)  # before the look at its socket: else one that is ready now seems to start
+            try:
+                return cls.connect(home)
+            except LocalError as error:
+                if error.code is not Code.NOT_RUNNING:
+                    raise
+                if time.monotonic() - began > (START_SECONDS if holder else grace):
+                    raise _starting(home, holder) if holder else error from None
+            if holder and not told:
+                told = True
+                on_wait(f"waiting for the peer on {home.path} (process {holder}), which is starting")
+            time.sleep(START_PAUSE)
 
     @classmethod
     def connect(cls, home: Home, *, silence: float | None = None) -> ControlClient:
@@ -148,6 +173,14 @@ def not_running(home: Home) -> LocalError:
         Code.NOT_RUNNING,
         f"no peer is running on {home.path}",
         hint=f"modelnet-peer join{home_flag(home)}",
+    )
+
+
+def _starting(home: Home, holder: str) -> LocalError:
+    return LocalError(
+        Code.NOT_RUNNING,
+        f"the peer on {home.path} (process {holder}) is starting, and does not answer yet",
+        hint=f"modelnet-peer logs{home_flag(home)} says what it is at; then try again",
     )
 
 

@@ -13,8 +13,9 @@ import hashlib
 import json
 import os
 import stat
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from shlex import quote
 
@@ -33,6 +34,10 @@ MAX_MEETING_BYTES = 8192  # 16 addresses of 256 bytes, the id, and JSON around t
 MAX_MEETING_FILES = 256  # read per look: as many as connections, more would not be dialled
 MAX_ADDRS = 16
 MAX_ADDR_CHARS = 256
+LOCK_TRIES = 5  # of a lock that somebody may only be looking at
+LOCK_PAUSE = 0.01  # seconds between them
+
+_JOINING: set[Path] = set()  # locks that this process holds for a peer which it is about to open
 
 
 class Runtime:
@@ -60,12 +65,14 @@ class Runtime:
         return self.directory / f"{_short_hash(str(self.home.path.resolve()))}.sock"
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, *, joining: bool = False) -> Iterator[None]:
         """Hold this home alone, as long as the block lasts; raises LocalError (in-use) if another does.
 
-        The kernel lets go of it with the process, however that ends.
+        The kernel lets go of it with the process, however that ends. Who is `joining` has yet to load what a
+        peer needs, and says already where its socket will be: commands wait for it. The peer's own `lock` is
+        then part of this one.
         """
-        if self.home is None:
+        if self.home is None or self.home.lock_path in _JOINING:
             yield
             return
         make_private_directory(self.home.path)
@@ -76,13 +83,24 @@ class Runtime:
             raise LocalError(Code.BAD_STATE, f"cannot open {path}: {reason(error)}") from error
         try:
             self._take(descriptor, path)
-            yield
+            if not joining:
+                with suppress(OSError):  # a killed one's; a program's own peer opens no socket
+                    self.home.control_path.unlink()
+                yield
+                return
+            _JOINING.add(path)
+            self.note_control()
+            try:
+                yield
+            finally:
+                self.forget_control()
         finally:
+            _JOINING.discard(path)
             os.close(descriptor)
 
     def _take(self, descriptor: int, path: Path) -> None:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock_soon(descriptor)
         except BlockingIOError as error:
             holder = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip()
             who = f" (process {holder})" if holder.isdigit() else ""
@@ -171,6 +189,34 @@ class Runtime:
         if self.home is not None:
             self.home.control_path.unlink(missing_ok=True)
             self.socket_path.unlink(missing_ok=True)
+
+
+def joining(home: Home) -> str:
+    """The process id of the `join` that holds this home and has, or will have, a socket; else empty."""
+    try:
+        descriptor = os.open(home.lock_path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    try:
+        if not home.control_path.exists():  # a program's own peer, which never opens a socket
+            return ""
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return os.pread(descriptor, 20, 0).decode("ascii", "replace").strip() or "unknown"
+    except OSError:
+        return ""
+    finally:
+        os.close(descriptor)
+    return ""
+
+
+def _lock_soon(descriptor: int) -> None:
+    """Lock it alone; a command that looks whether it is locked holds it for a moment, too."""
+    for _ in range(LOCK_TRIES):
+        with suppress(BlockingIOError):
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        time.sleep(LOCK_PAUSE)
+    return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def find_control(home: Home, *, environ: Mapping[str, str] | None = None) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import resource
 import shutil
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +18,14 @@ import pytest
 
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.disk.home import Home
-from modelnet_p2p.node.disk.runtime import MAX_SOCKET_PATH, Runtime, find_control, runtime_directory
+from modelnet_p2p.node.disk.runtime import (
+    LOCK_PAUSE,
+    MAX_SOCKET_PATH,
+    Runtime,
+    find_control,
+    joining,
+    runtime_directory,
+)
 
 ALICE = ("alice", ["/ip4/127.0.0.1/tcp/1/p2p/alice"])
 BOB = ("bob", ["/ip4/127.0.0.1/tcp/2/p2p/bob"])
@@ -105,6 +114,41 @@ def test_a_home_is_locked_once_and_free_after_kill_9(environ: dict[str, str], tm
         bob.send_signal(signal.SIGKILL)
     with Runtime("n", home, environ=environ).lock():
         pass
+
+
+def test_a_home_tells_whether_a_join_holds_it_from_its_first_moment(
+    environ: dict[str, str], tmp_path: Path
+) -> None:
+    home = Home(tmp_path / "home")
+    runtime = Runtime("n", home, environ=environ)
+    assert joining(home) == ""
+    with runtime.lock(joining=True):
+        assert joining(home) == str(os.getpid())
+        assert find_control(home, environ={}) == runtime.socket_path
+        assert home.lock_path.read_text() == f"{os.getpid()}\n"  # `kill $(cat lock)` is in the README
+        with Runtime("n", home, environ=environ).lock():  # the peer's own
+            assert joining(home) == str(os.getpid())
+        assert joining(home) == str(os.getpid())
+    assert joining(home) == ""
+    runtime.note_control()  # as one that was killed leaves it
+    assert joining(home) == ""
+    with Runtime("n", home, environ=environ).lock():  # a program's peer has no socket to wait for
+        assert joining(home) == ""
+
+
+def test_a_command_that_looks_at_the_lock_does_not_keep_a_peer_from_starting(
+    environ: dict[str, str], tmp_path: Path
+) -> None:
+    home = Home(tmp_path / "home")
+    with Runtime("n", home, environ=environ).lock():
+        pass
+    looking = os.open(home.lock_path, os.O_RDONLY)
+    fcntl.flock(looking, fcntl.LOCK_SH)
+    timer = threading.Timer(LOCK_PAUSE, os.close, (looking,))
+    timer.start()
+    with Runtime("n", home, environ=environ).lock():
+        pass
+    timer.join()
 
 
 def test_the_socket_path_is_short_and_another_shell_finds_it(environ: dict[str, str], tmp_path: Path) -> None:

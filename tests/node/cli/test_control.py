@@ -15,6 +15,7 @@ import pytest
 
 from modelnet_p2p.errors import Code, LocalError, NotFound, RemoteError
 from modelnet_p2p.exchange import Call, Exchange, Fault, Result, Role
+from modelnet_p2p.node.control import client as client_page
 from modelnet_p2p.node.control import server as control_server
 from modelnet_p2p.node.control import wire as control_wire
 from modelnet_p2p.node.control.client import ControlClient
@@ -133,6 +134,44 @@ def test_a_frozen_peer_is_a_deadline(home: Home, monkeypatch: pytest.MonkeyPatch
         with ControlClient.connect(home) as client, pytest.raises(LocalError) as caught:
             client.call("status", {})
     assert caught.value.code is Code.DEADLINE
+
+
+def test_a_command_waits_for_a_peer_that_is_starting(
+    home: Home, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    words: list[str] = []
+
+    def on_wait(line: str) -> None:
+        words.append(line)
+        request.getfixturevalue("bob")  # who opens his socket while the command waits
+
+    with Runtime("public", home).lock(joining=True):
+        with monkeypatch.context() as impatient:
+            impatient.setattr(client_page, "START_SECONDS", 0.0)
+            with pytest.raises(LocalError, match=rf"process {os.getpid()}\) is starting") as caught:
+                ControlClient.awaited(home, on_wait=words.append)
+        assert (caught.value.code, words) == (Code.NOT_RUNNING, [])
+        with ControlClient.awaited(home, on_wait=on_wait) as client:
+            assert client.call("id", {})["peer"]
+        assert len(words) == 1
+
+
+def test_a_join_of_the_same_moment_has_a_second_to_take_its_home(home: Home) -> None:
+    runtime, held = Runtime("public", home), threading.Event()
+
+    def join() -> None:
+        with runtime.lock(joining=True):
+            held.wait(10)
+
+    def on_wait(line: str) -> None:
+        held.set()  # it fails to start: it lets go
+
+    timer = threading.Timer(0.1, join)
+    timer.start()
+    with pytest.raises(LocalError, match="no peer is running"):
+        ControlClient.awaited(home, on_wait=on_wait, grace=1.0)
+    assert held.is_set()
+    timer.join()
 
 
 def test_a_peer_that_dies_in_a_call_is_not_running(home: Home) -> None:
