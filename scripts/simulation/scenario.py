@@ -221,6 +221,8 @@ def _made(kind: type[Section], values: object, where: str) -> Section:
     made = kind(**checked)  # type: ignore[arg-type]  # each was checked against its default
     if isinstance(made, World):
         _check(made, where)
+    if isinstance(made, Weather) and made.fastest > made.slowest:
+        raise BadScenario(f"{where}: fastest is {made.fastest:g} s, and slowest {made.slowest:g} s")
     if isinstance(made, Attack):
         try:
             made.check()

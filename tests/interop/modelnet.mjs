@@ -395,7 +395,7 @@ function readCall (data) {
 }
 
 // Answers all calls on one stream of the call protocol. `models` are functions of (input, params) by name; a ping
-// is told which there are, and whoever is not told takes this peer for dead.
+// is told which there are; a search that is not told takes this peer for suspect.
 export async function serve (stream, models) {
   let got = Buffer.alloc(0)
   try {

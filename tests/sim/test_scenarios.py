@@ -160,6 +160,7 @@ def test_identities_around_a_key_are_closer_than_anybody_honest() -> None:
         ({"world": {"limit": 0}}, "limit is 0; it is at least 1"),
         ({"world": {"peers": 20}}, "publishers is 30, of 20 peers"),
         ({"world": {"publishers": 2}}, "victims is 3, of publishers = 2"),
+        ({"weather": {"fastest": 0.2}}, "fastest is 0.2 s, and slowest 0.1 s"),
         ({"weather": {"loss": 1}}, "loss is 1; it is a share"),
         ({"phase": [{"name": "x", "readers": "hot"}]}, "readers"),
         ({"phase": [{"name": "x", "marks": {"found": "0.9"}}]}, "found"),
