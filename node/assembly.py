@@ -21,6 +21,7 @@ from modelnet_p2p.dht.holding.store import OfferStore
 from modelnet_p2p.dht.table.routing import RoutingTable
 from modelnet_p2p.identity import SEED_BYTES, KeyPair
 from modelnet_p2p.names import check_network, protocol
+from modelnet_p2p.node.absence import Absence
 from modelnet_p2p.node.calls.budget import Budget
 from modelnet_p2p.node.calls.client import CallClient
 from modelnet_p2p.node.calls.elsewhere import Elsewhere
@@ -101,7 +102,7 @@ class Parts:
         self.clocks = Clocks(self.call_client, self.network, overlay.wall_us, tuning.ping_timeout, rng)
 
         # records: told, found, and who of their providers is alive
-        memory = Memory(rng.randrange, trio.current_time)
+        self.memory = memory = Memory(rng.randrange, trio.current_time)
         sequences = Sequences(state)
         self.publisher = Publisher(overlay, key, sequences.take)
         self.finder = Finder(overlay, self.publisher, self.call_client, memory.rank, rng.shuffle)
@@ -123,7 +124,8 @@ class Parts:
         self.ending = Ending(
             overlay, self.revoking, self.finder, self.publisher, self.hosting, self.owners, nursery
         )
-        why, condemns = self.ending.why, self.revoking.condemns
+        self.absence = Absence(self.ending, self.finder, self.clocks, self.owners)
+        why, condemns = self.absence.why, self.revoking.condemns
         too_much = self.finder.asked_too_much
         self.router = Router(
             self.call_client,

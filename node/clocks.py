@@ -83,5 +83,15 @@ class Clocks:
 
     def to_map(self) -> dict[str, object]:
         """For `status`: of how many peers, and the median of by how many seconds this clock is ahead."""
-        ahead = round(median(self._ahead.values()), 3) if self._ahead else None
-        return {"peers": len(self._ahead), "ahead_s": ahead}
+        ahead = self.ahead
+        return {"peers": self.asked, "ahead_s": None if ahead is None else round(ahead, 3)}
+
+    @property
+    def asked(self) -> int:
+        """Of how many peers the clock is known."""
+        return len(self._ahead)
+
+    @property
+    def ahead(self) -> float | None:
+        """The median of the seconds that this clock is ahead of theirs; None where nobody has told."""
+        return median(self._ahead.values()) if self._ahead else None

@@ -193,7 +193,7 @@ class Peer:
         query, tally = Query.asked(task, model, tag, where, network=self.network_name), Tally()
         with self.parts.finder.within(timeout):
             offers = await self.parts.finder.find(query, check_limit(limit), with_dead=all, tally=tally)
-        return Explained(query, tuple(offers), tally)
+        return Explained(query, tuple(offers), tally, self.parts.memory.reasons(offers))
 
     async def why_none(
         self,
@@ -203,16 +203,17 @@ class Peer:
         *,
         where: str | None = None,
     ) -> NotFound | None:
-        """Why a search that found nothing did not, if it is because of a revoked key."""
+        """Why a search that found nothing did not, where there is a reason to tell: a revoked key, other
+        versions, a wrong clock."""
         query = Query.asked(task, model, tag, where, network=self.network_name)
-        return await self.parts.ending.why(query, model or where or task or tag or "")
+        return await self.parts.absence.why(query, model or where or task or tag or "")
 
     async def show(self, model: str, *, timeout: float = 30.0) -> list[dict[str, object]]:
         """The signed records of a model, whoever is alive; raises NotFound, RemoteError (deadline, busy)."""
         query = Query.of_uri(ModelUri.parse(model), self.network_name)
         with self.parts.finder.within(timeout):
             offers = await self.parts.finder.offers(query, MAX_CANDIDATES)
-            if not offers and (error := await self.parts.ending.why(query, model)) is not None:
+            if not offers and (error := await self.parts.absence.why(query, model)) is not None:
                 raise error
         if not offers:
             raise NotFound(f"nobody offers {model!r}", hint="modelnet-peer find --task TASK")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Self
 
 import trio
@@ -126,24 +126,27 @@ class Explained:
     query: Query
     offers: tuple[Offer, ...]
     tally: Tally
+    known: Mapping[str, Sequence[str]] = field(default_factory=dict)  # of a provider: what moved its offers
 
     def why(self, offer: Offer) -> list[str]:
         """The parts of the question that made it one of those found, and what decided on its place."""
-        return [*self.query.reasons(offer.record), _standing(offer)]
+        answered = any(other.state is State.ALIVE for other in self.offers)
+        standing = _standing(offer, better_ones=answered)
+        return [*self.query.reasons(offer.record), standing, *self.known.get(offer.provider, ())]
 
     def to_map(self) -> dict[str, object]:
         """Where was looked, how many offers were read there, and how many were ruled out by what."""
         return self.tally.to_map()
 
 
-def _standing(offer: Offer) -> str:
+def _standing(offer: Offer, *, better_ones: bool) -> str:
     """What is known of its provider now, by which it was ranked."""
     match offer.state:
         case State.ALIVE:
             load = "" if offer.load is None else f", {offer.load:.0%} busy"
             return f"answered in {offer.rtt_ms or 0.0:.1f} ms{load}"
         case State.UNKNOWN:
-            return "not asked: better ones answered"
+            return "not asked: better ones answered" if better_ones else "not asked"
         case State.SUSPECT:
             return "does not answer now"
         case _:

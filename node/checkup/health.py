@@ -100,10 +100,15 @@ def _clock(status: Status, flag: str) -> list[Concern]:
     ahead, peers = clock.get("ahead_s"), clock.get("peers")
     if ahead is None or abs(ahead) <= MAX_SKEW:
         return []
+    words = f"{clock_off(ahead, peers)}: records are refused, here or there"
+    return [Concern("clock", words, f"date -u, and set it; modelnet-peer doctor{flag} checks again")]
+
+
+def clock_off(ahead: float, peers: object) -> str:
+    """By how many seconds this clock is ahead of so many peers', in words."""
     off = f"{abs(ahead) / 60:.0f} min {'ahead of' if ahead > 0 else 'behind'}"
     whose = "that of the peer" if peers == 1 else f"those of the {peers} peers"
-    words = f"this clock is {off} {whose} asked: records are refused, here or there"
-    return [Concern("clock", words, f"date -u, and set it; modelnet-peer doctor{flag} checks again")]
+    return f"this clock is {off} {whose} asked"
 
 
 def _refusals(status: Status, earlier: Status | None, flag: str) -> list[Concern]:

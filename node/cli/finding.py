@@ -194,6 +194,8 @@ def _course(searched: dict[str, Any], found: int) -> list[str]:
     ruled_out = searched.get("ruled_out") or {}
     most = sorted(ruled_out.items(), key=lambda pair: -pair[1])[:MAX_CAUSES]
     lines += [f"ruled out by {cause}: {number}" for cause, number in most]
+    if untimely := searched.get("untimely"):
+        lines.append(f"refused as over, or not yet valid by this machine's clock: {untimely}")
     silent = searched.get("silent")
     return lines + ([f"not shown, for their providers do not answer: {silent}"] if silent else [])
 

@@ -20,6 +20,8 @@ SILENT = "--all lists those that do not answer, too"  # the hint where offers ar
 PATIENCE = 1.0  # seconds that the running peer has to say what it knows; the error is late by no more
 LOOK_PATIENCE = 2.0  # the same where it has to look in the network
 MAX_TOLD = 6  # tags in one line
+# in hints of a peer that knows the cause
+_SETTLED = ("modelnet-peer owner trust", "lists what is there", "date -u")
 _OTHER_WORDS = {  # of other programs, for the command that does it here
     "call": "invoke",
     "list": "find",
@@ -75,8 +77,8 @@ def add_hint(error: ModelnetError, session: Session, command: str, given: Mappin
 
     `given` are the command's arguments, by click's names for them.
     """
-    # the name is right: whose it is, or who of them answers, is the question
-    if "modelnet-peer owner trust" in error.hint or error.hint == SILENT:
+    # the name is right: the question is whose it is, who answers, in which version, or what time it is
+    if error.hint == SILENT or any(words in error.hint for words in _SETTLED):
         return
     if error.instead and _is_peer(error.instead) and command == "invoke":
         error.hint = f"another peer serves the same: --provider {error.instead}"

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from modelnet_p2p.names import Keys, provider_key
 from modelnet_p2p.node.overlay.reading import Reading
 from modelnet_p2p.query import Query
-from modelnet_p2p.records import Card, Identity, OfferRecord, Sealed
+from modelnet_p2p.records import Card, Identity, OfferRecord, Refusal, Sealed
 
 READ_AHEAD = 4  # records read for each offer wanted: some are withdrawn, expired, or do not match
 LEAST_READ = 80  # records read for one offer wanted, as for a call: the best of these may be far better
@@ -42,6 +42,7 @@ class Tally:
     read: int = 0  # offers
     messages: int = 0  # requests to holders
     ruled_out: Counter[str] = field(default_factory=Counter)  # by the part of the question
+    untimely: int = 0  # records that were refused as over, or not yet valid, by this clock
     silent: int = 0  # offers that were meant, and not shown: their providers are dead
 
     def sift(self, query: Query, sealeds: Iterable[Sealed], seen: set[Identity]) -> list[Sealed]:
@@ -70,6 +71,7 @@ class Tally:
             "read": self.read,
             "messages": self.messages,
             "ruled_out": dict(self.ruled_out),
+            "untimely": self.untimely,
             "silent": self.silent,
         }
 
@@ -188,6 +190,7 @@ class Batches:
     async def _walk(self, keys: Sequence[bytes], limit: int) -> list[Reading]:
         walks = await self._read(keys, limit)
         self._tally.messages += sum(walk.messages for walk in walks)
+        self._tally.untimely += sum(walk.refused[Refusal.EXPIRED] for walk in walks)
         return walks
 
     def _batch(self, sealeds: Sequence[Sealed], walks: Sequence[Reading]) -> Batch:

@@ -52,6 +52,7 @@ MAX_LOADS = 256  # models of one provider whose load is remembered
 MAX_PINGS = 8  # candidates pinged at the same time
 PING_ROUNDS = 3  # if all of the first candidates are dead, the next ones are asked
 VITAL_SECONDS = 2.0  # how old a sign of life may be when a search looks at it
+MAX_UNTIMELY = 256  # searches in vain of which it is remembered that records were refused for their times
 MAX_VITALS = 4096  # providers whose signs of life are remembered
 
 
@@ -88,6 +89,7 @@ class Finder:
         self._pings: Together[Vital] = Together(age=VITAL_SECONDS)
         self.watching: Watching | None = None  # who tells of deaths that others found
         self.revoking: Revoking | None = None  # who is told of keys that others found revoked
+        self._untimely: dict[Query, int] = {}  # refused for their times by a search that found nothing
         self.refused: dict[str, int] = {}  # bad records met while reading, by reason
 
     async def find(
@@ -104,35 +106,47 @@ class Finder:
 
         `thorough`: not only the best few are pinged, but all.
         """
-        since = trio.current_time() - VITAL_SECONDS
-        tally = tally or Tally()
-        at_once = max(FIRST_MODELS, min(limit * READ_AHEAD, MAX_MODELS_READ))
-        batches = Batches(self.read, query, limit, tally, at_once)
-        offers: list[Offer] = []
-        read, some, looked = 0, False, False
-        while len(offers) < limit and (batch := await batches.more(some=some)) is not None:
-            new = await self._with_addresses(batch)
-            offers, read, looked = offers + new, read + len(new), False
-            if len(offers) >= limit or read >= most_read(limit):
-                offers, looked = await self._there(offers, since, with_dead, thorough, tally), True
-                some = bool(offers)
-        if not looked:
-            offers = await self._there(offers, since, with_dead, thorough, tally)
-        return offers[:limit]
-
-    async def _there(
-        self, offers: Sequence[Offer], since: float, with_dead: bool, thorough: bool, tally: Tally
-    ) -> list[Offer]:
-        """Best first, without those of the dead, which are counted."""
-        ranked = self._rank(await self._with_signs_of_life(offers, since, thorough))
-        there = [offer for offer in ranked if with_dead or offer.state is not State.DEAD]
-        tally.silent += len(ranked) - len(there)
-        return there
+        there, dead = await self._read_on(query, limit, with_dead, thorough, tally or Tally())
+        if tally is not None:
+            tally.silent = len(dead)
+        return there[:limit]
 
     async def standing(self, query: Query, limit: int) -> list[Offer]:
         """All that was read for a `find` of that limit, best first, the dead ones too."""
+        there, dead = await self._read_on(query, limit, False, False, Tally())
+        return there + dead
+
+    async def _read_on(
+        self, query: Query, limit: int, with_dead: bool, thorough: bool, tally: Tally
+    ) -> tuple[list[Offer], list[Offer]]:
+        """Whom `find` shows, best first, and the dead that it does not."""
         since = trio.current_time() - VITAL_SECONDS
-        return self._rank(await self._with_signs_of_life(await self.offers(query, limit), since))
+        at_once = max(FIRST_MODELS, min(limit * READ_AHEAD, MAX_MODELS_READ))
+        batches = Batches(self.read, query, limit, tally, at_once)
+        there: list[Offer] = []
+        dead: list[Offer] = []
+        read, some, looked = 0, False, True
+
+        async def look() -> None:
+            ranked = self._rank(await self._with_signs_of_life(there, since, thorough))
+            there[:] = [offer for offer in ranked if with_dead or offer.state is not State.DEAD]
+            dead.extend(offer for offer in ranked if not with_dead and offer.state is State.DEAD)
+
+        while len(there) < limit and (batch := await batches.more(some=some)) is not None:
+            new = await self._with_addresses(batch)
+            there += new
+            read, looked = read + len(new), False
+            if len(there) >= limit or read >= most_read(limit):
+                await look()
+                some, looked = bool(there), True
+        if not looked:
+            await look()
+        self._untimely.pop(query, None)
+        if tally.untimely and not there:
+            if len(self._untimely) >= MAX_UNTIMELY:
+                del self._untimely[next(iter(self._untimely))]
+            self._untimely[query] = tally.untimely
+        return there, dead
 
     def search(self, query: Query, limit: int, *, with_dead: bool = False) -> Search:
         """The same in batches, each as soon as it was read; raises LocalError (bad-input)."""
@@ -149,7 +163,8 @@ class Finder:
     async def living(self, batch: Batch, with_dead: bool) -> list[Offer]:
         """The offers of a batch, best first, who of them is there."""
         offers = await self._with_addresses(batch)
-        return await self._there(offers, trio.current_time() - VITAL_SECONDS, with_dead, False, Tally())
+        offers = await self._with_signs_of_life(offers, trio.current_time() - VITAL_SECONDS)
+        return [offer for offer in self._rank(offers) if with_dead or offer.state is not State.DEAD]
 
     async def read(self, keys: Sequence[bytes], limit: int) -> list[Reading]:
         """Walks to all of these at once, in their order."""
@@ -234,6 +249,10 @@ class Finder:
                 for provider in lost[:MAX_SOUGHT]:
                     nursery.start_soon(look_up, provider)
         return found
+
+    def untimely(self, query: Query) -> int:
+        """Records that the last search for this refused as over, or not yet valid, if it found no other."""
+        return self._untimely.get(query, 0)
 
     def asked_too_much(self, since: float) -> str:
         """Who has asked this peer to slow down since then, in words; empty if nobody has."""

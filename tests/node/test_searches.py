@@ -241,6 +241,7 @@ async def test_the_reasons_for_each_and_against_the_others(open_town: OpenTown) 
             "cards_ruled_out": 2,
             "read": 1,
             "ruled_out": {"parameters<=7B": 1, "not framework:onnx": 1},
+            "untimely": 0,
             "silent": 0,
         }
 

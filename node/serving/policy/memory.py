@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from modelnet_p2p.node.serving.policy.ranking import BOAST, Experience, Strangers, draw, rank
+from modelnet_p2p.node.serving.policy.reasons import reasons
 from modelnet_p2p.offers import Offer
 
 T = TypeVar("T")
@@ -32,6 +33,12 @@ class Memory:
         """Best first."""
         now = self._now()
         return rank(offers, self._recall, now, self._strangers.doubt(now))
+
+    def reasons(self, offers: Sequence[Offer]) -> dict[str, list[str]]:
+        """What moved each to its place beside what was measured just now, in words, by its provider."""
+        now = self._now()
+        told = reasons(offers, self._recall, now, self._strangers.doubt(now))
+        return {offer.provider: lines for offer, lines in zip(offers, told, strict=True)}
 
     def draw(self, ranked: Sequence[Offer]) -> list[Offer]:
         """In which order to ask them."""

@@ -12,7 +12,7 @@ what the caller itself has asked of it already.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from modelnet_p2p.offers import Offer, State
@@ -98,8 +98,7 @@ def rank(offers: Sequence[Offer], experience: Recall, now: float, doubt: float =
     and what the fastest of the others needs for the work itself.
     """
     known = {id(offer): experience(offer) for offer in offers}
-    calls = [seen.call_ms for seen in known.values() if seen is not None and seen.call_ms is not None]
-    fastest = min(calls, default=0.0)
+    fastest = fastest_call(known.values())
 
     def cost(offer: Offer) -> tuple[bool, int, float]:
         seen = known[id(offer)]
@@ -115,6 +114,11 @@ def rank(offers: Sequence[Offer], experience: Recall, now: float, doubt: float =
         return distrusted, _ORDER[offer.state], expected * (1 + 4 * load)
 
     return sorted(offers, key=cost)
+
+
+def fastest_call(known: Iterable[Experience | None]) -> float:
+    """What the fastest of those that were called needs, in milliseconds; 0 where none was."""
+    return min((seen.call_ms for seen in known if seen is not None and seen.call_ms is not None), default=0.0)
 
 
 def draw(

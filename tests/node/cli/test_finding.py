@@ -168,7 +168,7 @@ def test_those_that_do_not_answer_are_spoken_of_where_there_are_any(
 def explained(*offers: dict[str, Any]) -> Any:
     tally = {
         **{"keys": ["/modelnet/public/task/a"], "read": 9, "ruled_out": {"tier:edge": 2, "cost:0": 6}},
-        **{"cards": 40, "cards_ruled_out": 31, "messages": 12},
+        **{"cards": 40, "cards_ruled_out": 31, "messages": 12, "untimely": 7},
     }
     return SimpleNamespace(
         offers=[SimpleNamespace(to_map=lambda offer=offer: offer) for offer in offers],
@@ -187,6 +187,7 @@ def test_the_reasons(cli: Cli, bob: Any) -> None:
     assert ran.out.splitlines()[-1].startswith("1. acme/echo: task:a; answered")
     assert "looked under task/a: 9 offers read, 1 shown" in ran.err
     assert "cards read: 40, ruled out without their offers: 31; requests to holders: 12" in ran.err
+    assert "refused as over, or not yet valid by this machine's clock: 7\n" in ran.err
     assert ran.err.index("ruled out by cost:0: 6") < ran.err.index("ruled out by tier:edge: 2")
     line = json.loads(cli("find", "--task", "a", "--explain", "--json").out)
     assert (line["model"], line["why"][0]) == ("acme/echo", "task:a")

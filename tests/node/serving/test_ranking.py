@@ -17,6 +17,7 @@ from modelnet_p2p.node.serving.policy.ranking import (
     draw,
     rank,
 )
+from modelnet_p2p.node.serving.policy.reasons import reasons
 from modelnet_p2p.offers import Offer, State
 from modelnet_p2p.records import Manifest, OfferRecord, open_manifest, seal_manifest
 
@@ -213,3 +214,26 @@ def test_who_is_called_all_the_time_is_not_forgotten() -> None:
         memory.succeeded(offer(f"peer {number}"), 5.0)
         memory.succeeded(friend, 5.0)
     assert memory.rank([stranger, friend]) == [friend, stranger]
+
+
+def test_what_decided_is_told_in_words() -> None:
+    now, offers = 100.0, [offer(name, rtt=1.0) for name in NAMES]
+    slow, quick, failing, boasting = Experience(), Experience(), Experience(), Experience()
+    slow.succeeded(1000.0)
+    quick.succeeded(5.25)
+    quick.failed(0.0)  # too long ago
+    failing.failed(88.0)
+    boasting.failed(40.0, refused_at=0.0)
+    seen = dict(zip((o.provider for o in offers), (slow, quick, failing, boasting), strict=False))
+    told = reasons(offers, lambda o: seen.get(o.provider), now, doubt=0.25)
+    stranger = [
+        "no own call yet: counted as 5.2 ms, the fastest other, and a round trip",
+        "a stranger's word counts less: of those that said they are idle 25% were busy",
+    ]
+    assert told[0] == ["own calls took about 1.0 s"]
+    assert told[1] == ["own calls took about 5.2 ms"]
+    assert told[2] == [*stranger, "a call failed 12 s ago, which puts it behind all others for 48 s more"]
+    boasted = "it said that it was idle and refused as busy 60 s ago"
+    assert told[3][-1] == f"{boasted}, which puts it behind all others for 29 min more"
+    assert told[4] == stranger
+    assert reasons(offers, strangers, now) == [[]] * len(offers)

@@ -1,0 +1,92 @@
+"""Why a search found nothing, where there is a reason to tell: a revoked key, another version, a wrong clock.
+
+Asked only where nothing was found, so it may cost another look. A wrong clock comes last: who sees any
+records of what is meant has no need of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import trio
+
+from modelnet_p2p.errors import NotFound
+from modelnet_p2p.node.checkup.health import MAX_SKEW, clock_off
+from modelnet_p2p.node.clocks import Clocks
+from modelnet_p2p.node.ending import Ending
+from modelnet_p2p.node.overlay.finder import Finder
+from modelnet_p2p.node.owners import Owners
+from modelnet_p2p.offers import Offer
+from modelnet_p2p.query import Query
+
+VERSIONS_SECONDS = 3.0  # for the look at which versions there are
+MAX_OFFERS = 64  # that this look takes
+MAX_TOLD = 6  # versions in one line
+
+
+class Absence:
+    """One peer's reasons."""
+
+    def __init__(self, ending: Ending, finder: Finder, clocks: Clocks, owners: Owners) -> None:
+        self._ending = ending
+        self._finder = finder
+        self._clocks = clocks
+        self._owners = owners
+
+    async def why(self, query: Query, what: str) -> NotFound | None:
+        """Why nobody offers `what`, which `query` asks for; None where no reason is known."""
+        return (
+            await self._ending.why(query, what)
+            or await self._other_versions(query, what)
+            or await self._wrong_clock(query, what)
+        )
+
+    async def _other_versions(self, query: Query, what: str) -> NotFound | None:
+        """The versions that the meant owner's model is offered in, where another one was asked for."""
+        if query.version is None or query.model is None:
+            return None
+        owner = query.owner or self._owners.meant(query)
+        offers: list[Offer] = []
+        with trio.move_on_after(VERSIONS_SECONDS):
+            offers = await self._finder.find(replace(query, version=None, owner=owner), MAX_OFFERS)
+        versions = sorted({offer.record.version for offer in offers}, key=_by_number)
+        if not versions:
+            return None
+        return NotFound(
+            f"nobody alive offers {what!r}: {_told(versions)} of {query.model} {_are(versions)} there",
+            hint=f"modelnet-peer find --model {query.model} lists what is there",
+        )
+
+    async def _wrong_clock(self, query: Query, what: str) -> NotFound | None:
+        """For records that were read, and refused as over or not begun. Not if other peers' clocks are as
+        this one: then they are what somebody left behind."""
+        refused = self._finder.untimely(query)
+        if not refused:
+            return None
+        if self._clocks.ahead is None:
+            await self._clocks.ask()
+        ahead = self._clocks.ahead
+        if ahead is not None and abs(ahead) <= MAX_SKEW:
+            return None
+        records = "a record was" if refused == 1 else f"{refused} records were"
+        cause = "this clock may be wrong" if ahead is None else clock_off(ahead, self._clocks.asked)
+        return NotFound(
+            f"nothing is found for {what!r}, for {records} refused as over or not yet valid: {cause}",
+            hint="date -u, and set it; modelnet-peer doctor checks again",
+        )
+
+
+def _by_number(version: str) -> tuple[bool, int, str]:
+    return not version.isdecimal(), int(version) if version.isdecimal() else 0, version
+
+
+def _told(versions: list[str]) -> str:
+    named = [version for version in versions if version]
+    words = [*named[:MAX_TOLD], *(["…"] if len(named) > MAX_TOLD else [])]
+    both = f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else "".join(words)
+    told = [f"version{'s' * (len(named) > 1)} {both}"] if named else []
+    return " and ".join([*told, *(["one without a version"] if len(named) < len(versions) else [])])
+
+
+def _are(versions: list[str]) -> str:
+    return "is" if len(versions) == 1 else "are"
