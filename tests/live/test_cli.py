@@ -55,6 +55,15 @@ def test_a_generator_of_my_own_streams(shell: Any) -> None:
         assert lines[-1]["output"] is None
 
 
+def test_the_first_lines_of_the_readme_pasted_at_once(shell: Any) -> None:
+    (shell.base / "mine.py").write_text("def shout(text):\n    return text.upper()\n")
+    with shell.start("alice", "join"):  # nobody reads its ready line
+        status, lines, stderr = shell.run("alice", "publish", "mine:shout", "--task", "text2text-generation")
+        assert (status, lines[0]["model"]) == (0, "shout"), stderr
+        status, lines, _ = shell.run("alice", "invoke", "task:text2text-generation", "hello")
+        assert (status, lines[-1]["output"]) == (0, "HELLO")
+
+
 def test_a_peer_that_joins_says_of_its_model_what_publish_would(shell: Any) -> None:
     (shell.base / "mine.py").write_text("def shout(text):\n    return text.upper()\n")
     said = ["--model", "me/shout", "--tag", "loud", "--tier", "edge", "--price", "usd_per_call=0.002"]
