@@ -170,11 +170,14 @@ class Tellers:
         self._group_of = group_of
         self._of: defaultdict[PeerId, set[PeerId | str]] = defaultdict(set)
 
-    def on_told(self, teller: PeerId, named: Iterable[PeerId]) -> None:
-        """Asked for the group while `teller` answers, for then there is a connection to it."""
-        voice = self._group_of(teller) or teller
+    def on_told(self, teller: PeerId, named: Iterable[PeerId]) -> bool:
+        """Whether any of it was new. The group is asked for while `teller` answers, for then there is a
+        connection to it."""
+        voice, new = self._group_of(teller) or teller, False
         for peer in named:
+            new |= voice not in self._of[peer]
             self._of[peer].add(voice)
+        return new
 
     @property
     def believed(self) -> set[PeerId]:
@@ -236,12 +239,11 @@ class FindPeer(Walk):
         request = Message(Kind.FIND_NODE, bytes(peer))
         super().__init__(bytes(peer), request, seeds, me=me, tuning=tuning, patience=patience, reading=True)
         self.peer = peer
-        self._group_of = group_of
-        self._tellers: set[PeerId | str] = set()
+        self._tellers = Tellers(group_of)
         self._places: dict[bytes, int] = {}  # of each address, the earliest among one teller's
 
     def poll(self, now: float) -> Send | Wait | Done:
-        return DONE if len(self._tellers) >= TELLERS else super().poll(now)
+        return DONE if self.peer in self._tellers.believed else super().poll(now)
 
     @property
     def found(self) -> Contact | None:
@@ -257,10 +259,8 @@ class FindPeer(Walk):
         useful = super()._on_answer(peer, reply, now)
         if told is None or not told.addrs:
             return useful
-        voice = self._group_of(peer) or peer
-        if voice in self._tellers:
+        if not self._tellers.on_told(peer, (self.peer,)):
             return False  # nor does it bring the end nearer
-        self._tellers.add(voice)
         for place, addr in enumerate(told.addrs[:MAX_ADDRS]):
             self._places[addr] = min(place, self._places.get(addr, place))
         return useful
