@@ -47,7 +47,10 @@ MESSAGES_PER_SECOND = 10.0  # of one sender, each with at most six seals to chec
 MESSAGES_BURST = 100.0
 HOLDERS_ASKED = 3  # by a reader: one that has the obituary is enough, and two may be silent or lie
 MAX_READ = 1024  # of the dead that a reader remembers from its last answers
-TOLD_A_BEAT = 8  # times at most that watchers are told of what was signed: half of what they take of one peer
+TOLD_A_BEAT = 8  # times at most that watchers are told of what was signed
+# seconds between two of these at least, however short a beat: half of what watchers take of one peer, and the
+# rest is for its beats, up to five a second; else who signs in bursts would have them read late
+TOLD_PAUSE = 2 / MESSAGES_PER_SECOND
 CHOOSE_BEATS = 5.0  # at least between two walks for watchers
 
 
@@ -232,6 +235,7 @@ class Watching:
         What I sign they are told at once: an obituary by a roster that is older does not cover it.
         """
         beat, chosen_at = self._overlay.tuning.beat, -self._overlay.tuning.table_refresh
+        pause = max(beat / TOLD_A_BEAT, TOLD_PAUSE)
         while True:
             signed, signed_us = self._publisher.signed, self._publisher.signed_us()
             now, keys = trio.current_time(), tuple(self._publisher.keys())[:MAX_KEYS]
@@ -246,8 +250,8 @@ class Watching:
                 self._watched.set()
             else:
                 self._do(self.beater.on_watchers(self.beater.watchers, keys, now, signed_us))
-            await trio.sleep(beat / TOLD_A_BEAT)
-            with trio.move_on_after(beat - beat / TOLD_A_BEAT):
+            await trio.sleep(pause)
+            with trio.move_on_after(max(0.0, beat - pause)):
                 await signed.wait()
 
     def _do(self, effects: Sequence[Effect]) -> None:

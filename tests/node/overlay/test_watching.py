@@ -14,6 +14,7 @@ from modelnet_p2p.beats import Ask, Beat, Message, Obituary, Seals, Watch, frame
 from modelnet_p2p.dht.liveness.obituaries import covers
 from modelnet_p2p.dht.liveness.watcher import Phase
 from modelnet_p2p.names import protocol
+from modelnet_p2p.node.overlay.watching import MESSAGES_BURST
 from modelnet_p2p.node.transport.contract import StreamReset
 from modelnet_p2p.offers import State
 from tests.node.conftest import TOWN
@@ -144,6 +145,29 @@ async def test_many_offers_signed_at_once_are_told_together_and_none_costs_nothi
         watches = [message for message in told if isinstance(message, Watch)]
         assert len(watches) == 5
         assert watches[0].roster.seq >= publisher.signed_us()
+
+
+@pytest.mark.parametrize("beat", [0.25, 0.5])
+async def test_who_signs_without_end_is_never_read_late_by_its_watchers(
+    open_town: OpenTown, autojump_clock: trio.testing.MockClock, beat: float
+) -> None:
+    """What they are told of it takes half of what they read of one peer; the rest is for its beats."""
+    async with open_town() as town:
+        for name in CROWD:
+            await town.peer(name, tuning=replace(TOWN, beat=beat))
+        alice = await town.peer("alice", tuning=replace(TOWN, beat=beat))
+        await alice.publish("builtin:digits")
+        await trio.sleep(10)
+        publisher = alice.parts.publisher
+        (offer,) = publisher._offers.values()
+        watchers = [town.peers[name].parts.watching for name in CROWD]
+        watchers = [peer for peer in watchers if peer.watcher.phase(alice.peer_id) is Phase.HEARD]
+        assert len(watchers) == 5
+        for _ in range(60):
+            publisher._renew(offer.identity)
+            await trio.sleep(0.05)
+            now, spare = trio.current_time(), MESSAGES_BURST - 10
+            assert not any(peer._throttle.wait(alice.peer_id, now, spare) for peer in watchers)
 
 
 @pytest.mark.parametrize("seconds", [240.0, -240.0])
