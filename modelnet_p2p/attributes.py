@@ -15,7 +15,6 @@ from modelnet_p2p.records import Card, OfferRecord, Record, summary
 from modelnet_p2p.records.summary import Words
 
 MILLIONTHS = 1_000_000
-TIERS = ("device", "edge", "cloud")  # that this version knows; a record may say another
 
 
 class Kind(Enum):

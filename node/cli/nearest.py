@@ -108,8 +108,8 @@ def _mistyped(session: Session, command: str, given: Mapping[str, Any]) -> str:
         task = target.removeprefix("task:")
     if command not in ("find", "invoke") or not (search or task):
         return ""
-    from modelnet_p2p.attributes import TIERS
     from modelnet_p2p.tasks import TASKS
+    from modelnet_p2p.tiers import TIERS
 
     sight = _in_sight(session)
     known = {*TASKS, *sight["tasks"]}

@@ -14,6 +14,7 @@ import click
 
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.cli import words
+from modelnet_p2p.tiers import TIERS
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Said = Mapping[str, Any]  # what was given, by click's names for the options. Any: as click parsed it
@@ -29,9 +30,7 @@ def publishing_options(*, hidden: bool = False) -> Callable[[Function], Function
         option(
             "--price", multiple=True, metavar="NAME=AMOUNT", help="Such as usd_per_call=0.002; repeatable."
         ),
-        option(
-            "--tier", type=click.Choice(["device", "edge", "cloud"]), help="What kind of machine serves it."
-        ),
+        option("--tier", type=click.Choice(TIERS), help="What kind of machine serves it."),
         option(
             "--language", "languages", multiple=True, metavar="CODE", help="Such as de or pt-BR; repeatable."
         ),

@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 
-from modelnet_p2p.attributes import MILLIONTHS, TIERS
+from modelnet_p2p.attributes import MILLIONTHS
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.payload import Value
 from modelnet_p2p.records import MalformedRecord
 from modelnet_p2p.records.fields import MAX_SAFE_INT, numbers, several, text, token
 from modelnet_p2p.records.kinds import MAX_LANGUAGES, MAX_NUMBERS
+from modelnet_p2p.tiers import TIERS
 
 MAX_LANGUAGE_BYTES = 16
 _LANGUAGE = re.compile(r"[a-z]{2,3}(?:-[A-Za-z0-9]{2,8})*", re.ASCII)

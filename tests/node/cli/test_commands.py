@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from modelnet_p2p.tiers import TIERS
+
 Cli = Callable[..., Any]  # Any: Ran and FakePeer of conftest.py, which tests cannot import
 HEAVY = ("libp2p", "torch", "trio", "numpy", "rich")
 
@@ -227,10 +229,11 @@ def test_publish_and_unpublish(cli: Cli, bob: Any) -> None:
 
 
 def test_a_price_and_its_like_are_published(cli: Cli, bob: Any) -> None:
-    argv = ["--price", "usd_per_call=0.002", "--tier", "edge", "--language", "de", "--licence", "MIT"]
-    assert cli("publish", "m:f", *argv).status == 0
-    asked = bob.asked[-1][1][1]
-    assert (asked["price"], asked["tier"]) == ({"usd_per_call": "0.002"}, "edge")
+    argv = ["--price", "usd_per_call=0.002", "--language", "de", "--licence", "MIT"]
+    for tier in TIERS:
+        assert cli("publish", "m:f", *argv, "--tier", tier).status == 0
+        asked = bob.asked[-1][1][1]
+        assert (asked["price"], asked["tier"]) == ({"usd_per_call": "0.002"}, tier)
     assert (asked["languages"], asked["licence"]) == (("de",), "MIT")
     cli("publish", "m:f")
     asked = bob.asked[-1][1][1]
