@@ -20,7 +20,7 @@ from modelnet_p2p.node.checkup.blocking import in_thread
 from modelnet_p2p.node.checkup.finding import Finding, Tell, failed, failed_with, note, ok, skipped
 from modelnet_p2p.node.checkup.itself import brief_peer
 from modelnet_p2p.node.config import DEFAULT_TUNING, Settings
-from modelnet_p2p.node.control.client import ControlClient, home_flag
+from modelnet_p2p.node.control.client import ControlClient, StillStarting, home_flag
 from modelnet_p2p.node.daemon import open_addrs
 from modelnet_p2p.node.disk.files import read_bounded
 from modelnet_p2p.node.disk.home import Home
@@ -30,6 +30,7 @@ from modelnet_p2p.node.transport.addresses import split_p2p
 from modelnet_p2p.tuning import PRESETS
 
 ANSWER_SECONDS = 3.0  # that a running peer has to tell its status: it takes a millisecond
+START_SECONDS = 6.0  # that one has to start before: with the answer less than this check has
 DIAL_SECONDS = 8.0  # for one bootstrap: a handshake's own bound is 5, and a name may have to be resolved
 ASK_SECONDS = 8.0  # for a walk through the DHT: under one second where peers answer
 NOBODYS = "modelnet/doctor-asks"  # a name that nobody offers: asking costs a whole walk, and finds nothing
@@ -41,15 +42,16 @@ async def check_running(settings: Settings, tell: Tell) -> Status | None:
     home = settings.home
     join = f"modelnet-peer join{home_flag(home)}"
     status: Status = {}
-    with trio.move_on_after(ANSWER_SECONDS):
-        try:
+    try:
+        await in_thread(partial(_await_start, settings))
+        with trio.move_on_after(ANSWER_SECONDS):
             status = await in_thread(partial(_ask, settings, "status", {}))
-        except LocalError as error:
-            if error.code is Code.NOT_RUNNING:
-                tell(note("peer", "none is running on this home", hint=join))
-                return None
-            tell(failed_with("peer", error))
-            return {}
+    except LocalError as error:
+        if error.code is Code.NOT_RUNNING and not isinstance(error, StillStarting):
+            tell(note("peer", "none is running on this home", hint=join))
+            return None
+        tell(failed_with("peer", error))
+        return {}
     if not status:
         why = f"no answer within {ANSWER_SECONDS:g} s: it is stopped, or very busy"
         hint = f"kill -CONT {_holder(home)}, if Ctrl-Z stopped it; else kill -9 {_holder(home)} and {join}"
@@ -73,6 +75,13 @@ def _holder(home: Home) -> str:
     except OSError:
         text = ""
     return text if text.isdigit() else f"$(cat {quote(str(home.lock_path))})"
+
+
+def _await_start(settings: Settings) -> None:
+    """Returns when the peer can be asked; raises LocalError where there is none, or it takes too long."""
+    limit = min(settings.timeout, START_SECONDS)
+    with ControlClient.awaited(settings.home, on_wait=lambda line: None, timeout=limit):
+        pass
 
 
 def _ask(settings: Settings, method: str, params: Mapping[str, Any], seconds: float = ANSWER_SECONDS) -> Any:

@@ -43,11 +43,20 @@ class Session:
 
         One that is starting is waited for; where it is not `needed`, none that may only be about to.
         """
+        with self.reach(needed=needed) as client:
+            return self._call(client, method, params, value, on_item, timeout)
+
+    def reach(self, *, needed: bool = True, silence: float | None = None) -> ControlClient:
+        """The peer on this home, for one call; one that is starting is waited for, --timeout at most."""
         from modelnet_p2p.node.control.client import START_GRACE, ControlClient
 
-        grace = START_GRACE if needed else 0.0
-        with ControlClient.awaited(self.settings.home, on_wait=self.output.notice, grace=grace) as client:
-            return self._call(client, method, params, value, on_item, timeout)
+        return ControlClient.awaited(
+            self.settings.home,
+            on_wait=self.output.notice,
+            grace=START_GRACE if needed else 0.0,
+            timeout=self.settings.timeout,
+            silence=silence,
+        )
 
     def ask(
         self,
@@ -62,12 +71,12 @@ class Session:
 
         One that is `endless` is answered by items until somebody interrupts it.
         """
-        from modelnet_p2p.node.control.client import ControlClient
+        from modelnet_p2p.node.control.client import StillStarting
 
         try:
-            client = ControlClient.awaited(self.settings.home, on_wait=self.output.notice)
+            client = self.reach(needed=False)
         except LocalError as error:
-            if error.code is not Code.NOT_RUNNING:
+            if error.code is not Code.NOT_RUNNING or isinstance(error, StillStarting):
                 raise
             return self._ask_temporary(method, params, value, on_item)
         timeout = None if endless else self.settings.timeout + DAEMON_SPARE

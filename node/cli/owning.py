@@ -293,13 +293,15 @@ def _ask_or_do(
     on_item: Callable[[Value], None] = lambda item: None,
 ) -> Value:
     """The running peer's answer: it knows its network. Without one, what `do` makes of the files."""
+    from modelnet_p2p.node.control.client import StillStarting
     from modelnet_p2p.node.owners import Owners
 
     settings = session.settings
     try:
         return session.ask_running(method, params, on_item=on_item, timeout=settings.timeout, needed=False)
     except LocalError as error:
-        if error.code is not Code.NOT_RUNNING:
+        # one that is starting has read the files, or is about to
+        if error.code is not Code.NOT_RUNNING or isinstance(error, StillStarting):
             raise
     return do(Owners(settings.network, settings.home.owners_path))
 

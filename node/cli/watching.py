@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -97,14 +98,20 @@ def watch(session: Session, interval: float) -> int:
 
 
 def _looks(session: Session, interval: float, wait: Callable[[float], object]) -> Iterator[Look]:
-    """A look every `interval` seconds; one that is late makes up for nothing."""
-    machine = Watch(home_flag(session.settings.home))
+    """A look every `interval` seconds; one that is late makes up for nothing.
+
+    The first waits for a peer that is starting; after it one that is not there is something to show.
+    """
+    home = session.settings.home
+    machine = Watch(home_flag(home))
+    reach = partial(session.reach, silence=SILENCE_SECONDS)
     while True:
         began = time.monotonic()
         try:
-            status = _ask(session, "status")
+            status = _ask(session, reach, "status")
+            reach = partial(ControlClient.connect, home, silence=SILENCE_SECONDS)
             peers: list[Map] = []
-            _ask(session, "peers", peers.append)
+            _ask(session, reach, "peers", peers.append)
             look = machine.on_answer(status, tuple(peers), time.monotonic())
         except LocalError as error:
             look = machine.on_silence(error)
@@ -112,10 +119,15 @@ def _looks(session: Session, interval: float, wait: Callable[[float], object]) -
         wait(max(0.0, began + interval - time.monotonic()))
 
 
-def _ask(session: Session, method: str, on_item: Callable[[Any], None] = lambda item: None) -> Map:
+def _ask(
+    session: Session,
+    reach: Callable[[], ControlClient],
+    method: str,
+    on_item: Callable[[Any], None] = lambda item: None,
+) -> Map:
     settings = session.settings
     network = settings.network if settings.network_asked else None
-    with ControlClient.connect(settings.home, silence=SILENCE_SECONDS) as client:
+    with reach() as client:
         answer: Map = client.call(method, {}, timeout=settings.timeout, on_item=on_item, network=network)
     return answer
 

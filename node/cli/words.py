@@ -7,6 +7,7 @@ name models, and without one there are no names. Nothing here is imported before
 from __future__ import annotations
 
 import os
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -57,11 +58,9 @@ def folders(ctx: click.Context, param: click.Parameter, incomplete: str) -> list
 def _ask(ctx: click.Context, method: str, params: dict[str, object]) -> dict[str, Any]:
     """What the peer on this line's home answers; an empty map from a peer that is not there, or not quick."""
     from modelnet_p2p.node.config import locate_home
-    from modelnet_p2p.node.control.client import ControlClient
+    from modelnet_p2p.node.control.client import ask_at_once
 
     with suppress(ModelnetError):
         home = locate_home(ctx.params.get("home"), os.environ)
-        with ControlClient.connect(home, silence=PATIENCE) as client:
-            answer = client.call(method, params, timeout=PATIENCE)
-            return answer if isinstance(answer, dict) else {}
+        return ask_at_once(home, method, params, until=time.monotonic() + PATIENCE)
     return {}

@@ -6,16 +6,17 @@ up, also by Ctrl-C, cancels the call on the other side.
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from modelnet_p2p.errors import Code, LocalError
+from modelnet_p2p.errors import Code, LocalError, ModelnetError
 from modelnet_p2p.exchange import Exchange, RemoteProtocolError, Role
 from modelnet_p2p.node.config import locate_home
 from modelnet_p2p.node.control import wire
@@ -33,6 +34,18 @@ START_PAUSE = 0.05  # seconds between two looks
 SEND_BYTES = 1 << 20  # handed to the kernel at once, so that the meter moves
 
 
+class StillStarting(LocalError):
+    """A `join` holds the home and cannot be asked yet: no reason to act as if no peer ran there."""
+
+    def __init__(self, home: Home, holder: str) -> None:
+        super().__init__(
+            Code.NOT_RUNNING,
+            f"the peer on {home.path} (process {holder}) is starting, and does not answer yet",
+            hint=f"modelnet-peer logs{home_flag(home)} says what it is at; then try again",
+            retryable=True,
+        )
+
+
 class ControlClient:
     """A connection to a running peer, for one call; close it by `with`."""
 
@@ -42,22 +55,31 @@ class ControlClient:
         self._silence = silence
 
     @classmethod
-    def awaited(cls, home: Home, *, on_wait: Callable[[str], None], grace: float = 0.0) -> ControlClient:
+    def awaited(
+        cls,
+        home: Home,
+        *,
+        on_wait: Callable[[str], None],
+        grace: float = 0.0,
+        timeout: float = math.inf,
+        silence: float | None = None,
+    ) -> ControlClient:
         """Reach the peer on `home` also while it starts; raises LocalError as `connect` does.
 
-        A `join` that holds the home has START_SECONDS to open its socket. One that was typed just before this
-        command has `grace` seconds to take the home.
+        A `join` that holds the home has START_SECONDS to open its socket, `timeout` if that is less, and
+        then it is StillStarting. One that was typed just before this command has `grace` seconds to take the
+        home.
         """
         began, told = time.monotonic(), False
         while True:
             holder = joining(home)  # before the look at its socket: else one that is ready now seems to start
             try:
-                return cls.connect(home)
+                return cls.connect(home, silence=silence)
             except LocalError as error:
                 if error.code is not Code.NOT_RUNNING:
                     raise
-                if time.monotonic() - began > (START_SECONDS if holder else grace):
-                    raise _starting(home, holder) if holder else error from None
+                if time.monotonic() - began > min(timeout, START_SECONDS if holder else grace):
+                    raise StillStarting(home, holder) if holder else error from None
             if holder and not told:
                 told = True
                 on_wait(f"waiting for the peer on {home.path} (process {holder}), which is starting")
@@ -153,14 +175,36 @@ class ControlClient:
 
     def _next(self, exchange: Exchange, until: float | None) -> object:
         while (event := exchange.next_event()) is None:
-            if until is not None and time.monotonic() >= until:
+            left = math.inf if until is None else until - time.monotonic()
+            if left <= 0:
                 raise LocalError(
                     Code.DEADLINE,
                     "the running peer did not answer in time",
                     hint="give it longer: --timeout S",
                 )
-            exchange.received(self._socket.recv_into(exchange.get_buffer()))
+            self._socket.settimeout(min(left, self._silence))
+            try:
+                count = self._socket.recv_into(exchange.get_buffer())
+            except TimeoutError:
+                if self._silence <= left:
+                    raise
+                continue
+            exchange.received(count)
         return event
+
+
+def ask_at_once(
+    home: Home, method: str, params: Mapping[str, Value], *, until: float, network: str | None = None
+) -> dict[str, Value]:
+    """For who can do without: what the peer on `home` answers until then (monotonic seconds); empty from one
+    that does not run yet, is not quick, or refuses."""
+    with suppress(ModelnetError):
+        if (left := until - time.monotonic()) > 0:
+            with ControlClient.connect(home, silence=left) as client:
+                left = until - time.monotonic()
+                answer = client.call(method, params, timeout=left, network=network)
+                return answer if isinstance(answer, dict) else {}
+    return {}
 
 
 def _unmetered(count: int) -> None:
@@ -173,14 +217,6 @@ def not_running(home: Home) -> LocalError:
         Code.NOT_RUNNING,
         f"no peer is running on {home.path}",
         hint=f"modelnet-peer join{home_flag(home)}",
-    )
-
-
-def _starting(home: Home, holder: str) -> LocalError:
-    return LocalError(
-        Code.NOT_RUNNING,
-        f"the peer on {home.path} (process {holder}) is starting, and does not answer yet",
-        hint=f"modelnet-peer logs{home_flag(home)} says what it is at; then try again",
     )
 
 

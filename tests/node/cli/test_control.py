@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import stat
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 
 from modelnet_p2p.errors import Code, LocalError, NotFound, RemoteError
 from modelnet_p2p.exchange import Call, Exchange, Fault, Result, Role
+from modelnet_p2p.identity import KeyPair
 from modelnet_p2p.node.control import client as client_page
 from modelnet_p2p.node.control import server as control_server
 from modelnet_p2p.node.control import wire as control_wire
@@ -154,6 +156,57 @@ def test_a_command_waits_for_a_peer_that_is_starting(
         with ControlClient.awaited(home, on_wait=on_wait) as client:
             assert client.call("id", {})["peer"]
         assert len(words) == 1
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["find", "--task", "a"],
+        ["status"],
+        ["status", "--watch"],
+        ["owner", "trust", "acme/echo", KeyPair(bytes(32)).id.text],
+        ["doctor"],
+    ],
+)
+def test_a_peer_that_starts_for_longer_than_the_timeout_is_named_with_its_log(
+    home: Home, cli: Any, argv: list[str]
+) -> None:
+    """Nobody acts meanwhile as if no peer ran there, and nothing is looked up for a hint."""
+    began = time.monotonic()
+    with Runtime("public", home).lock(joining=True):
+        ran = cli(*argv, "--timeout", "0.2")
+    assert time.monotonic() - began < client_page.START_SECONDS / 2
+    text = ran.err + ran.out
+    assert ran.status == (6 if argv == ["doctor"] else 7)
+    assert f"(process {os.getpid()}) is starting, and does not answer yet" in text
+    assert "modelnet-peer logs says what it is at" in text
+    assert "no peer is running" not in text
+    assert "none is running" not in text
+    assert not home.owners_path.exists()
+
+
+def test_watching_begins_with_a_peer_that_is_starting(
+    home: Home, cli: Any, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    started: list[object] = []
+
+    def pause(seconds: float) -> None:
+        if started:  # after one look
+            signal.raise_signal(signal.SIGINT)
+        started.append(request.getfixturevalue("bob"))  # he opens his socket while the command waits for it
+
+    with Runtime("public", home).lock(joining=True), monkeypatch.context() as patched:
+        patched.setattr(time, "sleep", pause)
+        ran = cli("status", "--watch", "--json")
+    assert (ran.status, len(ran.out.splitlines())) == (130, 1)
+    assert "which is starting" in ran.err
+
+
+def test_a_call_ends_with_its_time_and_not_with_the_next_beat(home: Home, bob: Any) -> None:
+    began = time.monotonic()
+    with ControlClient.connect(home) as client, pytest.raises(LocalError, match="did not answer in time"):
+        client.call("invoke", {"target": "sleeper"}, timeout=0.1)
+    assert time.monotonic() - began < control_wire.BEAT_SECONDS
 
 
 def test_a_join_of_the_same_moment_has_a_second_to_take_its_home(home: Home) -> None:

@@ -15,6 +15,7 @@ from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.node.checkup.health import Concern
 from modelnet_p2p.node.cli.screen import View, screen
 from modelnet_p2p.node.cli.watching import Watch
+from modelnet_p2p.node.control import client
 
 Cli = Callable[..., Any]  # Any: Ran and FakePeer of conftest.py, which tests cannot import
 STOPPED = LocalError(Code.NOT_RUNNING, "no peer is running")
@@ -181,7 +182,8 @@ def test_watching_as_json(cli: Cli, bob: Any, two_looks: list[float]) -> None:
     assert looks[0]["at_unix"] <= looks[1]["at_unix"]
 
 
-def test_nothing_to_watch(cli: Cli) -> None:
+def test_nothing_to_watch(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "START_GRACE", 0.0)
     ran = cli("status", "--watch")
     assert ran.status == 7
     assert ran.err.splitlines()[1].startswith("hint: modelnet-peer join")
