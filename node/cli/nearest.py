@@ -5,8 +5,10 @@ Asked only when something failed, so it may cost a question to the running peer.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
+from functools import cached_property
 from shlex import join, quote
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +19,9 @@ if TYPE_CHECKING:
 
 LIKENESS = 0.6  # difflib's own measure of "near": one or two slips in a short word
 SILENT = "--all lists those that do not answer, too"  # the hint where offers are hidden for that
-PATIENCE = 1.0  # seconds that the running peer has to say what it knows; the error is late by no more
-LOOK_PATIENCE = 2.0  # the same where it has to look in the network
+# seconds that the running peer has to say what it knows, for which it may have to look in the network; the
+# error is late by no more, whatever is asked for a hint
+PATIENCE = 2.0
 MAX_TOLD = 6  # tags in one line
 # in hints of a peer that knows the cause
 _SETTLED = ("modelnet-peer owner trust", "lists what is there", "date -u")
@@ -39,9 +42,8 @@ _OTHER_WORDS = {  # of other programs, for the command that does it here
     "whoami": "id",
 }
 
-_Look = Callable[
-    ["Session", str, Mapping[str, Any]], str
-]  # the session, the command and its arguments; a hint
+# what is known, the command and its arguments; a hint
+_Look = Callable[["_Known", str, Mapping[str, Any]], str]
 
 # the argument with a model's name, of the commands that look for one
 _NAMES = {"invoke": "target", "find": "model", "show": "model", "unpublish": "model"}
@@ -92,15 +94,52 @@ def add_hint(error: ModelnetError, session: Session, command: str, given: Mappin
         looks: tuple[_Look, ...] = (_misnamed,)
     else:
         looks = (_mistyped, _misnamed, _mistagged)
+    known = _Known(session, given)
     for look in looks:
-        if hint := look(session, command, given):
+        if hint := look(known, command, given):
             error.hint = hint
             return
     if error.code is Code.NOT_FOUND and command == "find" and given.get("tag"):
-        error.hint = _tags_there(session, given) or error.hint
+        error.hint = _tags_there(known, given) or error.hint
 
 
-def _mistyped(session: Session, command: str, given: Mapping[str, Any]) -> str:
+class _Known:
+    """What the running peer knows that is like the given arguments: each thing is asked for when it is first
+    needed, and once; all of them together by one deadline."""
+
+    def __init__(self, session: Session, given: Mapping[str, Any]) -> None:
+        self.settings = session.settings
+        self._of = {name: given[name] for name in ("task", "model") if given.get(name)}
+        self._until = time.monotonic() + PATIENCE
+
+    @cached_property
+    def in_sight(self) -> dict[str, list[str]]:
+        """Tasks, models and tags."""
+        return self._names({})
+
+    @cached_property
+    def tags(self) -> list[str]:
+        """Of the offers of the task or model that was asked for, which takes a walk; else any in sight."""
+        return (self._names(self._of) if self._of else self.in_sight)["tags"]
+
+    @cached_property
+    def served(self) -> set[str]:
+        """The models that it serves itself."""
+        models = self._ask("status", {}).get("models") or ()
+        return {str(line.get("model")).partition("@")[0] for line in models}
+
+    def _names(self, of: Mapping[str, str]) -> dict[str, list[str]]:
+        words = self._ask("models", of)
+        return {kind: list(map(str, words.get(kind) or ())) for kind in ("tasks", "models", "tags")}
+
+    def _ask(self, method: str, params: Mapping[str, Any]) -> dict[str, Any]:
+        from modelnet_p2p.node.control.client import ask_at_once
+
+        network = self.settings.network if self.settings.network_asked else None
+        return ask_at_once(self.settings.home, method, params, until=self._until, network=network)
+
+
+def _mistyped(peer: _Known, command: str, given: Mapping[str, Any]) -> str:
     """What a search, or a call of a task, probably meant; empty if nothing is near."""
     search, task = " ".join(given.get("search") or ()), given.get("task")
     target = given.get("target")
@@ -111,52 +150,49 @@ def _mistyped(session: Session, command: str, given: Mapping[str, Any]) -> str:
     from modelnet_p2p.tasks import TASKS
     from modelnet_p2p.tiers import TIERS
 
-    sight = _in_sight(session)
+    sight = peer.in_sight
     known = {*TASKS, *sight["tasks"]}
     meant = _meant_search(search, {**sight, "tasks": list(known), "tiers": TIERS}) if search else None
     if meant:
-        return _did_you_mean(meant, session, given, search=(meant,))
+        return _did_you_mean(meant, peer, given, search=(meant,))
     meant = nearest(str(task), known) if task and task not in known else None
-    return _did_you_mean(meant, session, given, task=meant) if meant else ""
+    return _did_you_mean(meant, peer, given, task=meant) if meant else ""
 
 
-def _misnamed(session: Session, command: str, given: Mapping[str, Any]) -> str:
+def _misnamed(peer: _Known, command: str, given: Mapping[str, Any]) -> str:
     """The model that was probably meant."""
     target = given.get(_NAMES.get(command, ""))
     if not isinstance(target, str) or target.startswith(("modelnet:", "task:")):
         return ""
     name = target.partition("@")[0]
-    with suppress(ModelnetError):  # a second error would only hide the first
-        status = session.ask_running("status", {}, timeout=PATIENCE, needed=False)
-        served = {str(line.get("model")).partition("@")[0] for line in status.get("models", [])}
-        known = [*served, *([] if command == "unpublish" else _in_sight(session)["models"])]
-        if name not in known and (meant := nearest(name, known)):
-            whose = ", which this peer serves" if meant in served else ""
-            if command == "find":
-                return _did_you_mean(meant, session, given, whose, model=meant)
-            again = f"modelnet-peer {command} {quote(meant)}{_home_flag(session)}"
-            return f"did you mean {meant}{whose}? {again}"
-    return ""
+    known = [*peer.served, *([] if command == "unpublish" else peer.in_sight["models"])]
+    meant = nearest(name, known) if name not in known else None
+    if not meant:
+        return ""
+    whose = ", which this peer serves" if meant in peer.served else ""
+    if command == "find":
+        return _did_you_mean(meant, peer, given, whose, model=meant)
+    again = f"modelnet-peer {command} {quote(meant)}{_home_flag(peer)}"
+    return f"did you mean {meant}{whose}? {again}"
 
 
-def _mistagged(session: Session, command: str, given: Mapping[str, Any]) -> str:
+def _mistagged(peer: _Known, command: str, given: Mapping[str, Any]) -> str:
     """The tag that was probably meant: one that offers of the task or model have, else any in sight."""
     tag = given.get("tag")
     if command != "find" or not tag:
         return ""
-    known = _tags(session, given)
-    meant = nearest(tag, known) if tag not in known else None
-    return _did_you_mean(meant, session, given, tag=meant) if meant else ""
+    meant = nearest(tag, peer.tags) if tag not in peer.tags else None
+    return _did_you_mean(meant, peer, given, tag=meant) if meant else ""
 
 
-def _tags_there(session: Session, given: Mapping[str, Any]) -> str:
+def _tags_there(peer: _Known, given: Mapping[str, Any]) -> str:
     """Which tags there are, where none of them is like the one that was asked for; empty if none is known."""
-    known = _tags(session, given)
+    known = peer.tags
     if not known or given["tag"] in known:
         return ""
     told = ", ".join(known[:MAX_TOLD]) + ", …" * (len(known) > MAX_TOLD)
     if given.get("task") or given.get("model"):
-        again = _find_again(session, given, tag=None)
+        again = _find_again(peer, given, tag=None)
         return f"tags there: {told}; {again} --json shows whose"
     return (
         f"this peer has heard of the tags {told}; modelnet-peer find --task TASK --json shows those of a task"
@@ -164,32 +200,18 @@ def _tags_there(session: Session, given: Mapping[str, Any]) -> str:
 
 
 def _did_you_mean(
-    meant: str, session: Session, given: Mapping[str, Any], whose: str = "", **instead: object
+    meant: str, peer: _Known, given: Mapping[str, Any], whose: str = "", **instead: object
 ) -> str:
-    return f"did you mean {meant}{whose}? {_find_again(session, given, **instead)}"
+    return f"did you mean {meant}{whose}? {_find_again(peer, given, **instead)}"
 
 
-def _find_again(session: Session, given: Mapping[str, Any], **instead: object) -> str:
+def _find_again(peer: _Known, given: Mapping[str, Any], **instead: object) -> str:
     """The search that was typed, as a line to copy, with other words in the places of some."""
     asked = {**given, **instead}
     search = " ".join(asked.get("search") or ())
     flags = [f"--{name} {quote(str(asked[name]))}" for name in ("task", "model", "tag") if asked.get(name)]
     words = [*([quote(search)] if search else []), *flags]
-    return f"modelnet-peer find {' '.join(words)}{_home_flag(session)}"
-
-
-def _in_sight(session: Session, of: Mapping[str, str] | None = None) -> dict[str, list[str]]:
-    """Tasks, models and tags that the running peer knows; the tags are those of what is asked for in `of`."""
-    words: dict[str, Any] = {}
-    with suppress(ModelnetError):
-        words = session.ask_running(
-            "models", of or {}, timeout=LOOK_PATIENCE if of else PATIENCE, needed=False
-        )
-    return {kind: list(map(str, words.get(kind) or ())) for kind in ("tasks", "models", "tags")}
-
-
-def _tags(session: Session, given: Mapping[str, Any]) -> list[str]:
-    return _in_sight(session, {name: given[name] for name in ("task", "model") if given.get(name)})["tags"]
+    return f"modelnet-peer find {' '.join(words)}{_home_flag(peer)}"
 
 
 def _meant_search(search: str, sight: Mapping[str, Collection[str]]) -> str | None:
@@ -221,7 +243,7 @@ def _who_else(target: str) -> str:
     return f"modelnet-peer find {asked} lists who offers it"
 
 
-def _home_flag(session: Session) -> str:
+def _home_flag(peer: _Known) -> str:
     from modelnet_p2p.node.control.client import home_flag
 
-    return home_flag(session.settings.home)
+    return home_flag(peer.settings.home)

@@ -6,11 +6,21 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import trio
+
+from modelnet_p2p.errors import NotFound
+from modelnet_p2p.node.cli import nearest
+from modelnet_p2p.node.cli.common import Session
+from modelnet_p2p.node.cli.output import Output
+from modelnet_p2p.node.config import load_settings
+from modelnet_p2p.node.disk.home import Home
+from modelnet_p2p.node.disk.runtime import Runtime
 
 Cli = Callable[..., Any]  # Any: Ran and FakePeer of conftest.py, which tests cannot import
 OFFER = {
@@ -88,8 +98,6 @@ def test_what_was_probably_meant(
     cli: Cli, bob: Any, monkeypatch: pytest.MonkeyPatch, argv: list[str], again: str
 ) -> None:
     async def call(*args: object, **asked: object) -> object:
-        from modelnet_p2p.errors import NotFound
-
         raise NotFound("nobody offers it")
 
     monkeypatch.setattr(bob, "find", nobody)
@@ -140,6 +148,38 @@ def test_what_is_spelt_well_and_not_there(
     monkeypatch.setattr(bob, "find", nobody)
     ran = cli("find", *argv)
     assert (ran.status, f"hint: {hint}" in ran.err) == (3, True)
+
+
+def test_for_a_hint_each_thing_is_asked_once(cli: Cli, bob: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bob, "find", nobody)
+    ran = cli("find", "--task", "translation", "--model", "acme/frobnicate", "--tag", "frobnicate")
+    assert "hint: tags there: german, small; " in ran.err
+    assert bob.asked == [("known_tags", ("translation", "acme/frobnicate"))]
+
+
+def test_an_error_is_late_by_one_patience_whatever_is_asked_for_its_hint(
+    cli: Cli, bob: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(*args: object) -> list[str]:
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(bob, "find", nobody)
+    monkeypatch.setattr(bob, "known_tags", never)
+    monkeypatch.setattr(nearest, "PATIENCE", 0.3)
+    began = time.monotonic()
+    ran = cli("find", "--task", "translation", "--model", "acme/frobnicate", "--tag", "frobnicate")
+    assert (ran.status, "hint: " in ran.err) == (3, True)
+    assert 0.3 <= time.monotonic() - began < 2 * 0.3
+
+
+def test_a_peer_that_is_restarted_meanwhile_is_not_waited_for_to_give_a_hint(home: Home) -> None:
+    error = NotFound("nobody offers it", hint="offer it yourself")
+    session = Session(load_settings(home=str(home.path)), Output(as_json=True))
+    began = time.monotonic()
+    with Runtime("public", home).lock(joining=True):
+        nearest.add_hint(error, session, "find", {"task": "transl", "model": "acme/ehco", "tag": "germn"})
+    assert error.hint.startswith("did you mean translation?")  # which is known without a peer
+    assert time.monotonic() - began < 1.0
 
 
 def test_where_no_tags_are_known_either(cli: Cli, bob: Any, monkeypatch: pytest.MonkeyPatch) -> None:
