@@ -66,10 +66,10 @@ class Tidings:
         """`near` each key of the dead one are some whom I am connected to; without keys others tell of it."""
         if not near:
             return
-        if (former := self._deaths.pop(obituary.subject, None)) is not None:
+        if (former := self._drop(obituary.subject)) is not None:
             former.over = True
         elif len(self._deaths) >= MAX_TOLD:
-            del self._deaths[next(iter(self._deaths))]
+            self._drop(next(iter(self._deaths)))  # walks that have begun still tell of it
         death = self._deaths[obituary.subject] = _Death(obituary)
         for key, peers in near.items():
             self._tell_of(death, (peer for peer in peers if _holds(peer, key, region)))
@@ -77,8 +77,7 @@ class Tidings:
 
     def on_refuted(self, beat: Beat) -> None:
         """All who were told hear of it, and they alone: others may hold the keys now than did then."""
-        death = self._deaths.pop(beat.subject, None)
-        if death is not None:
+        if (death := self._drop(beat.subject)) is not None:
             death.over = True
             for peer in death.told:
                 self._tell(peer, beat)
@@ -102,6 +101,14 @@ class Tidings:
         """That walk is over; `closest` to its key are these, of ours that answered."""
         self._errands.remove(errand)
         self._tell_of(errand.death, closest)
+
+    def _drop(self, subject: PeerId) -> _Death | None:
+        """No more walks begin for that death: who dies and returns all the time would else keep those of
+        others waiting."""
+        death = self._deaths.pop(subject, None)
+        if death is not None:
+            self._untold = deque(one for one in self._untold if one[1] is not death)
+        return death
 
     def _tell_of(self, death: _Death, peers: Iterable[PeerId]) -> None:
         """Each once; whoever could not be told may be met again."""

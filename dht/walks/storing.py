@@ -53,8 +53,9 @@ class Store(Walk):
     """My records for one key, to each of its holders; a bad or refused one keeps no other from being stored.
 
     Ends when all have answered or failed, or when the promise is kept and the rest lost their patience. It
-    goes on without its caller until the last request has ended: where a whole site stands still for a second,
-    the promise is kept by others, farther away, and the nearest must have the records when it moves again.
+    goes on without its caller (if that was not cancelled) until the last request has ended: where a whole
+    site stands still for a second, the promise is kept by others, farther away, and the nearest must have the
+    records when it moves again.
 
     Late answers lead it on for one request timeout, for so long may those answer who were asked before. Then
     who answers is told, and nobody else asked: each of a gang could name the next just before it is given up.

@@ -65,7 +65,8 @@ class Asking:
     def is_ours(self, peer: PeerId) -> bool:
         """Whether `peer` has answered on this connection as one of ours does, or speaks what only ours do."""
         channel = self._channels.get(peer)
-        return peer in self._ours or (channel is not None and channel.ours)
+        answered_so = None if channel is None else channel.ours
+        return peer in self._ours if answered_so is None else answered_so
 
     def asked_too_much(self, since: float) -> str:
         """Who has asked us to slow down since then, in words; empty if nobody has."""
@@ -108,13 +109,14 @@ class Asking:
     async def _ask(self, contact: Contact, message: Message, tell: Tell | None) -> None:
         peer, timeout = contact.id, self._tuning.request_timeout
         reply: Message | Silence = Silence.FAILED
-        started = trio.current_time()
+        started = asked = trio.current_time()
         try:
             channel = self._channels.get(peer)
             if channel is None:
                 await self._network.connect(peer, texts(contact.addrs))
                 channel = self._channel(peer)
-            self._warmth.on_used(peer, trio.current_time())
+            asked = trio.current_time()
+            self._warmth.on_used(peer, asked)
             if tell is not None:
                 reply = await channel.request(message, timeout, partial(tell, peer, Silence.HELD))
                 self._on_answer(peer, started)
@@ -123,7 +125,7 @@ class Asking:
         except RemoteError as error:
             reply = self._on_no_answer(peer, error)
             if reply is Silence.BUSY:  # it may have been so at once: who is told so asks again
-                await trio.sleep_until(started + self._tuning.patience)
+                await trio.sleep_until(asked + self._tuning.patience)
         except BadMessage as error:  # our fault, and not the peer's
             log.error("a message for %s cannot be sent: %s", peer.short, error)
         except LocalError as error:  # an address that this machine cannot dial
@@ -151,5 +153,6 @@ class Asking:
         log.debug("%s did not answer a DHT request: %s", peer.short, error.message)
         if error.code is Code.BUSY:  # it is we who have too much open, or ask too much of it
             return Silence.BUSY
+        self._ours.discard(peer)  # it may only speak like one of ours: next time it is asked first
         self._table.failed(peer, trio.current_time())
         return Silence.FAILED

@@ -65,7 +65,7 @@ class KadChannel:
         self._waiting: deque[_Slot] = deque()
         self._window = trio.CapacityLimiter(MAX_IN_FLIGHT)
         self._served_at = float("-inf")  # when the peer last answered what it was asked
-        self.ours = False  # it has answered as one of ours does
+        self.ours: bool | None = None  # whether it answered as one of ours does; None: not yet
         self._sending = trio.Lock()  # keeps the order of slots that of the frames
         self._overdue = trio.CancelScope()  # ends the reader when the oldest request is
 

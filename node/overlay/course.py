@@ -58,9 +58,10 @@ class WalkClock:
     def __init__(self) -> None:
         self._behind = 0.0
         self._put_off = -math.inf
+        self._passed = -math.inf  # what it is at least: rounded, the difference may fall short of it
 
     def now(self) -> float:
-        return trio.current_time() - self._behind
+        return max(trio.current_time() - self._behind, self._passed)
 
     def instant(self, at: float) -> float:
         """When it will be `at` by this clock, in trio's time."""
@@ -72,6 +73,8 @@ class WalkClock:
         if late > LATE_SECONDS and at > self._put_off:
             self._put_off = at
             self._behind += late + min(late, MAX_GRACE)
+        else:
+            self._passed = at
 
 
 class Course:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 
 import trio
 
@@ -70,19 +71,25 @@ class Lines:
                     await overlay.network.connect(peer, await overlay.find_peer(peer))
                 stream = await overlay.network.open_stream(peer, self._protocol)
             async with stream:
-                while True:
-                    with trio.move_on_after(IDLE_BEATS * overlay.tuning.beat) as idle:
-                        message = await waiting.receive()
-                    if idle.cancelled_caught:
-                        break
-                    with trio.fail_after(overlay.tuning.request_timeout):
-                        await stream.send([frame(message)])
+                with suppress(trio.EndOfChannel):
+                    while True:
+                        with trio.move_on_after(IDLE_BEATS * overlay.tuning.beat) as idle:
+                            message = await waiting.receive()
+                        if idle.cancelled_caught:
+                            self._end(peer, line)
+                            continue  # with what came at this very instant
+                        with trio.fail_after(overlay.tuning.request_timeout):
+                            await stream.send([frame(message)])
                 await stream.finish()
         except (ModelnetError, trio.TooSlowError) as error:
             log.debug("cannot tell %s: %s", peer.short, error)
             self._on_lost(peer)
         finally:
-            if self._lines.get(peer) is line:
-                del self._lines[peer]
-            line.close()
+            self._end(peer, line)
             waiting.close()
+
+    def _end(self, peer: PeerId, line: trio.MemorySendChannel[Message]) -> None:
+        """What is told from now on goes over another."""
+        if self._lines.get(peer) is line:
+            del self._lines[peer]
+        line.close()

@@ -179,3 +179,24 @@ def test_whatever_comes_walks_are_bounded_and_all_end_and_nobody_is_told_twice(s
             errands.append(errand)
     told = [(peer, said) for peer, said in bob.said if isinstance(said, Obituary)]
     assert len(told) == len(set(told))
+
+
+def test_who_dies_and_returns_all_the_time_keeps_no_walk_of_others_waiting() -> None:
+    bob, flapping, keys = Bob(), peer_id(2000), [bytes([number]) for number in range(64)]
+    for seq in range(1, 50):
+        bob.tidings.on_death(obituary(flapping, seq), {key: () for key in keys}, REGION)
+        bob.tidings.on_refuted(Beat(flapping, seq + 1, 1))
+    bob.tidings.on_death(obituary(), {KEY: ()}, REGION)
+    assert bob.set_out().key == KEY
+    assert bob.tidings.poll(REGION) is None
+
+
+def test_one_death_too_many_lets_the_oldest_go() -> None:
+    bob = Bob()
+    for number in range(MAX_TOLD + 1):
+        bob.tidings.on_death(obituary(peer_id(3000 + number)), {bytes([0, number % 256]): ()}, REGION)
+    first = bob.set_out()
+    bob.tidings.on_answer(first, HOLDERS[0])
+    bob.tidings.on_end(first, HOLDERS[:1])
+    assert bob.told(obituary(peer_id(3000))) == []
+    assert bob.told(obituary(peer_id(3001))) == HOLDERS[:1]

@@ -117,3 +117,17 @@ async def test_a_walk_is_patient_with_whom_it_has_to_dial_first(
         await overlay.run(walk)
         assert walk.closest == (alice.peer_id,)
         assert overlay.patience.seconds > 0.6
+
+
+async def test_an_instant_that_has_passed_has_come_however_it_is_rounded(
+    mock_clock: trio.testing.MockClock,
+) -> None:
+    """Else a walk would say wait until then, again and again, and no clock would move."""
+    clock, began = WalkClock(), trio.current_time()
+    mock_clock.jump(1.3)
+    clock.on_passed(began + 1.0)  # from now on the clock is behind
+    for tenths in range(11, 200):
+        at = began + tenths / 10
+        mock_clock.jump(max(0.0, clock.instant(at) - trio.current_time()))
+        clock.on_passed(at)
+        assert clock.now() >= at

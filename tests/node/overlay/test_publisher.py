@@ -302,3 +302,29 @@ async def test_a_frozen_neighbour_holds_up_no_publish_where_another_answers(
         town.freeze("bob")
         published = await alice.parts.publisher.publish(draft_of(town, "alice"))
         assert (published.asked, published.stored) == (1, 1)
+
+
+async def test_who_only_speaks_like_one_of_ours_is_asked_first_after_it_was_silent(
+    open_town: OpenTown, autojump_clock: trio.testing.MockClock
+) -> None:
+    """As a stock node does that hears beats: ADD_PROVIDER is nothing that it answers."""
+    async with open_town() as town:
+        alice = await town.peer("alice")
+        bob = await town.peer("bob")
+        heard: list[Kind] = []
+        handle = bob.parts.overlay.server.handle
+
+        def stock(request: Message, *rest: Any) -> Any:
+            heard.append(request.kind)
+            reply = handle(request, *rest)
+            return None if request.kind is Kind.ADD_PROVIDER else replace(reply, records=None)
+
+        bob.parts.overlay.server.handle = stock
+        publisher = alice.parts.publisher
+        sealed, _ = publisher._sign(draft_of(town, "alice"), 1)
+        key = next(iter(sealed.keys))
+        for first in (Kind.ADD_PROVIDER, Kind.FIND_NODE, Kind.FIND_NODE):
+            heard.clear()
+            await publisher._store(key, [sealed])
+            assert heard[0] is first
+            await trio.sleep(5)  # until the request that was not answered has failed
