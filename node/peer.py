@@ -193,7 +193,7 @@ class Peer:
         query, tally = Query.asked(task, model, tag, where, network=self.network_name), Tally()
         with self.parts.finder.within(timeout):
             offers = await self.parts.finder.find(query, check_limit(limit), with_dead=all, tally=tally)
-        return Explained(query, tuple(offers), tally, self.parts.memory.reasons(offers))
+        return Explained(query, tuple(offers), tally, tuple(self.parts.memory.reasons(offers)))
 
     async def why_none(
         self,

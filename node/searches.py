@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Self
 
 import trio
@@ -126,13 +126,14 @@ class Explained:
     query: Query
     offers: tuple[Offer, ...]
     tally: Tally
-    known: Mapping[str, Sequence[str]] = field(default_factory=dict)  # of a provider: what moved its offers
+    moved: tuple[Sequence[str], ...]  # each of the offers to its place, beside what was measured just now
 
     def why(self, offer: Offer) -> list[str]:
-        """The parts of the question that made it one of those found, and what decided on its place."""
+        """The parts of the question that made it one of those found, and what decided on its place. Raises
+        ValueError for one that is not among `offers`."""
         answered = any(other.state is State.ALIVE for other in self.offers)
         standing = _standing(offer, better_ones=answered)
-        return [*self.query.reasons(offer.record), standing, *self.known.get(offer.provider, ())]
+        return [*self.query.reasons(offer.record), standing, *self.moved[self.offers.index(offer)]]
 
     def to_map(self) -> dict[str, object]:
         """Where was looked, how many offers were read there, and how many were ruled out by what."""

@@ -34,11 +34,10 @@ class Memory:
         now = self._now()
         return rank(offers, self._recall, now, self._strangers.doubt(now))
 
-    def reasons(self, offers: Sequence[Offer]) -> dict[str, list[str]]:
-        """What moved each to its place beside what was measured just now, in words, by its provider."""
+    def reasons(self, offers: Sequence[Offer]) -> list[list[str]]:
+        """What moved each to its place beside what was measured just now, in words; in their order."""
         now = self._now()
-        told = reasons(offers, self._recall, now, self._strangers.doubt(now))
-        return {offer.provider: lines for offer, lines in zip(offers, told, strict=True)}
+        return reasons(offers, self._recall, now, self._strangers.doubt(now))
 
     def draw(self, ranked: Sequence[Offer]) -> list[Offer]:
         """In which order to ask them."""
