@@ -122,8 +122,8 @@ class Batches:
     async def more(self, *, some: bool = False) -> Batch | None:
         """The next offers, none of them twice; may be empty. None at the end.
 
-        `some` that are not of the dead are known already: then no walk follows those that have found
-        READ_AHEAD offers for each one wanted.
+        `some` that are not of the dead are known already: then no walk follows those that have found as many
+        offers as `most_read` says.
         """
         if self._left.sealeds:
             return self._cut(self._left)

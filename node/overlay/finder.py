@@ -50,7 +50,8 @@ MAX_SOUGHT = 8  # providers of whom no holder told an address, and for whom a wa
 PING_BODY_BYTES = 64 << 10  # an honest answer has a load for each of at most 64 models
 MAX_LOADS = 256  # models of one provider whose load is remembered
 MAX_PINGS = 8  # candidates pinged at the same time
-PING_ROUNDS = 3  # if all of the first candidates are dead, the next ones are asked
+PING_ROUNDS = 3  # if none of the first candidates is alive, the next ones are asked ...
+MANY_PINGS = 64  # ... and after that many rounds so many at once: it is a crowd of the dead
 VITAL_SECONDS = 2.0  # how old a sign of life may be when a search looks at it
 MAX_UNTIMELY = 256  # searches in vain of which it is remembered that records were refused for their times
 MAX_VITALS = 4096  # providers whose signs of life are remembered
@@ -102,7 +103,7 @@ class Finder:
         tally: Tally | None = None,
     ) -> list[Offer]:
         """Offers that match, best first, at most `limit`; the dead ones only `with_dead`. As long as too few
-        others are known, more is read.
+        others are known, more is read, and as long as nobody is alive, more are pinged.
 
         `thorough`: not only the best few are pinged, but all.
         """
@@ -138,7 +139,7 @@ class Finder:
             read, looked = read + len(new), False
             if len(there) >= limit or read >= most_read(limit):
                 await look()
-                some, looked = bool(there), True
+                some, looked = _some(there, with_dead), True
         if not looked:
             await look()
         self._untimely.pop(query, None)
@@ -267,15 +268,23 @@ class Finder:
     async def _with_signs_of_life(
         self, offers: Sequence[Offer], since: float, thorough: bool = False
     ) -> list[Offer]:
-        """The offers with state, round trip and load; pings the best ones, until somebody is alive.
+        """The offers with state, round trip and load; pings the best ones, until somebody is alive, and all
+        if `thorough`.
 
-        What was known at `since` stays good until this ends, however long others are waited for.
+        What was known at `since` stays good until this ends, however long others are waited for. After the
+        first rounds no other begins in the second half of the asker's time: who is not asked stays unknown.
         """
-        for _ in range(1 + len(offers) // MAX_PINGS if thorough else PING_ROUNDS):
+        began, until = trio.current_time(), trio.current_effective_deadline()
+        longest = 2 * self._overlay.tuning.ping_timeout  # for a dial and an answer
+        latest = min(began + (until - began) / 2, until - longest)
+        for number in range(PING_ROUNDS + 1 + len(offers) // MAX_PINGS):
+            if number >= PING_ROUNDS and not thorough and trio.current_time() > latest:
+                break
+            at_once = MAX_PINGS if thorough else pings_at_once(number)
             offers = self._rank([self._annotated(offer, since) for offer in offers])
             unknown = {o.record.provider: o.addrs for o in offers if o.state is State.UNKNOWN}
             async with trio.open_nursery() as nursery:
-                for provider in list(unknown)[:MAX_PINGS]:
+                for provider in list(unknown)[:at_once]:
                     nursery.start_soon(self._examine, provider, unknown[provider])
             offers = [self._annotated(offer, since) for offer in offers]
             if not unknown or (not thorough and any(offer.state is State.ALIVE for offer in offers)):
@@ -332,7 +341,7 @@ class Search:
         self.finder = finder
         self._batches = batches
         self._wanted = limit
-        self._some = False  # offers were found that are not of the dead
+        self._some = False  # somebody was found, see `_some`
         self._with_dead = with_dead
 
     def __aiter__(self) -> Search:
@@ -343,10 +352,20 @@ class Search:
         while self._wanted and (batch := await self._batches.more(some=self._some)) is not None:
             offers = (await self.finder.living(batch, self._with_dead))[: self._wanted]
             self._wanted -= len(offers)
-            self._some = self._some or bool(offers)
+            self._some = self._some or _some(offers, self._with_dead)
             if offers:
                 return offers
         raise StopAsyncIteration
+
+
+def pings_at_once(number: int) -> int:
+    """In that round of a search, the first being 0."""
+    return MAX_PINGS if number < PING_ROUNDS else MANY_PINGS
+
+
+def _some(offers: Iterable[Offer], with_dead: bool) -> bool:
+    """Whether these are worth ending a search for: who is unknown may be dead."""
+    return any(offer.state in (State.ALIVE, State.SUSPECT) or with_dead for offer in offers)
 
 
 def _loads(value: object) -> dict[str, float]:

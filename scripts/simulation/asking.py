@@ -19,8 +19,8 @@ from modelnet_p2p.dht.walks.collecting import Collect
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.node.calls.found import FOUND_SECONDS
 from modelnet_p2p.node.calls.router import MAX_CANDIDATES
-from modelnet_p2p.node.overlay.batches import READ_AHEAD
-from modelnet_p2p.node.overlay.finder import MAX_PINGS, PING_ROUNDS, VITAL_SECONDS
+from modelnet_p2p.node.overlay.batches import most_read
+from modelnet_p2p.node.overlay.finder import VITAL_SECONDS, pings_at_once
 from modelnet_p2p.node.overlay.watching import HOLDERS_ASKED
 from modelnet_p2p.node.serving.policy.ranking import Experience, draw, rank
 from modelnet_p2p.offers import Offer, State
@@ -55,7 +55,7 @@ class Inquiry:
             tuning=sim.tuning,
             now=sim.now,
             now_us=sim.now_us,
-            limit=MAX_CANDIDATES * READ_AHEAD,
+            limit=most_read(MAX_CANDIDATES),
             patience=node.patience.seconds,
         )
         held = node.store.page(key, b"", PAGE_BYTES)
@@ -164,25 +164,25 @@ class Caller:
         self._tally.offers += len(offers)
         self._tally.offers_of_dead += len(of_dead)
         self._tally.left_of_dead += sum(not inquiry.is_dead(offer.record) for offer in of_dead)
-        self._look(inquiry, offers, PING_ROUNDS, wanted)
+        self._look(inquiry, offers, 0, wanted)
 
-    def _look(self, inquiry: Inquiry, offers: list[Offer], rounds: int, wanted: float) -> None:
-        """Ping the best of whom nothing is known; the next ones if none of those is alive."""
+    def _look(self, inquiry: Inquiry, offers: list[Offer], number: int, wanted: float) -> None:
+        """Ping the best of whom nothing is known; the next ones if nobody is alive."""
         offers = self._ranked([self._annotated(inquiry, offer) for offer in offers])
         unknown = list(dict.fromkeys(o.record.provider for o in offers if o.state is State.UNKNOWN))
-        alive = any(offer.state is State.ALIVE for offer in offers) and rounds < PING_ROUNDS
-        if not unknown or not rounds or alive:
+        if not unknown or (number and any(offer.state is State.ALIVE for offer in offers)):
             return self._found_all(offers, wanted)
-        open_pings = set(unknown[:MAX_PINGS])
+        asked = unknown[: pings_at_once(number)]
+        open_pings = set(asked)
 
         def heard(peer: PeerId, vital: Vital) -> None:
             if peer in open_pings and self.node.alive:
                 open_pings.discard(peer)
                 self._vitals[peer] = vital
                 if not open_pings:
-                    self._look(inquiry, offers, rounds - 1, wanted)
+                    self._look(inquiry, offers, number + 1, wanted)
 
-        for peer in unknown[:MAX_PINGS]:
+        for peer in asked:
             self._ping(peer, heard)
 
     def _ping(self, peer: PeerId, heard: Callable[[PeerId, Vital], None]) -> None:
