@@ -35,6 +35,7 @@ from modelnet_p2p.node.ending import Ending
 from modelnet_p2p.node.hosting import Hosting, Sequences
 from modelnet_p2p.node.joining import Joining, check_bootstraps
 from modelnet_p2p.node.notices import Notices
+from modelnet_p2p.node.overlay.batches import Tally
 from modelnet_p2p.node.overlay.driver import Bootstrap, Overlay, open_overlay
 from modelnet_p2p.node.overlay.finder import Finder
 from modelnet_p2p.node.overlay.publisher import Publisher
@@ -156,8 +157,8 @@ class Parts:
         self.nursery.start_soon(self._mine.serve, theirs)
         return mine
 
-    async def _standing(self, query: Query) -> Sequence[Offer]:
-        return await self.finder.standing(query, MAX_CANDIDATES)
+    async def _standing(self, query: Query, tally: Tally) -> Sequence[Offer]:
+        return await self.finder.standing(query, MAX_CANDIDATES, tally)
 
     def keep_weights_under(self, directory: Path) -> None:
         """Keep there what is fetched."""

@@ -15,6 +15,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import trio
+
 from modelnet_p2p.errors import Code, LocalError, NotFound
 from modelnet_p2p.identity import KeyPair, PeerId
 from modelnet_p2p.names import PUBLIC_NETWORK, ModelUri
@@ -202,18 +204,22 @@ class Peer:
         tag: str | None = None,
         *,
         where: str | None = None,
+        tally: Tally,
+        timeout: float,
     ) -> NotFound | None:
         """Why a search that found nothing did not, where there is a reason to tell: a revoked key, other
-        versions, a wrong clock."""
+        versions, a wrong clock. `tally` is that of its `explain`, `timeout` what is left of its time."""
         query = Query.asked(task, model, tag, where, network=self.network_name)
-        return await self.parts.absence.why(query, model or where or task or tag or "")
+        with trio.move_on_after(max(0.0, timeout)):
+            return await self.parts.absence.why(query, model or where or task or tag or "", tally)
+        return None
 
     async def show(self, model: str, *, timeout: float = 30.0) -> list[dict[str, object]]:
         """The signed records of a model, whoever is alive; raises NotFound, RemoteError (deadline, busy)."""
-        query = Query.of_uri(ModelUri.parse(model), self.network_name)
+        query, tally = Query.of_uri(ModelUri.parse(model), self.network_name), Tally()
         with self.parts.finder.within(timeout):
-            offers = await self.parts.finder.offers(query, MAX_CANDIDATES)
-            if not offers and (error := await self.parts.absence.why(query, model)) is not None:
+            offers = await self.parts.finder.offers(query, MAX_CANDIDATES, tally)
+            if not offers and (error := await self.parts.absence.why(query, model, tally)) is not None:
                 raise error
         if not offers:
             raise NotFound(f"nobody offers {model!r}", hint="modelnet-peer find --task TASK")

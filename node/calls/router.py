@@ -21,6 +21,7 @@ from modelnet_p2p.node.calls.found import Found
 from modelnet_p2p.node.calls.target import Target, check_one_owner, other_owners
 from modelnet_p2p.node.calls.together import Together
 from modelnet_p2p.node.calls.tries import Tries, search_too_long
+from modelnet_p2p.node.overlay.batches import Tally
 from modelnet_p2p.node.owners import Owners, whole_name
 from modelnet_p2p.node.serving.backends.contract import MAX_BODY_BYTES
 from modelnet_p2p.node.serving.policy.memory import Memory
@@ -132,12 +133,24 @@ def outcome_of(
     )
 
 
-Search = Callable[[Query], Awaitable[Sequence[Offer]]]  # all that stands, best first, the dead ones too
-Why = Callable[[Query, str], Awaitable[NotFound | None]]  # nobody offers it
+# All that stands, best first, the dead ones too; the tally is told how the search went.
+Search = Callable[[Query, Tally], Awaitable[Sequence[Offer]]]
+# Why nobody offers it, by the tally of the search; it takes a part of the time that its caller has left.
+Why = Callable[[Query, str, Tally], Awaitable[NotFound | None]]
 OnBegin = Callable[[Begun], Awaitable[None]]
 OnItem = Callable[[Value], Awaitable[None]]
 # What is asked of the model that an offer describes: its input and parameters. May raise LocalError.
 Fit = Callable[[Offer], tuple[Value, Mapping[str, Value]]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Sought:
+    """What a search for a target came to."""
+
+    offers: Sequence[Offer]  # of one owner, that may be asked
+    tally: Tally
+    owner: PeerId | None  # that is remembered
+    others: Sequence[Offer]  # those of the same name, where nobody offers that owner's
 
 
 class Router:
@@ -167,7 +180,7 @@ class Router:
         self._asked_too_much = asked_too_much  # by a search, in the words of those who say so
         self._nursery = nursery
         self._found = Found()
-        self._seeking: Together[Sequence[Offer]] = Together()
+        self._seeking: Together[_Sought] = Together()
 
     @asynccontextmanager
     async def open(
@@ -294,51 +307,51 @@ class Router:
         return self._memory.draw(offers)
 
     async def find(self, target: Target, until: float) -> Sequence[Offer]:
-        """One owner's offers in the order in which to ask them; raises NotFound (ambiguous), RemoteError.
+        """One owner's offers in the order in which to ask them; none where nobody offers it and no reason is
+        known. Raises NotFound (with the reason, or ambiguous), RemoteError.
 
         The remembered owner's are asked for as such: no crowd of others of the same name can hide them.
         """
         began = trio.current_time()
         with trio.move_on_at(until):
-            return self._memory.draw(await self._seeking.ask(target, partial(self._seek, target)))
+            sought = await self._seeking.ask(target, partial(self._seek, target))
+            if not sought.offers:
+                await self._explain(target, sought)
+            return self._memory.draw(sought.offers)
         raise search_too_long(target, self._asked_too_much(began))
 
-    async def _seek(self, target: Target) -> Sequence[Offer]:
-        owner = self._owners.meant(target.query)
+    async def _seek(self, target: Target) -> _Sought:
+        owner, tally = self._owners.meant(target.query), Tally()
+        others: Sequence[Offer] = ()
         if owner is None:
-            standing = await self._anybody_s(target.query)
+            standing = await self._anybody_s(target.query, tally)
             offers = _living(standing)
             if offers:
                 check_one_owner(target, (*offers, *standing))
         else:
-            offers = _living(await self._search(replace(target.query, owner=owner)))
+            offers = _living(await self._search(replace(target.query, owner=owner), Tally()))
             if not offers:
-                await self._explain(target)
-                others = _living(await self._search(target.query))
+                others = _living(await self._search(target.query, tally))
                 offers = [offer for offer in others if offer.record.owner == owner]  # it came meanwhile
-                if others and not offers:
-                    raise other_owners(target, owner, others)
-        if not offers:
-            await self._explain(target)
         if offers:
             self._found.keep(target.query, offers, trio.current_time())
-        return offers
+        return _Sought(offers, tally, owner, others)
 
-    async def _anybody_s(self, query: Query) -> Sequence[Offer]:
+    async def _anybody_s(self, query: Query, tally: Tally) -> Sequence[Offer]:
         """What is found where no owner is meant yet, the dead ones too: else a name would go to whoever
         knocks the others down. Who claims the whole name is found out beside."""
         whole = whole_name(query)
         if whole is None or whole.model is None:
-            return await self._search(query)
+            return await self._search(query, tally)
         claims: list[Offer] = []
 
         async def look_around(whole: Query) -> None:
-            claims.extend(await self._search(whole))
+            claims.extend(await self._search(whole, Tally()))
 
         with single_error():
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(look_around, whole)
-                offers = await self._search(query)
+                offers = await self._search(query, tally)
         self._owners.claimed(whole.model, {offer.record.owner for offer in (*claims, *offers)})
         return offers
 
@@ -365,17 +378,21 @@ class Router:
         except ModelnetError:
             return None
         with trio.move_on_after(HINT_SECONDS):
-            for offer in _living(await self._search(query)):
+            for offer in _living(await self._search(query, Tally())):
                 is_meant = offer.provider == provider and target.query.matches(offer.record)
                 if is_meant and _is_same(offer, like) and not self._condemned(offer.record):
                     return offer
         return None
 
-    async def _explain(self, target: Target) -> None:
-        """Raises NotFound with the reason why nobody offers it, where there is one to tell."""
-        error = await self._why(target.query, target.text) if self._why is not None else None
-        if error is not None:
-            raise error
+    async def _explain(self, target: Target, sought: _Sought) -> None:
+        """Raises NotFound with the reason why nobody offers it, if there is one to tell; who else claims
+        the name is the last."""
+        if self._why is not None:
+            error = await self._why(target.query, target.text, sought.tally)
+            if error is not None:
+                raise error
+        if sought.owner is not None and sought.others:
+            raise other_owners(target, sought.owner, sought.others)
 
     def note(self, target: Target, offer: Offer, error: RemoteError) -> None:
         """What went wrong with a call of this offer, to be remembered."""

@@ -124,14 +124,16 @@ async def _show(peer: Peer, request: Request, emit: Emit) -> Value:
 
 
 async def _find(peer: Peer, request: Request, emit: Emit) -> Value:
+    began, timeout = trio.current_time(), request.number("timeout", 30.0)
     found = await peer.explain(
         **_question(request),
         limit=int(request.number("limit", 20)),
         all=request.flag("all"),
-        timeout=request.number("timeout", 30.0),
+        timeout=timeout,
     )
     if not found.offers:
-        if (error := await peer.why_none(**_question(request))) is not None:
+        left = began + timeout - trio.current_time()
+        if (error := await peer.why_none(**_question(request), tally=found.tally, timeout=left)) is not None:
             raise error
         await _check_company(peer)
     for offer in found.offers:

@@ -18,6 +18,7 @@ from modelnet_p2p.offers import Offer
 
 LISTED = 256  # offers that a list is made from, the best
 SEARCH_SECONDS = 20.0
+WHY_SECONDS = 10.0  # more, for the reason why nobody is found
 TASKS = (*TEXT_TASKS, *EMBEDDING_TASKS)
 
 
@@ -40,12 +41,14 @@ async def show_model(gateway: Gateway, http: Http) -> None:
         name += f"?{query.decode('latin-1')}"
     task = name.removeprefix("task:") if name.startswith("task:") else None
     model = name if task is None else None
+    error = None
     with http.while_there():
-        offers = await gateway.peer.find(task, model, timeout=SEARCH_SECONDS)
-        error = None if offers else await gateway.peer.why_none(task, model)
-    if not offers:
+        found = await gateway.peer.explain(task, model, timeout=SEARCH_SECONDS)
+        if not found.offers:
+            error = await gateway.peer.why_none(task, model, tally=found.tally, timeout=WHY_SECONDS)
+    if not found.offers:
         raise error or NotFound(f"nobody alive offers {name!r}", hint="GET /v1/models lists what there is")
-    await http.say(entries(offers)[0])
+    await http.say(entries(found.offers)[0])
 
 
 def entries(offers: Sequence[Offer]) -> list[dict[str, object]]:

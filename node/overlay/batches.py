@@ -63,6 +63,14 @@ class Tally:
                 self.cards_ruled_out += card
         return found
 
+    @property
+    def all_untimely(self) -> int:
+        """How many were refused for their times where no sound offer was read, nor only cards of what is not
+        meant; else 0: a record that is over lies about now and then. (A card says when it ends, not when it
+        began: a clock that is behind takes it, and refuses the offer behind it.)"""
+        others = self.read or (self.cards and self.cards == self.cards_ruled_out)
+        return 0 if others else self.untimely
+
     def to_map(self) -> dict[str, object]:
         return {
             "keys": self.keys,

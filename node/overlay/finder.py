@@ -53,7 +53,6 @@ MAX_PINGS = 8  # candidates pinged at the same time
 PING_ROUNDS = 3  # if none of the first candidates is alive, the next ones are asked ...
 MANY_PINGS = 64  # ... and after that many rounds so many at once: it is a crowd of the dead
 VITAL_SECONDS = 2.0  # how old a sign of life may be when a search looks at it
-MAX_UNTIMELY = 256  # searches in vain of which it is remembered that records were refused for their times
 MAX_VITALS = 4096  # providers whose signs of life are remembered
 
 
@@ -90,7 +89,6 @@ class Finder:
         self._pings: Together[Vital] = Together(age=VITAL_SECONDS)
         self.watching: Watching | None = None  # who tells of deaths that others found
         self.revoking: Revoking | None = None  # who is told of keys that others found revoked
-        self._untimely: dict[Query, int] = {}  # refused for their times by a search that found nothing
         self.refused: dict[str, int] = {}  # bad records met while reading, by reason
 
     async def find(
@@ -112,9 +110,9 @@ class Finder:
             tally.silent = len(dead)
         return there[:limit]
 
-    async def standing(self, query: Query, limit: int) -> list[Offer]:
+    async def standing(self, query: Query, limit: int, tally: Tally) -> list[Offer]:
         """All that was read for a `find` of that limit, best first, the dead ones too."""
-        there, dead = await self._read_on(query, limit, False, False, Tally())
+        there, dead = await self._read_on(query, limit, False, False, tally)
         return there + dead
 
     async def _read_on(
@@ -142,11 +140,6 @@ class Finder:
                 some, looked = _some(there, with_dead), True
         if not looked:
             await look()
-        self._untimely.pop(query, None)
-        if tally.untimely and not there:
-            if len(self._untimely) >= MAX_UNTIMELY:
-                del self._untimely[next(iter(self._untimely))]
-            self._untimely[query] = tally.untimely
         return there, dead
 
     def search(self, query: Query, limit: int, *, with_dead: bool = False) -> Search:
@@ -250,10 +243,6 @@ class Finder:
                 for provider in lost[:MAX_SOUGHT]:
                     nursery.start_soon(look_up, provider)
         return found
-
-    def untimely(self, query: Query) -> int:
-        """Records that the last search for this refused as over, or not yet valid, if it found no other."""
-        return self._untimely.get(query, 0)
 
     def asked_too_much(self, since: float) -> str:
         """Who has asked this peer to slow down since then, in words; empty if nobody has."""

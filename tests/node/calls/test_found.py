@@ -16,6 +16,7 @@ from modelnet_p2p.identity import KeyPair
 from modelnet_p2p.node.calls.found import FOUND_SECONDS, MAX_FOUND, Found
 from modelnet_p2p.node.calls.router import Router
 from modelnet_p2p.node.calls.target import Target
+from modelnet_p2p.node.overlay.batches import Tally
 from modelnet_p2p.node.serving.policy.memory import Memory
 from modelnet_p2p.offers import Offer, State
 from modelnet_p2p.query import Query
@@ -95,7 +96,7 @@ async def test_who_calls_again_and_again_waits_for_one_search(
             await trio.sleep(0.5)
             await line.say(Result(call.value))
 
-    async def search(query: Query) -> Sequence[Offer]:
+    async def search(query: Query, tally: Tally) -> Sequence[Offer]:
         searches.append(trio.current_time())
         await trio.sleep(0.7)
         if fails and len(searches) > 1:

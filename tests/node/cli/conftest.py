@@ -124,7 +124,7 @@ class FakePeer:
 
     async def explain(self, **asked: Any) -> Any:
         offers = await self.find(**asked)
-        return SimpleNamespace(offers=offers, to_map=lambda: {"silent": self.silent})
+        return SimpleNamespace(offers=offers, tally=None, to_map=lambda: {"silent": self.silent})
 
     async def call(
         self,

@@ -213,6 +213,7 @@ def explained(*offers: dict[str, Any]) -> Any:
     return SimpleNamespace(
         offers=[SimpleNamespace(to_map=lambda offer=offer: offer) for offer in offers],
         why=lambda offer: ["task:a", "answered\x1b[31m in 1.0 ms"],
+        tally=None,
         to_map=lambda: tally,
     )
 
