@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 import threading
@@ -217,15 +218,19 @@ class Ran:
 
 
 @pytest.fixture
-def cli(home: Home, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
-    """Run one command in this process."""
+def cli(home: Home, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Ran]]:
+    """Run one command in this process, whose log is afterwards what it was: some commands set it up."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
 
     def run(*argv: str) -> Ran:
         status = main(argv)
         out, err = capsys.readouterr()
         return Ran(status, out, err)
 
-    return run
+    yield run
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 @contextmanager
