@@ -22,7 +22,8 @@ from modelnet_p2p.identity import KeyPair, PeerId
 from modelnet_p2p.names import PUBLIC_NETWORK, ModelUri
 from modelnet_p2p.node import reports
 from modelnet_p2p.node.assembly import Parts, assembled, joined
-from modelnet_p2p.node.calls.router import MAX_CANDIDATES, Fit, OnBegin, OnItem, Outcome
+from modelnet_p2p.node.calls.outcome import OnBegin, OnItem, Outcome
+from modelnet_p2p.node.calls.router import MAX_CANDIDATES, Fit
 from modelnet_p2p.node.calls.target import Target
 from modelnet_p2p.node.deadlines import check_timeout, within
 from modelnet_p2p.node.disk.state import State

@@ -13,7 +13,7 @@ from contextlib import AbstractAsyncContextManager
 import trio
 
 from modelnet_p2p.errors import Code, LocalError, ModelnetError
-from modelnet_p2p.node.calls.router import Outcome, Running
+from modelnet_p2p.node.calls.outcome import Outcome, Running
 from modelnet_p2p.payload import Value
 
 Opening = Callable[[], AbstractAsyncContextManager[Running]]

@@ -11,7 +11,8 @@ in Peer-to-Peer Networks, IMC 2006): the old go more rarely than the young. What
 - The first answer that is missing counts, or tables younger than a death takes to be proven would see none;
   whoever answers again was not dead.
 - Holders are lost as well where newcomers push them out of the k closest. Where as many come as go they
-  fill the gaps, so it is the greater of both rates that counts.
+  fill the gaps, so it is the greater of both rates that counts. Only who appears in my neighbourhood, all of
+  which I know, is new to the world; elsewhere others come by for hours who were always there.
 - Before much was seen, the rate is a high one: as if one peer had died in a quarter of an hour.
 """
 
@@ -40,23 +41,26 @@ class Churn:
 
     def __init__(self) -> None:
         self._seconds = 0.0  # for which peers were seen alive, all together; fading
+        self._near_seconds = 0.0  # ... those of my neighbourhood; fading
         self._deaths = 0.0  # fading
-        self._arrivals = 0.0  # fading
-        self._at: float | None = None  # until when all three have faded
+        self._arrivals = 0.0  # in my neighbourhood; fading
+        self._at: float | None = None  # until when all four have faded
         self._began: float | None = None
         self._gone: OrderedDict[PeerId, float] = OrderedDict()  # when each died, oldest first
 
-    def lived(self, since: float, now: float) -> None:
+    def lived(self, since: float, now: float, *, near: bool = True) -> None:
         """Somebody was alive from `since` to `now`."""
         self._fade(now)
         self._seconds += max(0.0, now - since)
+        if near:
+            self._near_seconds += max(0.0, now - since)
 
-    def came(self, peer: PeerId, now: float) -> None:
+    def came(self, peer: PeerId, now: float, *, near: bool = True) -> None:
         """Somebody who was not known is there."""
         self._fade(now)
         if self._began is None:
             self._began = now
-        if not self.revived(peer, now) and now - self._began >= SETTLING:
+        if not self.revived(peer, now) and near and now - self._began >= SETTLING:
             self._arrivals += 1.0
 
     def revived(self, peer: PeerId, now: float) -> bool:
@@ -79,7 +83,8 @@ class Churn:
     def rate(self, now: float) -> float:
         """Deaths (or arrivals, if they are more) per peer and second."""
         self._fade(now)
-        return (max(self._deaths, self._arrivals) + PRIOR_DEATHS) / (self._seconds + PRIOR_SECONDS)
+        leaving = (self._deaths + PRIOR_DEATHS) / (self._seconds + PRIOR_SECONDS)
+        return max(leaving, self._arrivals / (self._near_seconds + PRIOR_SECONDS))
 
     def silence(self, now: float, longest: float) -> float:
         """Seconds without a sign of life after which a share `DOUBT` of peers is dead; `longest` at most."""
@@ -101,6 +106,7 @@ class Churn:
             return
         share = math.exp((self._at - now) / MEMORY)
         self._seconds *= share
+        self._near_seconds *= share
         self._deaths *= share
         self._arrivals *= share
         self._at = now

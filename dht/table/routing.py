@@ -94,7 +94,8 @@ class RoutingTable:
         self._lost: OrderedDict[PeerId, Entry] = OrderedDict()  # asked or lost longest ago first
         self._size = 0
         self.density = Density(me, k)  # told by my walks
-        self._wide = BITS  # the first bucket of my neighbourhood, as far as is known
+        self._wide = BITS  # the first bucket with more room, as the density says
+        self._near = 0  # the first of those that hold, all together, no more than k peers: I know all of them
 
     def __len__(self) -> int:
         return self._size
@@ -129,7 +130,7 @@ class RoutingTable:
             contact = contact if contact.addrs else known.contact
             group = group or known.group
         if not bucket.waiting and len(bucket.entries) < self.k:
-            self._watch(contact.id, known, now)
+            self._watch(index, contact.id, known, now)
         entry = Entry(contact, position(contact.id), now, group)
         if len(bucket.entries) >= room and (crowded := self._crowding(bucket, group)) is not None:
             self._shelve(bucket, bucket.entries.pop(crowded))
@@ -151,7 +152,7 @@ class RoutingTable:
             return False
         if (entry := bucket.entries.pop(peer, None)) is not None:
             if not bucket.waiting:
-                self._watch(peer, entry, now)
+                self._watch(index, peer, entry, now)
             bucket.entries[peer] = Entry(entry.contact, entry.place, now, entry.group)
             return True
         if (entry := bucket.waiting.pop(peer, None)) is not None:
@@ -247,7 +248,7 @@ class RoutingTable:
 
     def far(self) -> range:
         """The buckets that lie beyond the k nearest to me, farthest first."""
-        return range(self._near())
+        return range(self._near)
 
     def refresh_key(self, index: int, seed: bytes) -> bytes:
         """What a walk that refreshes bucket `index` asks for with FIND_NODE; `seed` is fresh randomness."""
@@ -280,21 +281,13 @@ class RoutingTable:
             return 0
         return WIDEST * self.k
 
-    def _near(self) -> int:
-        """The first bucket of those that hold, all together, no more than k peers."""
-        held = 0
-        for index in sorted(self._buckets, reverse=True):
-            held += len(self._buckets[index].entries)
-            if held > self.k:
-                return min(index + 1, MAX_GROUND_BITS)
-        return 0
-
-    def _watch(self, peer: PeerId, known: Entry | None, now: float) -> None:
+    def _watch(self, index: int, peer: PeerId, known: Entry | None, now: float) -> None:
+        near = index >= self._near
         if known is None:
-            self.churn.came(peer, now)
+            self.churn.came(peer, now, near=near)
         else:
             self.churn.revived(peer, now)
-            self.churn.lived(known.seen, now)
+            self.churn.lived(known.seen, now, near=near)
 
     def _is_stale(self, index: int, now: float, interval: float) -> bool:
         bucket = self._buckets.get(index)
@@ -310,6 +303,12 @@ class RoutingTable:
 
     def _count(self) -> None:
         self._size = sum(len(bucket.entries) for bucket in self._buckets.values())
+        self._near, held = 0, 0
+        for index in sorted(self._buckets, reverse=True):
+            held += len(self._buckets[index].entries)
+            if held > self.k:
+                self._near = min(index + 1, MAX_GROUND_BITS)
+                break
 
     @property
     def _share(self) -> int:

@@ -16,7 +16,7 @@ import trio
 
 from modelnet_p2p.errors import Code, NotFound, RemoteError
 from modelnet_p2p.names import ModelUri
-from modelnet_p2p.node.calls.router import Begun, OnBegin, OnItem, Outcome
+from modelnet_p2p.node.calls.outcome import Begun, OnBegin, OnItem, Outcome
 from modelnet_p2p.node.calls.tries import is_loss
 from modelnet_p2p.offers import Offer
 from modelnet_p2p.payload import Value, encode_value

@@ -23,7 +23,7 @@ from modelnet_p2p.node.revoking import KeyIsOver
 from modelnet_p2p.node.serving.source import checked_options
 
 if TYPE_CHECKING:
-    from modelnet_p2p.node.calls.router import Outcome
+    from modelnet_p2p.node.calls.outcome import Outcome
     from modelnet_p2p.node.peer import Peer
     from modelnet_p2p.node.weights.puller import Progress
 

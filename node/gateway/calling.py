@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import trio
 
 from modelnet_p2p.errors import Code, LocalError, ModelnetError
+from modelnet_p2p.node.calls.outcome import Begun, OnBegin, OnItem, Outcome
 from modelnet_p2p.node.calls.resuming import relay
-from modelnet_p2p.node.calls.router import Begun, Fit, OnBegin, OnItem, Outcome
+from modelnet_p2p.node.calls.router import Fit
 from modelnet_p2p.node.gateway.errors import BadRequest
 from modelnet_p2p.node.gateway.gauges import Gauges
 from modelnet_p2p.node.gateway.http import Http, Room

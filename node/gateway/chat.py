@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from modelnet_p2p.errors import Code, ModelnetError, RemoteError
-from modelnet_p2p.node.calls.router import Begun, Fit
+from modelnet_p2p.node.calls.outcome import Begun
+from modelnet_p2p.node.calls.router import Fit
 from modelnet_p2p.node.gateway.calling import MAX_WHOLE_BYTES, Calling, Gateway, all_headers, first_headers
 from modelnet_p2p.node.gateway.errors import BadRequest, to_bytes
 from modelnet_p2p.node.gateway.forms import chat_fit, check_messages, completion_fit, flag

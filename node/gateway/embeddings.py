@@ -11,7 +11,8 @@ import numpy as np
 import trio
 
 from modelnet_p2p.errors import Code, RemoteError
-from modelnet_p2p.node.calls.router import Begun, Fit
+from modelnet_p2p.node.calls.outcome import Begun
+from modelnet_p2p.node.calls.router import Fit
 from modelnet_p2p.node.gateway.calling import Calling, Gateway, all_headers
 from modelnet_p2p.node.gateway.errors import BadRequest, to_bytes
 from modelnet_p2p.node.gateway.forms import Form, cannot, form_of

@@ -14,7 +14,8 @@ from urllib.parse import urlencode
 
 from modelnet_p2p.errors import Code, ModelnetError, RemoteError
 from modelnet_p2p.jsonvalue import from_json, to_json
-from modelnet_p2p.node.calls.router import Begun, Fit, Outcome
+from modelnet_p2p.node.calls.outcome import Begun, Outcome
+from modelnet_p2p.node.calls.router import Fit
 from modelnet_p2p.node.control.table import outcome_to_map
 from modelnet_p2p.node.gateway.calling import (
     MAX_WHOLE_BYTES,

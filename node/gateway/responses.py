@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from modelnet_p2p.errors import Code, ModelnetError, RemoteError
-from modelnet_p2p.node.calls.router import Begun
+from modelnet_p2p.node.calls.outcome import Begun
 from modelnet_p2p.node.gateway.asking import chat_body
 from modelnet_p2p.node.gateway.calling import MAX_WHOLE_BYTES, Calling, Gateway, all_headers, first_headers
 from modelnet_p2p.node.gateway.errors import error_object

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from modelnet_p2p.errors import ModelnetError
-from modelnet_p2p.node.calls.router import Outcome
+from modelnet_p2p.node.calls.outcome import Outcome
 from modelnet_p2p.node.gateway.calling import last_words
 from modelnet_p2p.node.gateway.errors import error_object, to_bytes
 

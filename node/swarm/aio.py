@@ -21,7 +21,7 @@ from anyio.to_thread import run_sync
 
 from modelnet_p2p.changes import Change
 from modelnet_p2p.names import PUBLIC_NETWORK
-from modelnet_p2p.node.calls.router import Outcome
+from modelnet_p2p.node.calls.outcome import Outcome
 from modelnet_p2p.node.notices import Notice
 from modelnet_p2p.node.overlay.driver import Bootstrap
 from modelnet_p2p.node.searches import WATCH_SECONDS, Explained

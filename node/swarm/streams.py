@@ -7,7 +7,7 @@ from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
 
-from modelnet_p2p.node.calls.router import Outcome
+from modelnet_p2p.node.calls.outcome import Outcome
 from modelnet_p2p.node.streaming import Items
 from modelnet_p2p.node.swarm.thread import PeerThread
 from modelnet_p2p.payload import Value

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Self
 
 from modelnet_p2p.changes import Change
 from modelnet_p2p.names import PUBLIC_NETWORK
-from modelnet_p2p.node.calls.router import Outcome
+from modelnet_p2p.node.calls.outcome import Outcome
 from modelnet_p2p.node.notices import Notice
 from modelnet_p2p.node.overlay.driver import Bootstrap
 from modelnet_p2p.node.peer import Peer

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from random import Random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modelnet_p2p.dht.keyspace import common_prefix, position
 from modelnet_p2p.dht.table.churn import FASTEST, LOSS, MAX_GONE, SETTLING, SLOWEST, Churn
 from modelnet_p2p.dht.table.routing import MAX_FAILURES, RoutingTable
 from modelnet_p2p.identity import PeerId
@@ -156,6 +159,35 @@ def test_only_where_nobody_waits_a_table_counts_the_dead() -> None:
     assert len(crowd) < 60
     deaths = crowd.churn.rate(10.0) / unseen.rate(20.0) - 1
     assert deaths < 40  # of hundreds: the buckets that are full with others waiting do not count
+
+
+def ids_in(bucket: int, me: PeerId, rng: Random) -> Iterator[PeerId]:
+    """Peers that share exactly so many leading bits with `me`."""
+    while True:
+        candidate = PeerId(b"peer" + rng.randbytes(8))
+        if common_prefix(position(candidate), position(me)) == bucket:
+            yield candidate
+
+
+@pytest.mark.parametrize(("bucket", "is_new"), [(0, False), (1, False), (6, True)])
+def test_who_comes_by_from_far_away_is_not_new_to_the_world(bucket: int, *, is_new: bool) -> None:
+    """A table of a settled world goes on filling for hours; only of its own neighbourhood it knows all."""
+    rng, k = Random(7), 20
+    table = RoutingTable(PeerId(b"me"), k)
+    for index, known in ((0, 6), (1, 6), (2, 12), (5, 8), (6, 6)):
+        for candidate in islice(ids_in(index, table.me, rng), known):
+            table.add(Contact(candidate, (b"addr",)), 0.0)
+    others = [contact.id for contact in table]
+    for now in range(30, 1201, 30):
+        for other in others:
+            assert table.answered(other, float(now))
+    calm = table.churn.rate(1200.0)
+    comers = islice(ids_in(bucket, table.me, rng), 10)
+    for now, comer in enumerate(comers, 1200):
+        table.add(Contact(comer, (b"addr",)), float(now))
+    rate = table.churn.rate(1210.0)
+    assert (rate > 5 * calm) == is_new, (rate, calm)
+    assert (table.churn.interval(1210.0, PRESET) < SLOWEST) == is_new
 
 
 @given(

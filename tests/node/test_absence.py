@@ -24,6 +24,15 @@ async def why_none(peer: Peer, **question: Any) -> NotFound | None:
     return await peer.why_none(**question, tally=explained.tally, timeout=30.0)
 
 
+async def who_is_behind(town: Any, clock_is_off: Callable[[float], None]) -> tuple[Peer, Peer]:
+    """Alice, who offers acme/own, and bob, whose clock is 20 min behind; two more tell the time."""
+    alice, _, _ = [await town.peer(name) for name in ("alice", "dora", "eve")]
+    clock_is_off(-1200)
+    bob = await town.peer("bob")
+    await alice.publish("builtin:digits", model="acme/own")
+    return alice, bob
+
+
 async def test_the_versions_that_are_there_are_named(open_town: OpenTown) -> None:
     async with open_town() as town:
         alice, carol, bob = [await town.peer(name) for name in ("alice", "carol", "bob")]
@@ -57,14 +66,16 @@ async def test_a_clock_that_is_behind_is_the_cause(
     open_town: OpenTown, clock_is_off: Callable[[float], None], *, asked: bool
 ) -> None:
     async with open_town() as town:
-        alice, _, _ = [await town.peer(name) for name in ("alice", "dora", "eve")]
-        clock_is_off(-1200)
-        bob = await town.peer("bob")
-        await alice.publish("builtin:digits", model="acme/own")
+        _, bob = await who_is_behind(town, clock_is_off)
         if asked:
             await bob.clocks.ask()
         assert await bob.find(model="acme/own") == []
-        for question in ({"model": "acme/own"}, {"task": "image-classification"}, {"where": "acme/own"}):
+        questions: tuple[dict[str, Any], ...] = (
+            {"model": "acme/own"},
+            {"task": "image-classification"},
+            {"where": "acme/own"},
+        )
+        for question in questions:
             assert await bob.find(**question) == []
             error = await why_none(bob, **question)
             assert error is not None
@@ -129,14 +140,11 @@ async def test_show_names_a_wrong_clock_and_only_that_of_its_own_search(
     open_town: OpenTown, clock_is_off: Callable[[float], None]
 ) -> None:
     async with open_town() as town:
-        alice, dora, _ = [await town.peer(name) for name in ("alice", "dora", "eve")]
-        clock_is_off(-1200)
-        bob = await town.peer("bob")
-        await alice.publish("builtin:digits", model="acme/own")
+        alice, bob = await who_is_behind(town, clock_is_off)
         with pytest.raises(NotFound, match="this clock is 20 min behind"):
             await bob.show("acme/own")
         await alice.unpublish("acme/own")
-        for peer in (alice, dora, bob, town.peers["eve"]):
+        for peer in town.peers.values():
             peer.parts.overlay.server.store.expire(1 << 62)
         with pytest.raises(NotFound, match="nobody offers 'acme/own'"):
             await bob.show("acme/own")
@@ -146,10 +154,7 @@ async def test_a_wrong_clock_is_named_where_the_owner_is_remembered(
     open_town: OpenTown, clock_is_off: Callable[[float], None]
 ) -> None:
     async with open_town() as town:
-        alice, _, _ = [await town.peer(name) for name in ("alice", "dora", "eve")]
-        clock_is_off(-1200)
-        bob = await town.peer("bob")
-        await alice.publish("builtin:digits", model="acme/own")
+        alice, bob = await who_is_behind(town, clock_is_off)
         bob.owners.trust("acme/own", alice.peer_id, 1.0)
         asked = []
         why = bob.parts.absence.why

@@ -18,7 +18,7 @@ from modelnet_p2p.events import Call
 from modelnet_p2p.exchange import Exchange, Role
 from modelnet_p2p.identity import KeyPair
 from modelnet_p2p.names import protocol
-from modelnet_p2p.node.calls import router
+from modelnet_p2p.node.calls import outcome
 from modelnet_p2p.node.peer import Peer
 from modelnet_p2p.node.single_error import single_error
 from modelnet_p2p.node.transport.memory import MemoryWorld
@@ -70,7 +70,7 @@ async def test_a_model_that_streams_nothing_gives_an_empty_list(open_town: OpenT
 async def test_an_endless_answer_is_not_collected_for_ever(
     open_town: OpenTown, shop: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(router, "MAX_COLLECTED_BYTES", 1_000_000)
+    monkeypatch.setattr(outcome, "MAX_COLLECTED_BYTES", 1_000_000)
     async with open_town() as town:
         alice = await town.peer("alice")
         await alice.publish("callshop:large", cwd=str(shop))

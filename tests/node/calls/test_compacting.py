@@ -18,7 +18,7 @@ from modelnet_p2p.errors import Code, LocalError, RemoteError
 from modelnet_p2p.events import Call, Fault, Item, Result
 from modelnet_p2p.exchange import Role
 from modelnet_p2p.identity import KeyPair
-from modelnet_p2p.node.calls import compacting, router
+from modelnet_p2p.node.calls import compacting
 from modelnet_p2p.node.calls.budget import Budget
 from modelnet_p2p.node.calls.pipe import EventPipe
 from modelnet_p2p.node.calls.server import CallServer
@@ -242,7 +242,7 @@ async def test_items_of_a_stream_are_compact_too(
         assert items.outcome.trace[0]["wire"] == "int8"
         assert items.outcome.trace[0]["bytes_out"] < X.nbytes / 3
         # a list of items is bounded by what it takes here, not by what came
-        monkeypatch.setattr(router, "MAX_COLLECTED_BYTES", X.nbytes // 2)
+        monkeypatch.setattr(outcome, "MAX_COLLECTED_BYTES", X.nbytes // 2)
         with pytest.raises(RemoteError) as caught:
             await carol.invoke("parts", X, wire="int8")
         assert caught.value.code is Code.TOO_LARGE
