@@ -18,7 +18,7 @@ from modelnet_p2p.errors import Code, LocalError, RemoteError
 from modelnet_p2p.events import Call, Fault, Item, Result
 from modelnet_p2p.exchange import Role
 from modelnet_p2p.identity import KeyPair
-from modelnet_p2p.node.calls import compacting
+from modelnet_p2p.node.calls import compacting, outcome
 from modelnet_p2p.node.calls.budget import Budget
 from modelnet_p2p.node.calls.pipe import EventPipe
 from modelnet_p2p.node.calls.server import CallServer
