@@ -53,6 +53,10 @@ class Begun:
         return self._ongoing.bytes_held
 
 
+OnBegin = Callable[[Begun], Awaitable[None]]
+OnItem = Callable[[Value], Awaitable[None]]
+
+
 class Running(Begun):
     """The same, to be iterated for its items; then read `outcome`."""
 
@@ -109,10 +113,6 @@ def outcome_of(
         model_ms=result.model_us / 1e3,
         trace=tuple(trace),
     )
-
-
-OnBegin = Callable[["Begun"], Awaitable[None]]
-OnItem = Callable[[Value], Awaitable[None]]
 
 
 async def collected(
