@@ -19,6 +19,7 @@ from modelnet_p2p.dht.holding.store import RECORD_OVERHEAD, BadCursor, Full, Off
 from modelnet_p2p.dht.keyspace import is_provider_key, position
 from modelnet_p2p.dht.table.routing import RoutingTable
 from modelnet_p2p.dht.walks.region import STORED_OF_SLOT
+from modelnet_p2p.envelope import Roots
 from modelnet_p2p.errors import LocalError
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import (
@@ -231,10 +232,10 @@ class KadServer:
         if self.store.page(key, b"", 1).sealeds or not self.cache.has_room(key, sender, group, now):
             return Message(kind, key, records=())
         said = {contact.id: contact for contact in request.providers}
-        farther = self._nearer(key) // self.table.k
+        farther, roots = self._nearer(key) // self.table.k, Roots()
         for envelope in envelopes:
             try:
-                sealed = admit(envelope, network=self.network, now_us=now_us, key=key)
+                sealed = admit(envelope, network=self.network, now_us=now_us, key=key, roots=roots)
             except BadRecord as bad:
                 return self._refuse(kind, key, bad.refusal)  # nobody hands over what he could not admit
             if self.revocations.condemning(sealed.record) is not None:
@@ -271,11 +272,11 @@ class KadServer:
             return self._refuse(kind, key, Refusal.MALFORMED)
         addrs = next((c.addrs for c in request.providers if c.id == sender), ())
         contact = told(Contact(sender, addrs))
-        refused, proofs = "", list[bytes]()
+        refused, proofs, roots = "", list[bytes](), Roots()
         for envelope in request.records or ():
             if self.store.renew(key, envelope, contact):
                 continue
-            reason, proof = self._keep(key, key, envelope, contact, group, now_us)
+            reason, proof = self._keep(key, key, envelope, contact, group, now_us, roots)
             refused = refused or ("" if reason is None else reason.value)
             if proof is not None and proof.envelope not in proofs and len(proofs) < MAX_PROOFS:
                 proofs.append(proof.envelope)
@@ -296,7 +297,7 @@ class KadServer:
             return self._refuse(kind, key, Refusal.MALFORMED)
         if parse_value_key(key) is None:
             return self._refuse(kind, key, Refusal.FOREIGN_KEY)
-        reason, _ = self._keep(key, None, value.value, Contact(sender, ()), group, now_us)
+        reason, _ = self._keep(key, None, value.value, Contact(sender, ()), group, now_us, Roots())
         if reason is not None:
             return Message(kind, key, records=(), refused=reason.value)
         return Message(kind, key, value=value, records=())
@@ -309,12 +310,13 @@ class KadServer:
         contact: Contact,
         group: str | None,
         now_us: int,
+        roots: Roots,
     ) -> tuple[Refusal | Full | None, Sealed | None]:
         """Admit and store one record of `contact`; why not, counted, otherwise, and the proof if revoked."""
         reason: Refusal | Full | None
         proof: Sealed | None = None
         try:
-            sealed = admit(envelope, network=self.network, now_us=now_us, key=belongs)
+            sealed = admit(envelope, network=self.network, now_us=now_us, key=belongs, roots=roots)
         except BadRecord as bad:
             reason = bad.refusal
         else:
@@ -365,6 +367,6 @@ class KadServer:
         if isinstance(record, Revocation):
             return None
         proof = self.revocations.condemning(record)
-        for signer in (record.provider, record.owner):
+        for signer in dict.fromkeys((record.provider, record.owner)):
             proof = proof or self.store.find(key, revocation_identity(signer))
         return None if proof is None else kept_until(proof, now_us + MAX_LIFETIME_US)

@@ -15,6 +15,7 @@ from modelnet_p2p.dht.keyspace import position
 from modelnet_p2p.dht.walks.finding import Send, Walk
 from modelnet_p2p.dht.walks.lookup import DONE, MAX_ADDRS, Done, Wait, merged
 from modelnet_p2p.dht.walks.region import Region
+from modelnet_p2p.envelope import Roots
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import Contact, Kind, Message
 from modelnet_p2p.records import MAX_RECORD_BYTES, BadRecord, Identity, Refusal, Sealed, admit, newest
@@ -226,14 +227,17 @@ class Collect(Walk):
     def _on_answer(self, peer: PeerId, reply: Message, now: float) -> bool:
         super()._on_answer(peer, reply, now)
         holds = False
-        now_us = self._now_us + int((now - self._now) * 1e6)
+        now_us, roots = self._now_us + int((now - self._now) * 1e6), Roots()
         for envelope in (reply.records or ())[:MAX_RECORDS_PER_REPLY]:
             if envelope in self._admitted:  # several holders send the same bytes: one check is enough
                 holds = True
             elif self._may_check(envelope, peer):
                 self._checked[peer] += 1
                 try:
-                    self._merge(admit(envelope, network=self.network, now_us=now_us, key=self.target))
+                    sealed = admit(
+                        envelope, network=self.network, now_us=now_us, key=self.target, roots=roots
+                    )
+                    self._merge(sealed)
                     holds = True
                 except BadRecord as bad:
                     self.refused[bad.refusal] += 1

@@ -24,17 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1emodelnet_p2p/pb/envelope.proto\x12\x0bmodelnet.pb\"=\n\tPublicKey\x12\"\n\x04type\x18\x01 \x01(\x0e\x32\x14.modelnet.pb.KeyType\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"p\n\x08\x45nvelope\x12*\n\npublic_key\x18\x01 \x01(\x0b\x32\x16.modelnet.pb.PublicKey\x12\x14\n\x0cpayload_type\x18\x02 \x01(\x0c\x12\x0f\n\x07payload\x18\x03 \x01(\x0c\x12\x11\n\tsignature\x18\x05 \x01(\x0c*9\n\x07KeyType\x12\x07\n\x03RSA\x10\x00\x12\x0b\n\x07\x45\x64\x32\x35\x35\x31\x39\x10\x01\x12\r\n\tSecp256k1\x10\x02\x12\t\n\x05\x45\x43\x44SA\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1emodelnet_p2p/pb/envelope.proto\x12\x0bmodelnet.pb\"=\n\tPublicKey\x12\"\n\x04type\x18\x01 \x01(\x0e\x32\x14.modelnet.pb.KeyType\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"~\n\x08\x45nvelope\x12*\n\npublic_key\x18\x01 \x01(\x0b\x32\x16.modelnet.pb.PublicKey\x12\x14\n\x0cpayload_type\x18\x02 \x01(\x0c\x12\x0f\n\x07payload\x18\x03 \x01(\x0c\x12\x11\n\tsignature\x18\x05 \x01(\x0c\x12\x0c\n\x04path\x18@ \x01(\x0c*9\n\x07KeyType\x12\x07\n\x03RSA\x10\x00\x12\x0b\n\x07\x45\x64\x32\x35\x35\x31\x39\x10\x01\x12\r\n\tSecp256k1\x10\x02\x12\t\n\x05\x45\x43\x44SA\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'modelnet_p2p.pb.envelope_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_KEYTYPE']._serialized_start=224
-  _globals['_KEYTYPE']._serialized_end=281
+  _globals['_KEYTYPE']._serialized_start=238
+  _globals['_KEYTYPE']._serialized_end=295
   _globals['_PUBLICKEY']._serialized_start=47
   _globals['_PUBLICKEY']._serialized_end=108
   _globals['_ENVELOPE']._serialized_start=110
-  _globals['_ENVELOPE']._serialized_end=222
+  _globals['_ENVELOPE']._serialized_end=236
 # @@protoc_insertion_point(module_scope)

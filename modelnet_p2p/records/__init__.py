@@ -23,6 +23,7 @@ from modelnet_p2p.records.revocation import (
 from modelnet_p2p.records.seal import (
     card_of,
     cards_of,
+    cards_of_all,
     seal_manifest,
     seal_offer,
     seal_revocation,
@@ -84,6 +85,7 @@ __all__ = [
     "admit",
     "card_of",
     "cards_of",
+    "cards_of_all",
     "kept_until",
     "newest",
     "next_seq",

@@ -12,6 +12,7 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 from itertools import pairwise
 from typing import Protocol
 
@@ -52,40 +53,47 @@ class HasExtra(Protocol):
     def extra(self) -> Mapping[str, object]: ...
 
 
-def to_wire(record: HasExtra, fields: tuple[Field, ...]) -> dict[str, object]:
-    """The map that is packed and signed: the table's fields but those at their defaults, and `extra`."""
-    wire: dict[str, object] = {}
-    for field in fields:
-        value = getattr(record, field.attribute)
-        if value != field.default:
-            wire[field.key] = field.encode(value) if field.encode else plain(value)
-    known = {field.key for field in fields}
-    for key, value in record.extra.items():
-        if key in known:
-            raise MalformedRecord(f"{key!r} is a field of its own, not an extra one")
-        wire[key] = value
-    return wire
+class Fields:
+    """All fields of one kind of record."""
 
+    def __init__(self, *fields: Field) -> None:
+        self._by_key = {field.key: field for field in fields}
+        self._required = [field.attribute for field in fields if field.default is REQUIRED]
+        self._defaults = {field.attribute: field.default for field in fields if field.default is not REQUIRED}
 
-def from_wire(wire: Mapping[str, object], fields: tuple[Field, ...]) -> dict[str, object]:
-    """The attributes of a record, `extra` among them; raises MalformedRecord."""
-    rest = dict(wire)
-    values: dict[str, object] = {}
-    for field in fields:
-        if field.key not in rest:
-            if field.default is REQUIRED:
-                raise MalformedRecord(f"{field.attribute} is missing")
-            values[field.attribute] = field.default
-            continue
-        try:
-            value = field.decode(rest.pop(field.key))
-        except MalformedRecord as error:
-            raise MalformedRecord(f"{field.attribute}: {error.message}") from error
-        if value == field.default:
-            raise MalformedRecord(f"{field.attribute} is written though it is at its default")
-        values[field.attribute] = value
-    values["extra"] = rest
-    return values
+    def to_wire(self, record: HasExtra) -> dict[str, object]:
+        """The map that is packed and signed: all fields but those at their defaults, and `extra`."""
+        wire: dict[str, object] = {}
+        for key, field in self._by_key.items():
+            value = getattr(record, field.attribute)
+            if value != field.default:
+                wire[key] = field.encode(value) if field.encode else plain(value)
+        for key, value in record.extra.items():
+            if key in self._by_key:
+                raise MalformedRecord(f"{key!r} is a field of its own, not an extra one")
+            wire[key] = value
+        return wire
+
+    def from_wire(self, wire: Mapping[str, object]) -> dict[str, object]:
+        """The attributes of a record, `extra` among them; raises MalformedRecord."""
+        values, extra = dict(self._defaults), dict[str, object]()
+        for key, written in wire.items():
+            field = self._by_key.get(key)
+            if field is None:
+                extra[key] = written
+                continue
+            try:
+                value = field.decode(written)
+            except MalformedRecord as error:
+                raise MalformedRecord(f"{field.attribute}: {error.message}") from error
+            if value == field.default:
+                raise MalformedRecord(f"{field.attribute} is written though it is at its default")
+            values[field.attribute] = value
+        for attribute in self._required:
+            if attribute not in values:
+                raise MalformedRecord(f"{attribute} is missing")
+        values["extra"] = extra
+        return values
 
 
 def plain(value: object) -> object:
@@ -162,11 +170,13 @@ digest = blob(DIGEST_BYTES, DIGEST_BYTES)
 
 def signer(wire: object) -> PeerId:
     """The id of a peer that can sign: one with an Ed25519 key in it."""
-    if isinstance(wire, bytes) and 2 <= len(wire) <= 64:
-        peer = PeerId(wire)
-        if peer.public_key is not None:
-            return peer
-    raise MalformedRecord("not the id of an Ed25519 peer")
+    peer = _peer(wire) if isinstance(wire, bytes) and 2 <= len(wire) <= 64 else None
+    if peer is None or peer.public_key is None:
+        raise MalformedRecord("not the id of an Ed25519 peer")
+    return peer
+
+
+_peer = lru_cache(1024)(PeerId)  # a hundred records of one provider name the same
 
 
 def layers(wire: object) -> str:

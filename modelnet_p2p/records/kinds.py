@@ -17,9 +17,9 @@ from modelnet_p2p.identity import PeerId
 from modelnet_p2p.records.fields import (
     DIGEST_BYTES,
     Field,
+    Fields,
     blob,
     digest,
-    from_wire,
     integer,
     layers,
     mark_bytes,
@@ -30,7 +30,6 @@ from modelnet_p2p.records.fields import (
     signer,
     span,
     text,
-    to_wire,
     token,
 )
 from modelnet_p2p.records.manifest import MAX_SPECS, Manifest, Spec
@@ -127,12 +126,12 @@ class OfferRecord:
 
     def to_payload(self) -> bytes:
         """The canonical msgpack that the provider signs; raises MalformedRecord."""
-        return pack(to_wire(self, _OFFER))
+        return pack(_OFFER.to_wire(self))
 
     @classmethod
     def from_payload(cls, payload: bytes, open_manifest: Callable[[bytes], Manifest]) -> Self:
         """The offer in `payload`; `open_manifest` checks the owner's seal and may raise BadRecord."""
-        values: dict[str, Any] = from_wire(unpack(payload), _OFFER)  # Any: the table made the types right
+        values: dict[str, Any] = _OFFER.from_wire(unpack(payload))  # Any: the table made the types right
         return cls(manifest=open_manifest(values["manifest_envelope"]), **values)
 
 
@@ -173,11 +172,11 @@ class Card:
         return [keys.tag(self.tag) if self.tag else keys.task(self.task)]
 
     def to_payload(self) -> bytes:
-        return pack(to_wire(self, _CARD))
+        return pack(_CARD.to_wire(self))
 
     @classmethod
     def from_payload(cls, payload: bytes) -> Self:
-        values: dict[str, Any] = from_wire(unpack(payload), _CARD)  # Any: the table made the types right
+        values: dict[str, Any] = _CARD.from_wire(unpack(payload))  # Any: the table made the types right
         return cls(**values)
 
 
@@ -209,11 +208,11 @@ class Tombstone:
         return [*_offer_keys(self), keys.task(self.task), *(keys.tag(tag) for tag in self.tags)]
 
     def to_payload(self) -> bytes:
-        return pack(to_wire(self, _TOMBSTONE))
+        return pack(_TOMBSTONE.to_wire(self))
 
     @classmethod
     def from_payload(cls, payload: bytes) -> Self:
-        values: dict[str, Any] = from_wire(unpack(payload), _TOMBSTONE)  # Any: the table made the types right
+        values: dict[str, Any] = _TOMBSTONE.from_wire(unpack(payload))  # Any: the table made the types right
         return cls(**values)
 
 
@@ -237,7 +236,7 @@ def _spec_maps(value: object) -> object:
     return [{key: item for key, item in spec.to_map().items() if item is not None} for spec in value]
 
 
-_OFFER = (
+_OFFER = Fields(
     Field("provider", "provider", signer),
     Field("network", "network", named(names.check_network)),
     Field("manifest", "manifest_envelope", blob(1, MAX_MANIFEST_BYTES)),
@@ -263,7 +262,7 @@ _OFFER = (
 )
 
 # One letter a key: with names of full length a card could not hold its 512 bytes otherwise.
-_CARD = (
+_CARD = Fields(
     Field("p", "provider", signer),
     Field("n", "network", named(names.check_network)),
     Field("o", "owner", signer),
@@ -283,7 +282,7 @@ _CARD = (
     Field("x", "cost", span, (0, 0)),
 )
 
-_TOMBSTONE = (
+_TOMBSTONE = Fields(
     Field("provider", "provider", signer),
     Field("network", "network", named(names.check_network)),
     Field("owner", "owner", signer),

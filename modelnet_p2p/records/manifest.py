@@ -16,14 +16,13 @@ from modelnet_p2p.identity import PeerId
 from modelnet_p2p.records.fields import (
     MAX_SAFE_INT,
     Field,
+    Fields,
     digest,
-    from_wire,
     integer,
     named,
     numbers,
     signer,
     text,
-    to_wire,
     token,
 )
 from modelnet_p2p.refusals import MalformedRecord
@@ -92,11 +91,11 @@ class Manifest:
 
     def to_payload(self) -> bytes:
         """The canonical msgpack that the owner signs; raises MalformedRecord."""
-        return pack(to_wire(self, _FIELDS))
+        return pack(_FIELDS.to_wire(self))
 
     @classmethod
     def from_payload(cls, payload: bytes) -> Self:
-        values: dict[str, Any] = from_wire(unpack(payload), _FIELDS)  # Any: the table made the types right
+        values: dict[str, Any] = _FIELDS.from_wire(unpack(payload))  # Any: the table made the types right
         return cls(**values)
 
 
@@ -111,7 +110,7 @@ def _microseconds(value: object) -> int:
     return integer(0, MAX_SAFE_INT // MICROSECONDS)(value) * MICROSECONDS
 
 
-_FIELDS = (
+_FIELDS = Fields(
     Field("owner", "owner", signer),
     Field("name", "name", named(names.check_model_name)),
     Field("version", "version", named(names.check_version), ""),

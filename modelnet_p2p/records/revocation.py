@@ -15,7 +15,7 @@ from typing import Any, Self
 from modelnet_p2p import names
 from modelnet_p2p.canonical import pack, unpack
 from modelnet_p2p.identity import PeerId
-from modelnet_p2p.records.fields import MAX_SAFE_INT, Field, from_wire, integer, signer, text, to_wire
+from modelnet_p2p.records.fields import MAX_SAFE_INT, Field, Fields, integer, signer, text
 from modelnet_p2p.records.kinds import Card, Identity, OfferRecord, Tombstone
 from modelnet_p2p.refusals import MalformedRecord
 
@@ -89,11 +89,11 @@ class Revocation:
 
     def to_payload(self) -> bytes:
         """The canonical msgpack that the revoked key signs; raises MalformedRecord."""
-        return pack(to_wire(self, _REVOCATION))
+        return pack(_REVOCATION.to_wire(self))
 
     @classmethod
     def from_payload(cls, payload: bytes) -> Self:
-        values: dict[str, Any] = from_wire(unpack(payload), _REVOCATION)  # Any: the table made them right
+        values: dict[str, Any] = _REVOCATION.from_wire(unpack(payload))  # Any: the table made them right
         if values["successor"] == values["revoked"]:
             raise MalformedRecord("a key cannot be its own successor")
         return cls(**values)
@@ -113,7 +113,7 @@ def revocation_keys(network: str, revoked: PeerId) -> list[str]:
     return [keys.owner(revoked), keys.peer(revoked)]
 
 
-_REVOCATION = (
+_REVOCATION = Fields(
     Field("revoked", "revoked", signer),
     Field("issued", "issued_us", integer()),
     Field("reason", "reason", text(MAX_REASON_BYTES), ""),

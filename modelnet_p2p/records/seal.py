@@ -6,9 +6,12 @@ refuse is never sent, and the two sides cannot drift apart.
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
-from modelnet_p2p.envelope import seal
+from modelnet_p2p.envelope import Roots, seal, seal_jointly, sealed_bytes
 from modelnet_p2p.errors import Code, LocalError
 from modelnet_p2p.identity import KeyPair
 from modelnet_p2p.records.kinds import Card, OfferRecord, Tombstone
@@ -16,8 +19,10 @@ from modelnet_p2p.records.manifest import Manifest
 from modelnet_p2p.records.merge import MAX_SEQ
 from modelnet_p2p.records.revocation import Record, Revocation
 from modelnet_p2p.records.sealed import (
+    CARD_TYPE,
     CLOCK_SKEW_US,
     MANIFEST_TYPE,
+    MAX_CARD_BYTES,
     PAYLOAD_TYPES,
     Sealed,
     admit,
@@ -29,11 +34,9 @@ from modelnet_p2p.refusals import BadRecord, Refusal
 
 def seal_manifest(manifest: Manifest, key: KeyPair) -> bytes:
     """The owner's seal; raises LocalError (bad-input, too-large) if a reader would refuse it."""
-    try:
+    with _unsealable(f"the manifest of {manifest.name}"):
         envelope = seal(MANIFEST_TYPE, manifest.to_payload(), key)
         open_manifest(envelope)
-    except BadRecord as error:
-        raise _unsealable(f"the manifest of {manifest.name}", error) from error
     return envelope
 
 
@@ -54,6 +57,31 @@ def card_of(offer: Sealed, key: KeyPair, tag: str = "", *, summed_up: bool = Tru
     record = _offer(offer)
     if tag and tag not in record.tags:
         raise LocalError(Code.BAD_INPUT, f"{record.name} is not offered under the tag {tag!r}")
+    return _seal(_card(offer, tag, summed_up=summed_up), key, record.issued_us)
+
+
+def cards_of(offer: Sealed, key: KeyPair) -> list[Sealed]:
+    """One card for the task, then one for each tag."""
+    return cards_of_all([offer], key)[0]
+
+
+def cards_of_all(offers: Sequence[Sealed], key: KeyPair) -> list[list[Sealed]]:
+    """The cards of each of these offers. Those that lie under one key are sealed together: whoever is sent
+    them checks one signature."""
+    cards = [[_card(offer, tag) for tag in ("", *_offer(offer).tags)] for offer in offers]
+    together: defaultdict[str, dict[tuple[int, int], Card]] = defaultdict(dict)
+    for row, of_offer in enumerate(cards):
+        for column, card in enumerate(of_offer):
+            together[card.key_names()[0]][row, column] = card
+    issued_us = max((_offer(offer).issued_us for offer in offers), default=0)
+    sealed: dict[tuple[int, int], Sealed] = {}
+    for some in together.values():
+        sealed |= zip(some, _seal_together(list(some.values()), key, issued_us), strict=True)
+    return [[sealed[row, column] for column in range(len(of_offer))] for row, of_offer in enumerate(cards)]
+
+
+def _card(offer: Sealed, tag: str, *, summed_up: bool = True) -> Card:
+    record = _offer(offer)
     card = Card(
         provider=record.provider,
         network=record.network,
@@ -69,32 +97,16 @@ def card_of(offer: Sealed, key: KeyPair, tag: str = "", *, summed_up: bool = Tru
         expires_us=record.expires_us,
         offer_sha256=offer.sha256,
     )
-    if summed_up:
-        full = _seal_summed_up(card, record, key)
-        if full is not None:
-            return full
-    return _seal(card, key, record.issued_us)
-
-
-def _seal_summed_up(card: Card, offer: OfferRecord, key: KeyPair) -> Sealed | None:
+    if not summed_up:
+        return card
     full = replace(
         card,
-        marks=marks(offer, card.offer_sha256),
-        parameters=offer.parameters,
-        context_length=offer.context_length,
-        cost=cost(offer),
+        marks=marks(record, card.offer_sha256),
+        parameters=record.parameters,
+        context_length=record.context_length,
+        cost=cost(record),
     )
-    try:
-        return _seal(full, key, offer.issued_us)
-    except LocalError as error:
-        if error.code is Code.TOO_LARGE:
-            return None
-        raise
-
-
-def cards_of(offer: Sealed, key: KeyPair) -> list[Sealed]:
-    """One card for the task, then one for each tag."""
-    return [card_of(offer, key, tag) for tag in ("", *_offer(offer).tags)]
+    return full if sealed_bytes(CARD_TYPE, full.to_payload()) <= MAX_CARD_BYTES else card
 
 
 def seal_tombstone(tombstone: Tombstone, key: KeyPair) -> Sealed:
@@ -133,17 +145,35 @@ def _offer(sealed: Sealed) -> OfferRecord:
 
 
 def _seal(record: Record, key: KeyPair, now_us: int) -> Sealed:
-    if record.seq > MAX_SEQ:
-        raise LocalError(Code.BAD_INPUT, f"sequence {record.seq} is past the last one, {MAX_SEQ}")
+    [sealed] = _seal_together([record], key, now_us)
+    return sealed
+
+
+def _seal_together(records: Sequence[Record], key: KeyPair, now_us: int) -> list[Sealed]:
+    """Each in an envelope of its own, all under one signature."""
+    contents = []
+    for record in records:
+        if record.seq > MAX_SEQ:
+            raise LocalError(Code.BAD_INPUT, f"sequence {record.seq} is past the last one, {MAX_SEQ}")
+        with _unsealable(_called(record)):
+            contents.append((PAYLOAD_TYPES[type(record)], record.to_payload()))
+    roots, sealed = Roots(), []
+    for record, envelope in zip(records, seal_jointly(contents, key), strict=True):
+        with _unsealable(_called(record)):
+            sealed.append(admit(envelope, network=record.network, now_us=now_us, roots=roots))
+    return sealed
+
+
+@contextmanager
+def _unsealable(what: str) -> Iterator[None]:
+    """Raises LocalError where a reader would refuse it."""
     try:
-        envelope = seal(PAYLOAD_TYPES[type(record)], record.to_payload(), key)
-        return admit(envelope, network=record.network, now_us=now_us)
+        yield
     except BadRecord as error:
-        what = f"the {type(record).__name__} of {record.name or record.provider}"
-        raise _unsealable(what, error) from error
+        code = Code.TOO_LARGE if error.refusal is Refusal.OVERSIZED else Code.BAD_INPUT
+        hint = "shorten names, version, tags, specs or the reason" if code is Code.TOO_LARGE else ""
+        raise LocalError(code, f"{what} cannot be sealed: {error.message}", hint=hint) from error
 
 
-def _unsealable(what: str, error: BadRecord) -> LocalError:
-    code = Code.TOO_LARGE if error.refusal is Refusal.OVERSIZED else Code.BAD_INPUT
-    hint = "shorten names, version, tags, specs or the reason" if code is Code.TOO_LARGE else ""
-    return LocalError(code, f"{what} cannot be sealed: {error.message}", hint=hint)
+def _called(record: Record) -> str:
+    return f"the {type(record).__name__} of {record.name or record.provider}"

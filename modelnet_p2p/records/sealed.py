@@ -8,7 +8,7 @@ The received bytes are the record: they are kept, forwarded and hashed, never en
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from modelnet_p2p import envelope as envelopes
 from modelnet_p2p.names import MAX_SHARD_DEPTH, provider_key, shard_key, shard_prefix
@@ -30,7 +30,7 @@ TOMBSTONE_TYPE = b"/modelnet/tombstone/1"
 REVOCATION_TYPE = b"/modelnet/revocation/1"
 
 MAX_RECORD_BYTES = 4096  # 15 of them still fit one 64 KiB reply
-MAX_CARD_BYTES = 512  # 120 of them do
+MAX_CARD_BYTES = 512  # 120 of them do; of those sealed together, whose paths are not counted, 100
 MAX_TOMBSTONE_BYTES = 1024  # full names and eight tags; must fit where it replaces a card
 MAX_REVOCATION_BYTES = 512  # must fit where it stands in for a card; its own fields take 400
 MAX_LIFETIME_US = 24 * 3600 * 1_000_000  # a dead provider's offer lingers no longer than a day
@@ -56,10 +56,10 @@ class Sealed:
 
     envelope: bytes
     record: Record
+    identity: Identity = field(init=False, repr=False)  # the record's: holders ask for it again and again
 
-    @property
-    def identity(self) -> Identity:
-        return self.record.identity
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "identity", self.record.identity)
 
     @property
     def seq(self) -> int:
@@ -100,16 +100,24 @@ class Sealed:
         return hash(self.envelope)
 
 
-def admit(envelope: bytes, *, network: str, now_us: int, key: bytes | None = None) -> Sealed:
+def admit(
+    envelope: bytes,
+    *,
+    network: str,
+    now_us: int,
+    key: bytes | None = None,
+    roots: envelopes.Roots | None = None,
+) -> Sealed:
     """The record in `envelope` if it may be believed now; raises BadRecord, and nothing else.
 
     `network` is the one that this peer belongs to, `now_us` unix microseconds, `key` the multihash
-    under which the record was sent. In this order: length, the provider's signature over the
+    under which the record was sent; who admits several that came together keeps the signed `roots` of
+    those that were sealed together. In this order: length, the provider's signature over the
     received bytes, form, signer, the owner's seal, network, time, key. A revocation is of every network
     and may lie under every key. Whether the keys of the seals were revoked, who knows of revocations
     asks next (`dht/holding/revocations.py`).
     """
-    sealed = _open(envelope)
+    sealed = _open(envelope, roots)
     record = sealed.record
     if isinstance(record, Revocation):
         if record.issued_us > now_us + CLOCK_SKEW_US:
@@ -148,13 +156,15 @@ def open_manifest(envelope: bytes) -> Manifest:
     return manifest
 
 
-def _open(envelope: bytes) -> Sealed:
+def _open(envelope: bytes, roots: envelopes.Roots | None = None) -> Sealed:
     """What holds of a record always and everywhere."""
-    opened = envelopes.open_envelope(envelope, max_bytes=MAX_RECORD_BYTES)
+    opened = envelopes.open_envelope(envelope, max_bytes=MAX_RECORD_BYTES, roots=roots or envelopes.Roots())
     limit = _LIMITS.get(opened.payload_type)
     if limit is None:
         raise MalformedRecord(f"no kind of record: {opened.payload_type[:32]!r}")
-    if len(envelope) > limit:
+    if opened.path and opened.payload_type != CARD_TYPE:
+        raise MalformedRecord("only cards are sealed together")
+    if len(envelope) - opened.path_bytes > limit:
         raise BadRecord(Refusal.OVERSIZED, f"{len(envelope)} bytes, more than {limit}")
     record = _decode(opened)
     if record.provider != opened.signer:

@@ -1,6 +1,6 @@
 // Prints the vector that tests/values/vectors/js.json holds, written by modelnet.mjs:
 //   node tests/interop/make_vector.mjs > tests/values/vectors/js.json
-import { addProvider, keyOf, keyPair, pack, seal, sealCard, sha256 } from './modelnet.mjs'
+import { addProvider, keyOf, keyPair, pack, seal, sealCard, sealCards, sealOffer, sha256 } from './modelnet.mjs'
 
 const named = (name) => keyPair(Buffer.alloc(32, '.').fill(name, 0, name.length))
 
@@ -42,10 +42,16 @@ const revocation = seal('/modelnet/revocation/1', pack({
   revoked: bob.id, issued: now, reason: 'stolen on the train — lückenlos', successor: alice.id
 }), bob)
 
+// three models of Bob's own, whose cards share a signature
+const three = [0, 1, 2].map((number) =>
+  sealOffer({ name: `bob/model-${number}`, task: 'text-generation' }, bob, { network: 'public', now }))
+const [first, second, third] = sealCards(three, bob)
+
 const key = keyOf('public', 'model/acme/sentiment')
 const address = Buffer.from('047f000001060fa1', 'hex')
 
-const sealed = { manifest, offer, card, card_summed_up: summedUp, tombstone, revocation }
+const cards = { card, card_summed_up: summedUp, card_1_of_3: first, card_2_of_3: second, card_3_of_3: third }
+const sealed = { manifest, offer, ...cards, tombstone, revocation }
 const hex = { ...sealed, add_provider: addProvider(key, bob.id, [address], offer) }
 const shown = Object.fromEntries(Object.entries(hex).map(([what, data]) => [what, data.toString('hex')]))
 console.log(JSON.stringify({ made_by: 'tests/interop/make_vector.mjs', now_us: now, key: key.toString('hex'), ...shown }, null, 2))

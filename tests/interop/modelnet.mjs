@@ -197,14 +197,55 @@ export function seal (type, payload, key) {
   return Buffer.concat(parts)
 }
 
+const JOINT = '/modelnet/joint/1' // what the root of a tree is signed as
+const HASH = 16 // bytes; a path has seven of them at most
+const hash = (kind, ...parts) => sha256(Buffer.concat([Buffer.from([kind]), ...parts])).subarray(0, HASH)
+const leafOf = (type, payload) => hash(0, signedBytes(type, payload))
+const pairOf = (...nodes) => hash(1, ...nodes.sort(Buffer.compare))
+
+function rootOf (leaf, path) {
+  if (path.length % HASH || path.length > 7 * HASH) throw new Error('malformed')
+  let node = leaf
+  for (let at = 0; at < path.length; at += HASH) node = pairOf(node, path.subarray(at, at + HASH))
+  return node
+}
+
+// Payloads of one type, 2 to 128 of them, in envelopes of their own that share one signature: that of the root
+// of a tree of hashes, to which each carries its path.
+export function sealTogether (type, payloads, key) {
+  const leaves = payloads.map((payload) => ({ payload, path: [] }))
+  let level = leaves.map((leaf) => ({ node: leafOf(type, leaf.payload), below: [leaf] }))
+  while (level.length > 1) {
+    const above = []
+    for (let at = 0; at < level.length; at += 2) {
+      const [one, other] = level.slice(at, at + 2)
+      if (!other) above.push(one) // who is odd goes up as it is
+      else {
+        for (const leaf of one.below) leaf.path.push(other.node)
+        for (const leaf of other.below) leaf.path.push(one.node)
+        above.push({ node: pairOf(one.node, other.node), below: [...one.below, ...other.below] })
+      }
+    }
+    level = above
+  }
+  const signature = sign(null, signedBytes(JOINT, level[0].node), key.secret)
+  return leaves.map(({ payload, path }) => Buffer.concat([
+    field(1, key.publicKey), field(2, Buffer.from(type)), field(3, payload), field(5, signature),
+    field(64, Buffer.concat(path))
+  ]))
+}
+
 // What an envelope holds and who sealed it; throws where its seal is not sound.
 export function open (envelope) {
-  const { 1: [publicKey] = [], 2: [type] = [], 3: [payload] = [], 5: [signature] = [] } = fields(envelope)
+  const { 1: [publicKey] = [], 2: [type] = [], 3: [payload] = [], 5: [signature] = [], 64: [path] = [] } =
+    fields(envelope)
   if (!publicKey || !type || !payload || !signature) throw new Error('unsigned')
   if (publicKey.length !== 36 || !publicKey.subarray(0, 4).equals(ED25519)) throw new Error('not an Ed25519 key')
   const der = Buffer.concat([DER_PUBLIC, publicKey.subarray(4)])
   const key = createPublicKey({ key: der, format: 'der', type: 'spki' })
-  if (!verify(null, signedBytes(type, payload), key, signature)) throw new Error('forged')
+  if (path && type.toString() !== '/modelnet/card/1') throw new Error('malformed') // the others are sealed alone
+  const signed = path ? signedBytes(JOINT, rootOf(leafOf(type, payload), path)) : signedBytes(type, payload)
+  if (!verify(null, signed, key, signature)) throw new Error('forged')
   return { signer: Buffer.concat([IDENTITY, publicKey]), type: type.toString(), record: unpack(payload) }
 }
 
@@ -236,7 +277,13 @@ export function sealOffer (model, key, { network, now = Date.now() * 1000, ...mo
 }
 
 // The card of a sealed offer: for its task's key, or for that of one of its tags. What finds it by either.
-export function sealCard (sealed, key, tag = '') {
+export const sealCard = (sealed, key, tag = '') => seal('/modelnet/card/1', cardOf(sealed, key, tag), key)
+
+// The cards of several offers, for one key.
+export const sealCards = (offers, key, tag = '') =>
+  sealTogether('/modelnet/card/1', offers.map((sealed) => cardOf(sealed, key, tag)), key)
+
+function cardOf (sealed, key, tag) {
   const { network, issued } = open(sealed).record
   const offer = openOffer(sealed, { network, now: issued })
   const { owner, name, version = '', task, digest } = offer.manifest
@@ -245,8 +292,8 @@ export function sealCard (sealed, key, tag = '') {
     ...{ p: key.id, n: network, o: owner, m: name, t: task, s: offer.seq, e: offer.expires, h: sha256(sealed) },
     ...Object.fromEntries(Object.entries(said).filter(([, value]) => value !== '')) // a default is left out
   }
-  const full = seal('/modelnet/card/1', pack({ ...card, ...summary(sealed, offer) }), key)
-  return full.length <= 512 ? full : seal('/modelnet/card/1', pack(card), key)
+  const full = pack({ ...card, ...summary(sealed, offer) })
+  return seal('/modelnet/card/1', full, key).length <= 512 ? full : pack(card)
 }
 
 // All that a publisher stores of an offer of its own, and where: [[name of the key, record], …].

@@ -10,8 +10,9 @@ from random import Random
 import msgpack
 
 from modelnet_p2p.canonical import unpack
-from modelnet_p2p.envelope import open_envelope, seal, signed_bytes
+from modelnet_p2p.envelope import JOINT_TYPE, open_envelope, seal, seal_jointly, signed_bytes
 from modelnet_p2p.identity import KeyPair
+from modelnet_p2p.joint import HASH_BYTES, MAX_DEPTH, leaf_hash, root_of
 from modelnet_p2p.names import Keys, provider_key
 from modelnet_p2p.pb.envelope_pb2 import Ed25519, Envelope, PublicKey
 from modelnet_p2p.records import (
@@ -25,12 +26,13 @@ from modelnet_p2p.records import (
     Refusal,
     Sealed,
     cards_of,
+    cards_of_all,
     seal_offer,
     seal_revocation,
     seal_tombstone,
     tombstone_of,
 )
-from samples import NOW_US, end_of, key, manifest_of, offer_of
+from samples import NOW_US, end_of, key, manifest_of, model_of, offer_of
 
 SEED = 20_260_101
 RECORD_TYPES = (OFFER_TYPE, CARD_TYPE, TOMBSTONE_TYPE, REVOCATION_TYPE)
@@ -44,6 +46,7 @@ class World:
     bob: KeyPair
     now_us: int
     good: dict[bytes, Sealed]  # by payload type
+    together: list[Sealed]  # cards that share a signature
 
     def payload(self, kind: bytes) -> dict[str, object]:
         return unpack(open_envelope(self.good[kind].envelope, max_bytes=4096).payload)
@@ -66,7 +69,8 @@ def make_world() -> World:
         TOMBSTONE_TYPE: tombstone,
         REVOCATION_TYPE: seal_revocation(end_of(bob, carol), bob),
     }
-    return World(alice, bob, NOW_US, good)
+    offers = [seal_offer(model_of(bob, number), bob) for number in range(5)]
+    return World(alice, bob, NOW_US, good, [card for [card] in cards_of_all(offers, bob)])
 
 
 @dataclass(frozen=True)
@@ -342,6 +346,39 @@ def another_kind(world: World, rng: Random, kind: bytes) -> Case:
     return Case(seal(other, data, world.bob), allowed, world.now_us)
 
 
+def strayed(world: World, rng: Random, _: bytes) -> Case:
+    """A card that was sealed with others, or says so, and is not where its path leads."""
+    one, other = (Envelope.FromString(card.envelope) for card in rng.sample(world.together, 2))
+    path, way = one.path, rng.randrange(9)
+    if way == 0:
+        one.path = other.path
+    elif way == 1:  # a level less, or more
+        one.path = rng.choice((path[HASH_BYTES:], path[:-HASH_BYTES], path + rng.randbytes(HASH_BYTES)))
+    elif way == 2:
+        one.path = path[: rng.randrange(len(path))] + rng.randbytes(rng.randrange(HASH_BYTES))
+    elif way == 3:
+        one.payload = packed(unpack(one.payload) | {"s": rng.randrange(2**53)})
+    elif way == 4:  # sealed alone, and a path put behind it
+        one = parts(world, CARD_TYPE)
+        one.path = path
+    elif way == 5:  # what is not sealed with others, sealed soundly
+        kind = rng.choice((OFFER_TYPE, TOMBSTONE_TYPE, REVOCATION_TYPE))
+        one.ParseFromString(
+            seal_jointly([(kind, parts(world, kind).payload), (CARD_TYPE, b"")], world.bob)[0]
+        )
+    elif way == 6:  # deeper than any tree, and signed all the same
+        one.path = rng.randbytes(HASH_BYTES * rng.randrange(MAX_DEPTH + 1, 3 * MAX_DEPTH))
+        root = root_of(leaf_hash(signed_bytes(one.payload_type, one.payload)), one.path)
+        one.signature = world.bob.sign(signed_bytes(JOINT_TYPE, root))
+    elif way == 7:  # the root itself, which is signed and no record
+        root = root_of(leaf_hash(signed_bytes(one.payload_type, one.payload)), path)
+        one.payload_type, one.payload, one.path = JOINT_TYPE, root, b""
+    else:
+        one.signature = KeyPair(rng.randbytes(32)).sign(rng.randbytes(9))
+    allowed = frozenset({Refusal.FORGED, Refusal.MALFORMED})
+    return Case(one.SerializeToString(deterministic=True), allowed, world.now_us)
+
+
 def stale(world: World, rng: Random, kind: bytes) -> Case:
     """Older than what is held, or another one with its sequence number."""
     seq, _ = world.times(kind)
@@ -379,6 +416,7 @@ MAKERS: tuple[Maker, ...] = (
     field_missing,
     wrong_type,
     another_kind,
+    strayed,
 )
 
 
@@ -388,6 +426,7 @@ _OFFERS = dict.fromkeys(RECORD_TYPES, OFFER_TYPE)
 # where a kind of record cannot be bad in that way
 _INSTEAD: dict[Maker, dict[bytes, bytes]] = {
     wrong_owner: _OFFERS,  # it alone carries a manifest
+    strayed: dict.fromkeys(RECORD_TYPES, CARD_TYPE),  # they alone are sealed with others
     other_key: {REVOCATION_TYPE: OFFER_TYPE},  # belongs everywhere
     expired: {REVOCATION_TYPE: CARD_TYPE},  # is never over
     lives_too_long: {REVOCATION_TYPE: TOMBSTONE_TYPE},

@@ -42,9 +42,9 @@ def test_no_bad_record_is_admitted(world: World, maker: Maker) -> None:
 
 
 @pytest.mark.parametrize("bits", [(1, 0x80), pytest.param(range(1, 256, 16), marks=pytest.mark.slow)])
-@pytest.mark.parametrize("kind", RECORD_TYPES)
-def test_every_byte_counts(world: World, kind: bytes, bits: range | tuple[int, ...]) -> None:
-    good = world.good[kind].envelope
+@pytest.mark.parametrize("kind", [*RECORD_TYPES, "sealed with others"])
+def test_every_byte_counts(world: World, kind: bytes | str, bits: range | tuple[int, ...]) -> None:
+    good = (world.good[kind] if isinstance(kind, bytes) else world.together[0]).envelope
     for at in range(len(good)):
         for bit in bits:
             data = good[:at] + bytes([good[at] ^ bit]) + good[at + 1 :]

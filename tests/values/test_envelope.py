@@ -126,18 +126,23 @@ def test_an_envelope_is_read_alike_by_place_and_by_protobuf(
 @settings(max_examples=2000, deadline=None)
 @given(
     size=st.integers(0, 140),
-    at=st.integers(0, 300),
+    at=st.integers(0, 500),
     cut=st.integers(0, 4),
     put=st.binary(max_size=4),
     kind=st.sampled_from([b"", b"t", TYPE, b"t" * 64, b"t" * 65]),
+    path=st.sampled_from([0, 1, 16, 32, 112, 127, 128]),
 )
 def test_what_is_read_by_place_the_protobuf_says_too(
-    size: int, at: int, cut: int, put: bytes, kind: bytes
+    size: int, at: int, cut: int, put: bytes, kind: bytes, path: int
 ) -> None:
     """Wherever bytes are lost, added or changed: who reads by place takes nothing else for an envelope."""
     key = PublicKey(type=Ed25519, data=bytes(range(32)))
     data = Envelope(
-        public_key=key, payload_type=kind, payload=b"\x1a\x2a\x40" * size, signature=b"\x2a\x40" * 32
+        public_key=key,
+        payload_type=kind,
+        payload=b"\x1a\x2a\x40" * size,
+        signature=b"\x2a\x40" * 32,
+        path=b"\x82" * path,
     ).SerializeToString()
     data = data[:at] + put + data[at + cut :]
     if (parts := _by_place(data)) is not None:

@@ -27,6 +27,7 @@ from modelnet_p2p.records import (
     admit,
     card_of,
     cards_of,
+    cards_of_all,
     open_manifest,
     seal_manifest,
     seal_offer,
@@ -34,6 +35,7 @@ from modelnet_p2p.records import (
     seal_tombstone,
     tombstone_of,
 )
+from samples import model_of
 
 FOLDER = Path(__file__).parent / "vectors"
 JS = Path(__file__).parents[1] / "interop" / "make_vector.mjs"
@@ -155,6 +157,8 @@ def test_another_language_writes_the_same_bytes(javascript: dict[str, str]) -> N
     assert javascript["offer"] == offer.envelope.hex()
     assert javascript["card"] == card_of(offer, BOB, "fast", summed_up=False).envelope.hex()
     assert javascript["card_summed_up"] == card_of(offer, BOB, "fast").envelope.hex()
+    for number, [card] in enumerate(cards_of_all([seal_offer(model_of(BOB, n), BOB) for n in range(3)], BOB)):
+        assert javascript[f"card_{number + 1}_of_3"] == card.envelope.hex()
     tombstone = seal_tombstone(tombstone_of(offer, seq=offer.seq + 1, now_us=NOW_US), BOB)
     assert javascript["tombstone"] == tombstone.envelope.hex()
     assert javascript["revocation"] == seal_revocation(END, BOB).envelope.hex()
@@ -162,7 +166,8 @@ def test_another_language_writes_the_same_bytes(javascript: dict[str, str]) -> N
 
 def test_what_another_language_wrote_is_admitted(javascript: dict[str, str]) -> None:
     assert open_manifest(bytes.fromhex(javascript["manifest"])) == MANIFEST
-    for name in ("offer", "card", "card_summed_up", "tombstone", "revocation"):
+    together = [f"card_{number}_of_3" for number in (1, 2, 3)]
+    for name in ("offer", "card", "card_summed_up", *together, "tombstone", "revocation"):
         admitted = admit(bytes.fromhex(javascript[name]), network="public", now_us=NOW_US)
         assert admitted.record.provider == BOB.id
     (message,) = Framer().feed(bytes.fromhex(javascript["add_provider"]))

@@ -31,6 +31,7 @@ from modelnet_p2p.records import (
     Sealed,
     Spec,
     card_of,
+    cards_of_all,
     seal_manifest,
     seal_offer,
 )
@@ -84,7 +85,7 @@ class ModelnetPeer:
     def storing_many(self, name: str, count: int, size: int) -> Store:
         """Cards of so many models of one task; a card says more than `size` bytes by itself."""
         offers = [seal_offer(self._offer(f"{name}-{at}", name), self._key) for at in range(count)]
-        return self._store(self._place(name), lambda: [card_of(offer, self._key) for offer in offers])
+        return self._store(self._place(name), lambda: [card for [card] in cards_of_all(offers, self._key)])
 
     def getting(self, name: str, owner: str) -> Get:
         key, overlay = self._place(name), self._overlay
