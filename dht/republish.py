@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import inf
 
 from modelnet_p2p.dht.keyspace import position
 from modelnet_p2p.dht.table.churn import SLOWEST
@@ -21,6 +22,7 @@ JITTER = 0.1  # of the interval, by the key's place: keys published together par
 GATHER = 0.25  # of the interval: what is due that soon under the same key shares the walk
 FIRST_AGAIN = 60.0  # seconds after the first store of a key, doubled each time up to the interval
 FIRST_RETRY = 5.0  # seconds after a store that missed its majority, doubled each time up to the interval
+RENEWED_WITH = 60.0  # seconds: whose half life is over that soon is signed anew with whom it is now
 NEWCOMER_DELAY = 1.0  # seconds: who joins is met by all its neighbours within one lookup
 NEWCOMER_PAUSE = 10.0  # seconds between two stores for newcomers' sake: under churn they come all the time
 MAX_OPEN = 4  # keys being stored at once: each is a walk of 10 requests in flight
@@ -36,9 +38,9 @@ class Due:
 
 @dataclass(frozen=True, slots=True)
 class Renew:
-    """Half of this record's life is over: sign it anew and `add` it; asked once."""
+    """Half of the life of these records is over: sign them anew and `add` each; asked once."""
 
-    identity: Identity
+    identities: tuple[Identity, ...]
 
 
 @dataclass(slots=True)
@@ -56,7 +58,7 @@ class _Key:
     """One key of mine, while a record of mine lies there."""
 
     tasks: dict[Identity, _Task] = field(default_factory=dict)
-    stored: float = float("-inf")  # when a store of it last ended
+    stored: float = -inf  # when a store of it last ended
     retry: float = FIRST_RETRY  # the next delay after a store that missed its promise
     hurried: bool = False  # newcomers appeared while it was being stored
     alone: bool = False  # stored on nobody, for nobody was there
@@ -100,8 +102,8 @@ class Republisher:
         records: Mapping[bytes, Sealed],
         now: float,
         *,
-        renew_at: float = float("inf"),
-        forget_at: float = float("inf"),
+        renew_at: float = inf,
+        forget_at: float = inf,
         stored: bool = False,
     ) -> None:
         """One offer, or its tombstone, as one sealed record for each of its keys; replaces its predecessor.
@@ -135,12 +137,12 @@ class Republisher:
         """What to do next; call again until it is Wait."""
         for identity in [i for i, life in self._lives.items() if life.forget_at <= now]:
             self.remove(identity)
-        until = float("inf")
-        for identity, life in self._lives.items():
-            if life.renew_at <= now:
-                life.renew_at = float("inf")
-                return Renew(identity)
-            until = min(until, life.renew_at, life.forget_at)
+        until = min((min(life.renew_at, life.forget_at) for life in self._lives.values()), default=inf)
+        if any(life.renew_at <= now for life in self._lives.values()):
+            over = {i: life for i, life in self._lives.items() if life.renew_at <= now + RENEWED_WITH}
+            for life in over.values():
+                life.renew_at = inf
+            return Renew(tuple(over))
         if len(self._open) >= MAX_OPEN:
             return Wait(until)
         for name, key in self._keys.items():

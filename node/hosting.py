@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from weakref import WeakValueDictionary
 
 import trio
 
@@ -17,7 +18,8 @@ from modelnet_p2p.identity import KeyPair, PeerId
 from modelnet_p2p.names import ModelUri
 from modelnet_p2p.node.disk.state import State
 from modelnet_p2p.node.notices import Notice
-from modelnet_p2p.node.overlay.publisher import Published, Publisher
+from modelnet_p2p.node.overlay.announcing import Published
+from modelnet_p2p.node.overlay.publisher import Publisher
 from modelnet_p2p.node.reports import idle_line, published_line
 from modelnet_p2p.node.revoking import Revoking
 from modelnet_p2p.node.serving.description import Description
@@ -81,12 +83,16 @@ class Hosting:
         self._identities: dict[str, Identity] = {}  # by model name: what of mine is published
         self.unrestored: dict[str, str] = {}  # by model name: "loading", or why it is not served again
         self.ended: dict[str, dict[str, object]] = {}  # by model name: what a revocation ended in this run
-        self._changing = trio.Lock()  # one change at a time: they touch disk, table and network
+        self._changing = WeakValueDictionary[str, trio.Lock]()  # one change of a model at a time: they touch
+        # disk, table and network
 
     @property
     def me(self) -> str:
         """This peer's id."""
         return self._key.id.text
+
+    def _change(self, name: str) -> trio.Lock:
+        return self._changing.setdefault(name, trio.Lock())
 
     async def publish(
         self,
@@ -107,7 +113,7 @@ class Hosting:
         served = await self._models.add(source, remembered)
         name = served.description.name
         shared = await self._shared(served, notice)
-        async with self._changing:
+        async with self._change(name):
             if self._models.get(name) is not served:
                 raise LocalError(Code.IN_USE, f"{name} was published again, or withdrawn, meanwhile")
             try:  # nobody is told, and nothing kept, of what cannot be told and kept
@@ -211,9 +217,10 @@ class Hosting:
         Raises NotFound, RemoteError as `bury` does, LocalError where the disk takes no withdrawal: then it is
         served no more, and nobody is told.
         """
-        async with self._changing:
-            uri = ModelUri.parse(model)
-            name, identity = uri.name, self._identities.get(uri.name)
+        uri = ModelUri.parse(model)
+        name = uri.name
+        async with self._change(name):
+            identity = self._identities.get(name)
             if identity is None and name in self.unrestored and self._state is not None:
                 seq = self._state.last_seq(name)
                 self._state.drop(name)
@@ -267,7 +274,7 @@ class Hosting:
         """It cannot be served as it was announced: take that back; it stays remembered for the next start."""
         name = served.description.name
         tombstone = None
-        async with self._changing:
+        async with self._change(name):
             identity = self._identities.get(name)
             if self._models.get(name) is not served or identity is None:
                 return  # it was withdrawn, or published again, meanwhile
@@ -295,10 +302,12 @@ class Hosting:
         """
         names: list[str] = []
         keys: dict[bytes, None] = {}
-        async with self._changing:
-            for name, identity in list(self._identities.items()):
-                if revoked not in (identity.provider, identity.owner):
-                    continue
+        for name, identity in list(self._identities.items()):
+            if revoked not in (identity.provider, identity.owner):
+                continue
+            async with self._change(name):
+                if self._identities.get(name) != identity:
+                    continue  # it was withdrawn, or is another's, by now
                 names.append(name)
                 self._note_end(identity, revoked)
                 keys.update(dict.fromkeys(self._publisher.abandon(identity)))

@@ -13,17 +13,17 @@ from modelnet_p2p.dht.republish import Due, Renew, Republisher
 from modelnet_p2p.dht.walks.lookup import Wait
 from modelnet_p2p.dht.walks.shards import Spill
 from modelnet_p2p.dht.walks.storing import Store, Stored
-from modelnet_p2p.errors import Code, LocalError, RemoteError
+from modelnet_p2p.errors import LocalError, RemoteError
 from modelnet_p2p.identity import KeyPair, PeerId
+from modelnet_p2p.node.overlay.announcing import Announcement, Published, Reports
 from modelnet_p2p.node.overlay.driver import Overlay
 from modelnet_p2p.records import (
     MAX_LIFETIME_US,
     Identity,
     OfferRecord,
-    Refusal,
     Revocation,
     Sealed,
-    cards_of,
+    cards_of_all,
     kept_until,
     seal_offer,
     seal_tombstone,
@@ -35,15 +35,16 @@ log = logging.getLogger(__name__)
 PACE_SECONDS = 30.0  # at most, until the calendar is told again how fast peers die
 RENEW_RETRY = 60.0  # seconds until a renewal is tried again that the disk did not allow
 STORE_ATTEMPTS = 3  # walks of one publish; what still lacks its majority then is retried in the background
+STORES_AT_ONCE = 16  # keys of what is published: one offer has up to 13, a hundred have two hundred
 
 
-@dataclass(frozen=True, slots=True)
-class Published:
-    """How a publish or a withdrawal went; the holders are those of the key that fewest acknowledged."""
+@dataclass(slots=True, eq=False)
+class _Order:
+    """A publish that somebody waits for: first unsigned, then untold, then done."""
 
-    sealed: Sealed
-    asked: int
-    stored: int
+    draft: OfferRecord
+    signed: Announcement | None = None
+    outcome: Published | LocalError | RemoteError | None = None
 
 
 class Publisher:
@@ -57,6 +58,9 @@ class Publisher:
         self._records: dict[Identity, Mapping[bytes, Sealed]] = {}
         self._spills: dict[bytes, Spill] = {}  # of the keys that were full
         self._calendar = Republisher(overlay.tuning.republish)
+        self._orders: list[_Order] = []
+        self._publishing = trio.Lock()
+        self._storing = trio.CapacityLimiter(STORES_AT_ONCE)
         self._changed = trio.Event()
         self.signed = trio.Event()  # set, and another in its place, when an offer is signed
         self.on_revoked: Callable[[Sequence[bytes], set[PeerId]], None] = lambda proofs, signers: None
@@ -88,17 +92,33 @@ class Publisher:
     async def publish(self, draft: OfferRecord) -> Published:
         """Sign `draft` (its sequence is taken, its times are set here), store it, and keep it stored.
 
+        Those that come while others are being told are signed and told together, and keys that they have
+        in common cost one walk.
+
         Raises RemoteError (unreachable) when no majority of the holders could be reached; the offer
         stays published here and is stored again in the background, as it is when this is cancelled.
         LocalError (bad-input, too-large) when no sound record can be made of it; then nothing has changed.
         """
-        sealed, records = self._sign(draft, draft.seq)
-        self._keep(sealed)
-        return await self._tell(sealed, records, expires=None)
+        order = _Order(draft)
+        self._orders.append(order)
+        try:
+            async with self._publishing:
+                if order.outcome is None:
+                    await self._fulfil(list(self._orders))
+        finally:
+            self._orders.remove(order)
+            if order.outcome is None and order.signed is None:  # whoever wanted it has given up too early
+                self._sign_orders([order])
+                if order.signed is not None:
+                    self._schedule(order.signed, stored=False)
+        if not isinstance(order.outcome, Published):
+            assert order.outcome is not None
+            raise order.outcome
+        return order.outcome
 
     def check(self, draft: OfferRecord) -> None:
         """Raises LocalError (bad-input, too-large) when no sound record can be made of `draft`."""
-        self._sign(draft, draft.seq)
+        self._sign([draft])
 
     def entomb(self, identity: Identity) -> Sealed:
         """The tombstone of an offer that is published; nothing changes until `bury`.
@@ -119,8 +139,7 @@ class Publisher:
         for identity, known in list(self._records.items()):
             if all(record.is_tombstone and record.expires_us <= now_us for record in known.values()):
                 del self._records[identity]
-        records = dict.fromkeys(sealed.keys, sealed)
-        return await self._tell(sealed, records, expires=sealed.expires_us)
+        return await self._tell_one(sealed, sealed.keys)
 
     def abandon(self, identity: Identity) -> tuple[bytes, ...]:
         """Tell no more of an offer that nobody takes; under which keys it lay."""
@@ -130,7 +149,7 @@ class Publisher:
 
     async def revoke(self, sealed: Sealed, keys: Sequence[bytes]) -> Published:
         """Tell a revocation under all these keys, and keep telling it; raises RemoteError as `bury` does."""
-        return await self._tell(sealed, dict.fromkeys(keys, sealed), expires=sealed.expires_us)
+        return await self._tell_one(sealed, keys)
 
     async def keep(self) -> None:
         """Carry out the calendar for as long as the peer lives."""
@@ -142,91 +161,113 @@ class Publisher:
                 match self._calendar.poll(now):
                     case Due(key, sealeds):
                         nursery.start_soon(self._store_due, key, sealeds)
-                    case Renew(identity):
-                        self._renew(identity)
+                    case Renew(identities):
+                        self._renew(identities)
                     case Wait(until):
                         with trio.move_on_at(min(until, now + PACE_SECONDS)):
                             await changed.wait()
 
     # --- the steps of it ---
 
-    def _sign(self, draft: OfferRecord, seq: int) -> tuple[Sealed, dict[bytes, Sealed]]:
+    def _sign(self, drafts: Sequence[OfferRecord]) -> list[Announcement]:
+        """Each offer, and its cards; those that lie under one key share a signature."""
         now_us = self._overlay.wall_us()
-        offer = replace(
-            draft,
-            seq=seq,
-            issued_us=now_us,
-            expires_us=now_us + int(self._overlay.tuning.record_lifetime * 1e6),
-        )
-        sealed = seal_offer(offer, self._key)
-        return sealed, records_of(sealed, self._key)
+        expires_us = now_us + int(self._overlay.tuning.record_lifetime * 1e6)
+        sealeds = [
+            seal_offer(replace(draft, issued_us=now_us, expires_us=expires_us), self._key) for draft in drafts
+        ]
+        return list(map(Announcement, sealeds, records_of(sealeds, self._key)))
 
-    def _renew(self, identity: Identity) -> None:
-        offer = self._offers[identity].record
-        assert isinstance(offer, OfferRecord)
-        try:
-            sealed, records = self._sign(offer, self._take_seq())
-        except LocalError as error:
-            log.error("the offer of %s cannot be signed anew yet: %s", identity.name, error.message)
-            now = trio.current_time()
-            self._calendar.add(self._records[identity], now, renew_at=now + RENEW_RETRY, stored=True)
-            return
-        self._keep(sealed)
-        self._schedule(sealed, records, expires=None, stored=False)
+    def _renew(self, identities: Iterable[Identity]) -> None:
+        drafts = []
+        for identity in identities:
+            offer = self._offers[identity].record
+            assert isinstance(offer, OfferRecord)
+            try:
+                draft = replace(offer, seq=self._take_seq())
+                self.check(draft)
+                drafts.append(draft)
+            except LocalError as error:
+                log.error("the offer of %s cannot be signed anew yet: %s", identity.name, error.message)
+                now = trio.current_time()
+                self._calendar.add(self._records[identity], now, renew_at=now + RENEW_RETRY, stored=True)
+        for one in self._sign(drafts):
+            self._keep(one.sealed)
+            self._schedule(one, stored=False)
 
     def _keep(self, sealed: Sealed) -> None:
         self._offers[sealed.identity] = sealed
         self.signed.set()
         self.signed = trio.Event()
 
-    async def _tell(self, sealed: Sealed, records: Mapping[bytes, Sealed], expires: int | None) -> Published:
-        self._records[sealed.identity] = records
-        began, reports = trio.current_time(), dict[bytes, Stored]()
-        unheard: set[bytes] = set()  # keys of which nobody was told, for those who are known were silent
-        promised = False
+    async def _fulfil(self, orders: Sequence[_Order]) -> None:
+        """Publish what all of these want. What is signed already, somebody began who was cancelled then."""
+        self._sign_orders([order for order in orders if order.signed is None])
+        signed = {order: order.signed for order in orders if order.signed is not None}
+        for order, outcome in zip(signed, await self._tell(list(signed.values())), strict=True):
+            order.outcome = outcome
 
-        def kept(key: bytes) -> bool:
-            """Whom I have given up for being silent just now, I was not alone with."""
-            report = reports.get(key)
-            return report is not None and report.promised and not (report.alone and key in unheard)
+    def _sign_orders(self, orders: Sequence[_Order]) -> None:
+        """All that can be signed, together; the others end with their errors."""
+        signed: list[tuple[_Order, Announcement]] = []
+        for order in orders:
+            try:
+                signed += [(order, one) for one in self._sign([order.draft])]
+            except LocalError as error:
+                order.outcome = error
+        if len(signed) > 1:
+            together = self._sign([order.draft for order, _ in signed])
+            signed = [(order, one) for (order, _), one in zip(signed, together, strict=True)]
+        for order, one in signed:
+            order.signed = one
+            self._keep(one.sealed)
 
+    async def _tell_one(self, sealed: Sealed, keys: Iterable[bytes]) -> Published:
+        """What takes something back, under these keys; raises RemoteError."""
+        [outcome] = await self._tell([Announcement(sealed, dict.fromkeys(keys, sealed), sealed.expires_us)])
+        if isinstance(outcome, RemoteError):
+            raise outcome
+        return outcome
+
+    async def _tell(self, announcements: Sequence[Announcement]) -> list[Published | RemoteError]:
+        """Store all of them, with one walk for each key, and then each by itself where that kept no promise:
+        whose record is refused must harm no other's. How each of them went."""
+        for one in announcements:
+            self._records[one.sealed.identity] = one.under
+        began, reports = trio.current_time(), Reports()
         try:
-            for _ in range(STORE_ATTEMPTS):
-                missing = [key for key in records if not kept(key)]
-                async with trio.open_nursery() as nursery:
-                    for key in missing:
-                        nursery.start_soon(self._store_into, reports, key, records[key])
-                unheard.update(key for key, report in reports.items() if report.silent and not report.asked)
-                promised = all(map(kept, records))
-                if promised:
+            for attempt in range(STORE_ATTEMPTS):
+                missing = reports.missing(announcements, together=attempt == 0)
+                if not missing:
                     break
+                async with trio.open_nursery() as nursery:
+                    for key, some in missing:
+                        nursery.start_soon(self._store_into, reports, key, some)
         finally:  # also when whoever waited for it has given up
-            if self._records.get(sealed.identity) is records:  # and nobody has said otherwise meanwhile
-                self._schedule(sealed, records, expires, stored=promised)
-        for key, report in reports.items():
-            if report.alone:
-                self._calendar.alone(key)
-        weakest = min(reports.values(), key=lambda report: (kept(report.key), report.stored))
-        if not promised:
-            because = self._overlay.asking.asked_too_much(began)
-            raise _untold(sealed, weakest, because, withdrawn=expires is not None)
-        return Published(sealed, weakest.asked, weakest.stored)
+            for one in announcements:
+                if self._records.get(one.sealed.identity) is one.under:  # nobody has said otherwise
+                    self._schedule(one, stored=reports.promised(one))
+        for key in reports.alone():
+            self._calendar.alone(key)
+        because = self._overlay.asking.asked_too_much(began)
+        return [reports.outcome(one, because) for one in announcements]
 
-    def _schedule(
-        self, sealed: Sealed, records: Mapping[bytes, Sealed], expires: int | None, *, stored: bool
-    ) -> None:
+    def _schedule(self, one: Announcement, *, stored: bool) -> None:
         now = trio.current_time()
-        self._records[sealed.identity] = records
-        if expires is None:
+        self._records[one.sealed.identity] = one.under
+        if one.expires_us is None:
             half = self._overlay.tuning.record_lifetime / 2
-            self._calendar.add(records, now, renew_at=now + half, stored=stored)
+            self._calendar.add(one.under, now, renew_at=now + half, stored=stored)
         else:
-            over = now + (expires - self._overlay.wall_us()) / 1e6
-            self._calendar.add(records, now, forget_at=over, stored=stored)
+            over = now + (one.expires_us - self._overlay.wall_us()) / 1e6
+            self._calendar.add(one.under, now, forget_at=over, stored=stored)
         self._wake()
 
-    async def _store_into(self, reports: dict[bytes, Stored], key: bytes, sealed: Sealed) -> None:
-        reports[key] = await self._store(key, (sealed,))
+    async def _store_into(self, reports: Reports, key: bytes, announcements: Sequence[Announcement]) -> None:
+        async with self._storing:
+            report = await self._store(key, [one.under[key] for one in announcements])
+        for one in announcements:
+            reports.add(key, one, report)
 
     async def _store(self, key: bytes, sealeds: Iterable[Sealed]) -> Stored:
         """Under the key, or under its shard where it is full."""
@@ -294,31 +335,13 @@ def _placed(sealed: Sealed, now_us: int) -> Sealed:
     return kept_until(sealed, now_us + MAX_LIFETIME_US) if isinstance(sealed.record, Revocation) else sealed
 
 
-def records_of(sealed: Sealed, key: KeyPair) -> dict[bytes, Sealed]:
-    """An offer as it is stored: itself at its own keys, a card at the key of its task and of each tag."""
-    records = dict.fromkeys(sealed.keys, sealed)
-    for card in cards_of(sealed, key):
-        records.update(dict.fromkeys(card.keys, card))
-    return records
-
-
-def _untold(sealed: Sealed, weakest: Stored, because: str, *, withdrawn: bool) -> RemoteError:
-    """No majority of those holders heard of it; `because` some of them asked to slow down, if they did."""
-    about, what = sealed.identity.name, "it is withdrawn here" if withdrawn else "it stays published"
-    if isinstance(sealed.record, Revocation):
-        about, what = f"the end of {sealed.record.revoked}", "it is kept"
-    elif withdrawn:
-        about = f"the withdrawal of {about}"
-    reasons = ", ".join(sorted(weakest.refused)) or "no answer"
-    words = f"only {weakest.stored} of {weakest.asked} holders keep the record of {about} ({reasons})"
-    if not weakest.asked:
-        words = f"nobody else was told of {about} yet: no peer that is known here answered"
-    words += f"; {because}" if because else ""
-    hint = f"{what}, and the holders are told again in the background"
-    if (
-        2 * weakest.refused[Refusal.EXPIRED] > weakest.asked
-    ):  # it was signed just now, and is told only while valid
-        wrong = "is probably wrong" if weakest.asked > 1 else "or that holder's is wrong"
-        words += f": this machine's clock {wrong}"
-        hint = f"date -u, and set it; modelnet-peer doctor compares it with others'; {hint}"
-    return RemoteError(Code.UNREACHABLE, words, hint=hint)
+def records_of(sealeds: Sequence[Sealed], key: KeyPair) -> list[dict[bytes, Sealed]]:
+    """Each of these offers as it is stored: itself at its own keys, a card at the key of its task and of each
+    tag."""
+    found = []
+    for sealed, cards in zip(sealeds, cards_of_all(sealeds, key), strict=True):
+        records = dict.fromkeys(sealed.keys, sealed)
+        for card in cards:
+            records.update(dict.fromkeys(card.keys, card))
+        found.append(records)
+    return found

@@ -224,9 +224,9 @@ class Town:
             match calendar.poll(self.sim.now):
                 case Due(key, sealeds):
                     self._store(node, key, sealeds)
-                case Renew(identity):
-                    renewed = next(p for p in self._held[node.id] if p.sealed.identity == identity)
-                    self.publish_anew(renewed)
+                case Renew(identities):
+                    for publication in [p for p in self._held[node.id] if p.sealed.identity in identities]:
+                        self.publish_anew(publication)
                 case Wait(until):
                     waits = self.world.upkeep or not all(p.told for p in self._held[node.id])
                     if waits and self._polled.get(node.id, 0.0) != until < float("inf"):

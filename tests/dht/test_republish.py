@@ -51,13 +51,25 @@ def test_a_record_is_due_at_once_then_in_a_while_and_renewed_at_half_its_life(al
     assert isinstance(step, Wait)
     assert 0.9 * FIRST_AGAIN <= step.until <= FIRST_AGAIN + 1.0
     assert isinstance(calendar.poll(step.until), Due)
-    assert calendar.poll(HOUR) == Renew(offer.identity)
-    assert calendar.poll(HOUR) != Renew(offer.identity)
+    assert calendar.poll(HOUR) == Renew((offer.identity,))
+    assert calendar.poll(HOUR) != Renew((offer.identity,))
     calendar.add({b"model": alice.offer(seq=2)}, HOUR, renew_at=2 * HOUR, stored=True)
     assert len(calendar) == 1
     calendar.remove(offer.identity)
     calendar.remove(offer.identity)
     assert calendar.poll(9 * HOUR) == Wait(float("inf"))
+
+
+def test_what_is_to_be_signed_anew_at_nearly_the_same_time_is_signed_together(alice: Person) -> None:
+    """So that models that were published one after another come to share a signature."""
+    calendar = Republisher(600.0)
+    offers = [alice.offer(f"alice/{name}") for name in "abc"]
+    for offer, at in zip(offers, (0.0, 50.0, 70.0), strict=True):
+        calendar.add({b"key": offer}, at, renew_at=HOUR + at, stored=True)
+    stored_until(calendar, HOUR - 700)
+    assert calendar.poll(HOUR) == Renew((offers[0].identity, offers[1].identity))
+    assert not isinstance(calendar.poll(HOUR + 50), Renew)
+    assert calendar.poll(HOUR + 70) == Renew((offers[2].identity,))
 
 
 def test_what_is_new_is_told_again_soon_and_then_ever_more_rarely_up_to_the_interval(alice: Person) -> None:

@@ -36,7 +36,7 @@ def by_heap(seed: int = 1) -> Told:
         offer = replace(draft, issued_us=sim.now_us, expires_us=sim.now_us + int(WAN.record_lifetime * 1e6))
         sealed = seal_offer(offer, person)
         number = PEOPLE.index(person)
-        for key, record in records_of(sealed, person).items():
+        for key, record in records_of([sealed], person)[0].items():
             mine.setdefault((number, key), []).append(record)
             _store(sim, nodes[number], key, record)
         sim.run()

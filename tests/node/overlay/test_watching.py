@@ -140,7 +140,7 @@ async def test_many_offers_signed_at_once_are_told_together_and_none_costs_nothi
         publisher = alice.parts.publisher
         (offer,) = publisher._offers.values()
         for _ in range(20):
-            publisher._renew(offer.identity)
+            publisher._renew([offer.identity])
         await trio.sleep(alice.parts.tuning.beat / 2)
         watches = [message for message in told if isinstance(message, Watch)]
         assert len(watches) == 5
@@ -164,7 +164,7 @@ async def test_who_signs_without_end_is_never_read_late_by_its_watchers(
         watchers = [peer for peer in watchers if peer.watcher.phase(alice.peer_id) is Phase.HEARD]
         assert len(watchers) == 5
         for _ in range(60):
-            publisher._renew(offer.identity)
+            publisher._renew([offer.identity])
             await trio.sleep(0.05)
             now, spare = trio.current_time(), MESSAGES_BURST - 10
             assert not any(peer._throttle.wait(alice.peer_id, now, spare) for peer in watchers)
