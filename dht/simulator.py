@@ -323,7 +323,6 @@ class Simulator:
                         run.node.table.on_walked(run.walk.target, self.now, closest)
                     if run.then is not None:
                         run.then(run)
-                    return
 
     def _wake_up(self, run: Run, at: float) -> None:
         if run.woken == at:

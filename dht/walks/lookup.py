@@ -27,7 +27,7 @@ from __future__ import annotations
 import math
 from bisect import insort
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import zip_longest
@@ -241,6 +241,23 @@ class Lookup:
     def on_busy(self, peer: PeerId, now: float) -> bool:
         """`peer` serves others of my requests first, and is asked once more in its turn."""
         return self._answered(peer, State.HEARD) is not None
+
+    def asked_closest(self, ours: Container[PeerId]) -> list[PeerId] | None:
+        """The k nearest of `ours` that have answered, or of all that may do so yet; None while somebody
+        nearer than these is still to be asked, and in a crowd."""
+        line, _, _ = self._line()
+        if self.crowded:
+            return None
+        found: list[PeerId] = []
+        for candidate in line:
+            peer = candidate.contact.id
+            if candidate.state is State.HEARD:
+                return None
+            if candidate.state in ASKED or (candidate.state is State.ANSWERED and peer in ours):
+                found.append(peer)
+            if len(found) == self.k:
+                break
+        return found
 
     def reopen(self) -> None:
         """It had ended, and an answer came all the same: whom that names is asked, too."""

@@ -52,10 +52,12 @@ class Stored:
 class Store(Walk):
     """My records for one key, to each of its holders; a bad or refused one keeps no other from being stored.
 
-    Ends when all have answered or failed, or when the promise is kept and the rest lost their patience. It
-    goes on without its caller (if that was not cancelled) until the last request has ended: where a whole
-    site stands still for a second, the promise is kept by others, farther away, and the nearest must have the
-    records when it moves again.
+    Ends when the promise is kept: of the k nearest that are known all are told, and more than half of them
+    have acknowledged. It goes on without its caller (if that was not cancelled) until the last request has
+    ended: with the rest of these, with nearer ones that answers name, and where a whole site stands still for
+    a second and others, farther away, kept the promise, with the nearest once it moves again. With fewer than
+    k, in a crowd, and where something is taken back, it ends when all have answered, or the promise is kept
+    and the silent have lost their patience.
 
     Late answers lead it on for one request timeout, for so long may those answer who were asked before. Then
     who answers is told, and nobody else asked: each of a gang could name the next just before it is given up.
@@ -72,8 +74,10 @@ class Store(Walk):
         patience: float | None = None,
         region: Region | None = None,
         ours: Callable[[PeerId], bool] | None = None,
+        on_proofs: Callable[[Sequence[bytes]], None] = lambda proofs: None,
     ) -> None:
-        """`ours` says who is known to answer as one of ours; a stock peer would be waited for in vain."""
+        """`ours` says who is known to answer as one of ours; a stock peer would be waited for in vain.
+        `on_proofs` hears, at once, from holders that refuse my records: that a key of theirs was revoked."""
         request = Message(Kind.FIND_NODE, key)
         super().__init__(
             key,
@@ -86,6 +90,7 @@ class Store(Walk):
             region=region,
         )
         self._provider = provider
+        self._to_all = any(sealed.is_tombstone for sealed in sealeds)  # who keeps it yet would bring it back
         self._messages = [
             Message(Kind.ADD_PROVIDER, key, providers=(provider,), records=batch)
             for batch in batches(sealeds)
@@ -97,14 +102,24 @@ class Store(Walk):
         self._open: dict[PeerId, float] = {}  # sent a message, and when
         self._sent: Counter[PeerId] = Counter()  # messages sent to each
         self._acknowledged: Counter[PeerId] = Counter()
+        self._released = False  # whoever waited is: the promise is kept
         self._chosen = False  # the holders are, for the walk to them is over
         self._led_until = math.inf  # then late answers lead nowhere any more
         self._counted: tuple[PeerId, ...] = ()  # those of them that make the promise
         self._refused: Counter[str] = Counter()
         self._split_by: set[PeerId] = set()
-        self.proofs: list[bytes] = []  # that a key was revoked, as holders say that refuse my records
+        self._on_proofs = on_proofs
+        self._proofs: set[bytes] = set()
 
     def poll(self, now: float) -> Send | Wait | Done:
+        step = self._next(now)
+        if isinstance(step, Wait) and not self._released and not self._to_all:
+            report = self.report
+            self._released = report.promised and report.asked >= self.tuning.k
+            return DONE if self._released else step
+        return step
+
+    def _next(self, now: float) -> Send | Wait | Done:
         if not self._chosen:
             match self.lookup.poll(now) if now < self._led_until else DONE:
                 case Ask(contact):
@@ -183,19 +198,26 @@ class Store(Walk):
             super().on_failure(peer, now)
 
     def _hear(self, proofs: Iterable[bytes]) -> None:
-        for proof in proofs:
-            if proof not in self.proofs and len(self.proofs) < MAX_PROOFS:
-                self.proofs.append(proof)
+        new = [proof for proof in dict.fromkeys(proofs) if proof not in self._proofs]
+        new = new[: MAX_PROOFS - len(self._proofs)]
+        self._proofs.update(new)
+        if new:
+            self._on_proofs(new)
 
     @property
     def report(self) -> Stored:
-        stored = sum(self._acknowledged[peer] == len(self._messages) for peer in self._counted)
+        counted = self._counted if self._chosen else self._expected()
+        stored = sum(self._acknowledged[peer] == len(self._messages) for peer in counted)
         # with nobody of ours there it succeeds; but known peers that are all silent are not nobody
-        nobody = not self._counted and (self.lookup.asked == 0 or bool(self.lookup.closest(1)))
-        promised = self._chosen and (nobody or 2 * stored > len(self._counted))
-        split = len(self._split_by.intersection(self._counted))
+        nobody = self._chosen and not counted and (self.lookup.asked == 0 or bool(self.lookup.closest(1)))
+        promised = self._released or nobody or 2 * stored > len(counted)
+        split = len(self._split_by.intersection(counted))
         refused, silent = Counter(self._refused), self.lookup.silent
-        return Stored(self.target, len(self._counted), stored, promised, refused, split, silent)
+        return Stored(self.target, len(counted), stored, promised, refused, split, silent)
+
+    def _expected(self) -> Sequence[PeerId]:
+        """Who makes the promise if nobody nearer turns up; nobody while one of them is still to be asked."""
+        return self.lookup.asked_closest(self.ours) or ()
 
     @property
     def unfinished(self) -> bool:

@@ -172,7 +172,9 @@ def unpublish_command(session: Session, model: str) -> None:
 
 
 def _holders(holders: dict[str, int]) -> str:
-    stored = holders.get("stored", 0)
-    if not holders.get("asked", 0):
+    stored, asked = holders.get("stored", 0), holders.get("asked", 0)
+    if not asked:
         return "by nobody else yet: the first peer that comes is told"
+    if stored < asked:
+        return f"on {stored} of {asked} other peers by now; the rest are being told"
     return f"on {stored} other peer{'' if stored == 1 else 's'}"

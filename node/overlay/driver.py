@@ -130,6 +130,7 @@ class Overlay:
 
     async def _finish(self, course: Course, ending: ExitStack) -> None:
         with ending:
+            await self._drive(course)
             while course.walk.unfinished:
                 await course.hear()  # each of its requests ends, at the latest by its timeout
                 await self._drive(course)

@@ -291,6 +291,7 @@ class Publisher:
     async def _store_at(self, key: bytes, sealeds: Sequence[Sealed]) -> Stored:
         overlay = self._overlay
         contact = overlay.contact()
+        signers = {signer for sealed in sealeds for signer in sealed.identity[:2]}
         walk = Store(
             key,
             sealeds,
@@ -300,12 +301,10 @@ class Publisher:
             patience=overlay.patience.seconds,
             region=overlay.density.region,
             ours=overlay.asking.is_ours,
+            on_proofs=lambda proofs: self.on_revoked(proofs, signers),
         )
         await overlay.run(walk)
         overlay.server.keep_own(key, [_placed(sealed, overlay.wall_us()) for sealed in sealeds], contact)
-        if walk.proofs:
-            signers = {signer for sealed in sealeds for signer in sealed.identity[:2]}
-            self.on_revoked(walk.proofs, signers)
         return walk.report
 
     async def _store_due(self, key: bytes, sealeds: tuple[Sealed, ...]) -> None:

@@ -320,11 +320,19 @@ def test_who_publishes_with_a_revoked_key_is_told_the_proof(
     end = revoke(alice, now_us)
     server = Holder(carol, now_us).server
     server.revoke(end, PINNED)
-    walk = Store(model_key, [served_by(bob, alice)], bob.contact, HOLDERS[:1], tuning=TEST)
+    told: list[bytes] = []
+    walk = Store(
+        model_key,
+        [served_by(bob, alice)],
+        bob.contact,
+        HOLDERS[:1],
+        tuning=TEST,
+        on_proofs=told.extend,
+    )
     while isinstance(step := walk.poll(0.0), Send):
         reply = server.handle(step.message, bob.id, None, 0.0, now_us)
         assert reply is not None
         walk.on_reply(step.contact.id, reply, 0.0)
     assert not walk.report.promised
     assert walk.report.refused == {"revoked": 1}
-    assert walk.proofs == [end.envelope]
+    assert told == [end.envelope]

@@ -301,6 +301,75 @@ def test_once_promised_the_silent_have_their_patience_and_no_more(alice: Person,
     assert (walk.report.stored, walk.report.promised) == (3, True)
 
 
+def crowd(count: int, key: bytes) -> list[Contact]:
+    """Peers, the nearest to the key first."""
+    peers = [Contact(PeerId(b"of a crowd%d" % number), (b"addr",)) for number in range(count)]
+    return sorted(peers, key=lambda one: position(one.id) ^ position(key))
+
+
+def test_a_promise_is_kept_before_the_last_holder_has_answered_but_not_before_each_was_asked(
+    alice: Person, model_key: bytes
+) -> None:
+    """Twenty are known, and then one who is nearer than all of them: he is one of those who count."""
+    nearest, *peers = crowd(TEST.k + 1, model_key)
+    walk = Store(model_key, [alice.offer()], alice.contact, peers, tuning=TEST, ours=lambda _: True)
+    asked = sends(walk)
+    assert len(asked) == TEST.alpha < TEST.k
+    for number in range(TEST.k // 2 + 1):
+        named = (nearest,) if number == TEST.k // 2 else ()
+        walk.on_reply(asked[number].contact.id, Message(Kind.ADD_PROVIDER, closer=named, records=()), 0.0)
+        assert not walk.report.promised, "somebody is still to be asked" if named else "no majority"
+        while isinstance(step := walk.poll(0.0), Send):
+            asked.append(step)
+    assert asked[-1].contact == nearest
+    assert step == Done()
+    assert (walk.report.asked, walk.report.stored) == (TEST.k, TEST.k // 2 + 1)
+    for send in asked[TEST.k // 2 + 1 :]:
+        assert walk.unfinished
+        walk.on_reply(send.contact.id, Message(Kind.ADD_PROVIDER, records=()), 0.0)
+        step = walk.poll(0.0)
+    assert step == Done()
+    assert not walk.unfinished
+    assert (walk.report.asked, walk.report.stored) == (TEST.k, TEST.k)
+
+
+def test_in_a_crowd_the_promise_waits_for_all(alice: Person, model_key: bytes) -> None:
+    """Four times as many lie there as should: which of them count is known at the end."""
+    walk = Store(
+        model_key,
+        [alice.offer()],
+        alice.contact,
+        crowd(400, model_key),
+        tuning=TEST,
+        region=Region.expecting(TEST.k, 100),
+        ours=lambda _: True,
+    )
+    asked: list[Send] = []
+    while not isinstance(step := walk.poll(0.0), Done):
+        if isinstance(step, Send):
+            asked.append(step)
+        else:
+            send = asked.pop(0)
+            walk.on_reply(send.contact.id, Message(send.message.kind, records=()), 0.0)
+    assert not asked
+    assert walk.lookup.crowded
+    assert walk.report.stored > TEST.k // 2
+
+
+def test_what_takes_something_back_waits_for_all(alice: Person, model_key: bytes) -> None:
+    """Who has not heard of it would go on offering what was withdrawn."""
+    peers = crowd(TEST.k, model_key)
+    walk = Store(model_key, [alice.tombstone()], alice.contact, peers, tuning=TEST, ours=lambda _: True)
+    asked: list[Send] = []
+    while not isinstance(step := walk.poll(0.0), Done):
+        if isinstance(step, Send):
+            asked.append(step)
+        else:
+            walk.on_reply(asked.pop(0).contact.id, Message(Kind.ADD_PROVIDER, records=()), 0.0)
+    assert not asked
+    assert (walk.report.asked, walk.report.stored) == (TEST.k, TEST.k)
+
+
 def test_the_nearest_that_stood_still_have_the_records_once_they_move_again(
     alice: Person, model_key: bytes
 ) -> None:
