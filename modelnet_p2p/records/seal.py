@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import NamedTuple
 
 from modelnet_p2p.envelope import Roots, seal, seal_jointly, sealed_bytes
 from modelnet_p2p.errors import Code, LocalError
@@ -30,6 +31,21 @@ from modelnet_p2p.records.sealed import (
 )
 from modelnet_p2p.records.summary import cost, marks
 from modelnet_p2p.refusals import BadRecord, Refusal
+
+
+class _Draft(NamedTuple):
+    """A record as it will be signed."""
+
+    record: Record
+    payload: bytes
+
+    @classmethod
+    def of(cls, record: Record) -> _Draft:
+        """Raises LocalError (bad-input, too-large) where there is no writing it."""
+        if record.seq > MAX_SEQ:
+            raise LocalError(Code.BAD_INPUT, f"sequence {record.seq} is past the last one, {MAX_SEQ}")
+        with _unsealable(_called(record)):
+            return cls(record, record.to_payload())
 
 
 def seal_manifest(manifest: Manifest, key: KeyPair) -> bytes:
@@ -57,7 +73,8 @@ def card_of(offer: Sealed, key: KeyPair, tag: str = "", *, summed_up: bool = Tru
     record = _offer(offer)
     if tag and tag not in record.tags:
         raise LocalError(Code.BAD_INPUT, f"{record.name} is not offered under the tag {tag!r}")
-    return _seal(_card(offer, tag, summed_up=summed_up), key, record.issued_us)
+    [sealed] = _seal_together([_card(offer, tag, summed_up=summed_up)], key, record.issued_us)
+    return sealed
 
 
 def cards_of(offer: Sealed, key: KeyPair) -> list[Sealed]:
@@ -69,10 +86,10 @@ def cards_of_all(offers: Sequence[Sealed], key: KeyPair) -> list[list[Sealed]]:
     """The cards of each of these offers. Those that lie under one key are sealed together: whoever is sent
     them checks one signature."""
     cards = [[_card(offer, tag) for tag in ("", *_offer(offer).tags)] for offer in offers]
-    together: defaultdict[str, dict[tuple[int, int], Card]] = defaultdict(dict)
+    together: defaultdict[str, dict[tuple[int, int], _Draft]] = defaultdict(dict)
     for row, of_offer in enumerate(cards):
-        for column, card in enumerate(of_offer):
-            together[card.key_names()[0]][row, column] = card
+        for column, draft in enumerate(of_offer):
+            together[draft.record.key_names()[0]][row, column] = draft
     issued_us = max((_offer(offer).issued_us for offer in offers), default=0)
     sealed: dict[tuple[int, int], Sealed] = {}
     for some in together.values():
@@ -80,7 +97,7 @@ def cards_of_all(offers: Sequence[Sealed], key: KeyPair) -> list[list[Sealed]]:
     return [[sealed[row, column] for column in range(len(of_offer))] for row, of_offer in enumerate(cards)]
 
 
-def _card(offer: Sealed, tag: str, *, summed_up: bool = True) -> Card:
+def _card(offer: Sealed, tag: str, *, summed_up: bool = True) -> _Draft:
     record = _offer(offer)
     card = Card(
         provider=record.provider,
@@ -97,16 +114,19 @@ def _card(offer: Sealed, tag: str, *, summed_up: bool = True) -> Card:
         expires_us=record.expires_us,
         offer_sha256=offer.sha256,
     )
-    if not summed_up:
-        return card
-    full = replace(
-        card,
-        marks=marks(record, card.offer_sha256),
-        parameters=record.parameters,
-        context_length=record.context_length,
-        cost=cost(record),
-    )
-    return full if sealed_bytes(CARD_TYPE, full.to_payload()) <= MAX_CARD_BYTES else card
+    if summed_up:
+        full = _Draft.of(
+            replace(
+                card,
+                marks=marks(record, card.offer_sha256),
+                parameters=record.parameters,
+                context_length=record.context_length,
+                cost=cost(record),
+            )
+        )
+        if sealed_bytes(CARD_TYPE, full.payload) <= MAX_CARD_BYTES:
+            return full
+    return _Draft.of(card)
 
 
 def seal_tombstone(tombstone: Tombstone, key: KeyPair) -> Sealed:
@@ -145,20 +165,15 @@ def _offer(sealed: Sealed) -> OfferRecord:
 
 
 def _seal(record: Record, key: KeyPair, now_us: int) -> Sealed:
-    [sealed] = _seal_together([record], key, now_us)
+    [sealed] = _seal_together([_Draft.of(record)], key, now_us)
     return sealed
 
 
-def _seal_together(records: Sequence[Record], key: KeyPair, now_us: int) -> list[Sealed]:
+def _seal_together(drafts: Sequence[_Draft], key: KeyPair, now_us: int) -> list[Sealed]:
     """Each in an envelope of its own, all under one signature."""
-    contents = []
-    for record in records:
-        if record.seq > MAX_SEQ:
-            raise LocalError(Code.BAD_INPUT, f"sequence {record.seq} is past the last one, {MAX_SEQ}")
-        with _unsealable(_called(record)):
-            contents.append((PAYLOAD_TYPES[type(record)], record.to_payload()))
+    envelopes = seal_jointly([(PAYLOAD_TYPES[type(one.record)], one.payload) for one in drafts], key)
     roots, sealed = Roots(), []
-    for record, envelope in zip(records, seal_jointly(contents, key), strict=True):
+    for (record, _), envelope in zip(drafts, envelopes, strict=True):
         with _unsealable(_called(record)):
             sealed.append(admit(envelope, network=record.network, now_us=now_us, roots=roots))
     return sealed
