@@ -10,10 +10,11 @@ Source: https://github.com/libp2p/specs/blob/master/kad-dht/README.md#rpc-messag
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
+from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
 
@@ -23,7 +24,7 @@ from modelnet_p2p.pb.kad_pb2 import KadMessage, KadPeer, KadRecord
 
 MAX_MESSAGE_BYTES = 64 * 1024  # of what we send: one page of records; js takes extensions up to 60 KB
 MAX_ACCEPTED_BYTES = 1024 * 1024  # of what we take: a stock peer may list hundreds of providers
-MAX_FIELDS = 8192  # of one message, in a long one those of its peers too: bounds what the decoder allocates
+MAX_FIELDS = 8192  # peers and records of one message, in a long one all fields: bounds what is made of it
 MAX_PEERS = 256  # taken of each list; k is 20, a stock peer's providers may be more
 MAX_ADDRS = 16  # taken of each peer
 MAX_ADDR_BYTES = 256
@@ -38,8 +39,7 @@ CACHED_CONTACTS = 2048  # in either direction: replies repeat the same few hundr
 CACHED_BYTES = 512  # of one that is remembered: two megabytes are all that strangers can make us keep
 
 _P2P = b"\xa5\x03"  # the code of /p2p in a binary multiaddr, 421 as a uvarint
-_CLOSER, _PROVIDER = 8 << 3 | 2, 9 << 3 | 2  # the tags of closerPeers and providerPeers
-_CLOSER_TAG, _PROVIDER_TAG = bytes([_CLOSER]), bytes([_PROVIDER])
+_PEERS = 8 << 3 | 2, 9 << 3 | 2  # the tags of closerPeers and providerPeers
 _LENGTH_BYTES = 3  # of a uvarint up to MAX_ACCEPTED_BYTES
 
 
@@ -58,8 +58,10 @@ class Kind(IntEnum):
     PING = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Contact:
+# Contacts and messages are tuples, for each request hashes, compares or makes a hundred of them.
+
+
+class Contact(NamedTuple):
     """A peer and where it may be dialled: binary multiaddrs without `/p2p/<id>` at their end."""
 
     id: PeerId
@@ -74,8 +76,7 @@ class Value:
     value: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """A request or a reply. `records` is None where the extension is absent, as from a stock peer,
     and empty where one of ours has none. `cursor` names the next page, empty: there is none.
     `refused` in a reply says why a record was not stored, or that the sender asks too fast (SLOW_DOWN, with
@@ -97,22 +98,19 @@ class Message:
 
 def encode(message: Message) -> bytes:
     """The protobuf, without a length before it; raises BadMessage past MAX_MESSAGE_BYTES."""
-    head = KadMessage(type=message.kind.value, key=message.key)
-    if message.value is not None:
-        head.record.CopyFrom(KadRecord(key=message.value.key, value=message.value.value))
-    tail = KadMessage(
-        cursor=message.cursor, refused=message.refused, retry_ms=message.retry_ms, cached=message.cached
-    )
-    if message.records is not None:
-        tail.records.extend(message.records or (b"",))
-    data = b"".join(
-        (
-            head.SerializeToString(deterministic=True),
-            *(_CLOSER_TAG + _encoded(contact) for contact in message.closer),
-            *(_PROVIDER_TAG + _encoded(contact) for contact in message.providers),
-            tail.SerializeToString(deterministic=True),
-        )
-    )
+    records, value = message.records, message.value
+    data = KadMessage(
+        type=message.kind.value,
+        key=message.key,
+        record=None if value is None else KadRecord(key=value.key, value=value.value),
+        closer_peers=map(_encoded, message.closer),
+        provider_peers=map(_encoded, message.providers),
+        records=records if records is None else records or (b"",),
+        cursor=message.cursor,
+        refused=message.refused,
+        retry_ms=message.retry_ms,
+        cached=message.cached,
+    ).SerializeToString(deterministic=True)
     if len(data) > MAX_MESSAGE_BYTES:
         raise BadMessage(f"{len(data)} bytes to send, more than {MAX_MESSAGE_BYTES}")
     return data
@@ -122,12 +120,15 @@ def decode(data: bytes) -> Message:
     """The message in `data`; raises BadMessage, and nothing else."""
     if len(data) > MAX_ACCEPTED_BYTES:
         raise BadMessage(f"{len(data)} bytes, more than {MAX_ACCEPTED_BYTES}")
-    rest, closer, providers = _without_peers(data)
+    if len(data) > MAX_MESSAGE_BYTES:
+        _count_fields(data, MAX_FIELDS, _PEERS)
     wire = KadMessage()
     try:
-        wire.ParseFromString(rest)
+        wire.ParseFromString(data)
     except DecodeError as error:
         raise BadMessage("not a kad message's protobuf") from error
+    if len(wire.closer_peers) + len(wire.provider_peers) + len(wire.records) > MAX_FIELDS:
+        raise BadMessage(f"more than {MAX_FIELDS} fields")
     try:
         kind = Kind(wire.type)
     except ValueError as error:
@@ -142,8 +143,8 @@ def decode(data: bytes) -> Message:
     return Message(
         kind,
         wire.key,
-        _contacts(closer),
-        _contacts(providers),
+        _contacts(wire.closer_peers),
+        _contacts(wire.provider_peers),
         _value(wire),
         tuple(record for record in wire.records if record) if wire.records else None,
         wire.cursor,
@@ -213,12 +214,11 @@ class Framer:
 
 @lru_cache(CACHED_CONTACTS)
 def _encoded(contact: Contact) -> bytes:
-    """Its protobuf, behind its length."""
-    data = KadPeer(id=bytes(contact.id), addrs=contact.addrs[:MAX_ADDRS]).SerializeToString()
-    return uvarint(len(data)) + data
+    """Its protobuf."""
+    return KadPeer(id=bytes(contact.id), addrs=contact.addrs[:MAX_ADDRS]).SerializeToString()
 
 
-def _contacts(peers: Sequence[bytes]) -> tuple[Contact, ...]:
+def _contacts(peers: Iterable[bytes]) -> tuple[Contact, ...]:
     """Those with a sound id: one bad contact does not take its neighbours down."""
     found: list[Contact] = []
     for data in peers:
@@ -260,49 +260,23 @@ def _value(wire: KadMessage) -> Value | None:
     return Value(record.key, record.value)
 
 
-def _without_peers(data: bytes) -> tuple[bytes, list[bytes], list[bytes]]:
-    """The message without its peers, and the bytes of each of them: closer ones, providers.
+def _count_fields(data: bytes, left: int, within: Container[int] = ()) -> int:
+    """How many of `left` fields remain after those of a message, and after those of its parts whose tags are
+    `within`; raises BadMessage where there are more.
 
-    Walks all fields before anything is decoded: the decoder turns a megabyte of empty peers, or of empty
-    addresses, into fifteen to fifty. Raises BadMessage.
+    For long ones, before they are decoded: the decoder turns a megabyte of empty peers, or of empty
+    addresses, into fifteen to fifty. Up to 64 KiB what it makes of them stays about a megabyte.
     """
-    closer: list[bytes] = []
-    providers: list[bytes] = []
-    rest: list[bytes] = []
-    left, at, end, kept = MAX_FIELDS, 0, len(data), 0
-    # up to 64 KiB the outer level is enough: what peers can blow up stays below a megabyte
-    within = end > MAX_MESSAGE_BYTES
-    while at < end:
-        left -= 1
-        if left < 0:
-            raise BadMessage(f"more than {MAX_FIELDS} fields")
-        begin = at
-        tag, at = _varint(data, at)
-        if tag != _CLOSER and tag != _PROVIDER:
-            at = _behind(data, begin)
-            continue
-        size, at = _varint(data, at)
-        peer = data[at : at + size]
-        if within:
-            left = _count_fields(peer, left)
-        (closer if tag == _CLOSER else providers).append(peer)
-        rest.append(data[kept:begin])
-        at += size
-        kept = at
-    if at != end:
-        raise BadMessage("cut short")
-    rest.append(data[kept:])
-    return b"".join(rest), closer, providers
-
-
-def _count_fields(data: bytes, left: int) -> int:
-    """How many of `left` fields remain after those of one peer."""
     at = 0
     while at < len(data):
         left -= 1
         if left < 0:
             raise BadMessage(f"more than {MAX_FIELDS} fields")
+        tag, begin = _varint(data, at)
         at = _behind(data, at)
+        if tag in within:
+            _, begin = _varint(data, begin)
+            left = _count_fields(data[begin:at], left)
     return left
 
 

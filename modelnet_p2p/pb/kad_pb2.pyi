@@ -41,11 +41,11 @@ class KadMessage(_message.Message):
     type: int
     key: bytes
     record: KadRecord
-    closer_peers: _containers.RepeatedCompositeFieldContainer[KadPeer]
-    provider_peers: _containers.RepeatedCompositeFieldContainer[KadPeer]
+    closer_peers: _containers.RepeatedScalarFieldContainer[bytes]
+    provider_peers: _containers.RepeatedScalarFieldContainer[bytes]
     records: _containers.RepeatedScalarFieldContainer[bytes]
     cursor: bytes
     refused: str
     retry_ms: int
     cached: bool
-    def __init__(self, type: _Optional[int] = ..., key: _Optional[bytes] = ..., record: _Optional[_Union[KadRecord, _Mapping]] = ..., closer_peers: _Optional[_Iterable[_Union[KadPeer, _Mapping]]] = ..., provider_peers: _Optional[_Iterable[_Union[KadPeer, _Mapping]]] = ..., records: _Optional[_Iterable[bytes]] = ..., cursor: _Optional[bytes] = ..., refused: _Optional[str] = ..., retry_ms: _Optional[int] = ..., cached: bool = ...) -> None: ...
+    def __init__(self, type: _Optional[int] = ..., key: _Optional[bytes] = ..., record: _Optional[_Union[KadRecord, _Mapping]] = ..., closer_peers: _Optional[_Iterable[bytes]] = ..., provider_peers: _Optional[_Iterable[bytes]] = ..., records: _Optional[_Iterable[bytes]] = ..., cursor: _Optional[bytes] = ..., refused: _Optional[str] = ..., retry_ms: _Optional[int] = ..., cached: bool = ...) -> None: ...

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
+from functools import lru_cache
 
 import trio
 
@@ -24,6 +24,7 @@ from modelnet_p2p.node.transport.contract import ConnectionLost, Network, Stream
 
 MAX_IN_FLIGHT = 8  # what a peer will read ahead for us; js allows 32 streams, go one request at a time
 READ_BYTES = 4096  # at once: an answer with its thirty contacts; each channel holds so much
+REMEMBERED = 64  # frames of requests, 4 MiB at the very worst: a walk asks all its peers the same
 LINGER = 5.0  # seconds that a stock peer has to take a message and end its side
 
 
@@ -79,7 +80,6 @@ class KadChannel:
         come to this one, else deadline or unreachable.
         """
         began = trio.current_time()
-        message = _marked(message)
         waited = True
         if self._window.available_tokens < 1:
             held()
@@ -116,14 +116,14 @@ class KadChannel:
                 outcome = self._heard(outcome, began) or StreamReset(self._peer, self._protocol)
             settled(outcome)
 
-        slot = _Slot(_marked(message), settle, began + timeout)
+        slot = _Slot(message, settle, began + timeout)
         sent = False
         try:
             self._window.acquire_on_behalf_of_nowait(slot)
         except trio.WouldBlock:
             return False
         try:
-            sent = stream.send_now(frame(slot.request))
+            sent = stream.send_now(_framed(slot.request))
         except (RemoteError, trio.ClosedResourceError):
             return False  # its reader is about to say so
         finally:
@@ -183,7 +183,7 @@ class KadChannel:
         return await self._once(_Slot(message, lambda _: again.set()), again)  # DHT requests may be repeated
 
     async def _once(self, slot: _Slot, done: trio.Event) -> Message:
-        data = frame(slot.request)
+        data = _framed(slot.request)
         async with self._sending:
             stream = self._stream
             if stream is None:
@@ -282,6 +282,7 @@ class KadChannel:
         return RemoteError(error.code, error.message, retryable=error.retryable, peer=error.peer)
 
 
-def _marked(message: Message) -> Message:
-    """As one of ours, which understands that it is asked to slow down."""
-    return message if message.records is not None else replace(message, records=())
+@lru_cache(REMEMBERED)
+def _framed(message: Message) -> bytes:
+    """As it goes out: as one of ours, which understands that it is asked to slow down."""
+    return frame(message if message.records is not None else message._replace(records=()))

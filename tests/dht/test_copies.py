@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from modelnet_p2p.dht.holding.server import KadServer
@@ -119,7 +118,7 @@ def test_a_read_hands_what_holders_told_to_the_nearest_that_had_nothing(
     handed = walk.handover()
     assert handed is not None
     assert handed.contact == peers[30]
-    assert replace(handed.message, providers=()) == Message(
+    assert handed.message._replace(providers=()) == Message(
         Kind.ADD_PROVIDER, model_key, records=(alice.offer().envelope,), cached=True
     )
 
@@ -147,7 +146,7 @@ def test_what_is_handed_over_and_told_of_it_fits_a_message_however_large_records
         walk.on_reply(send.contact.id, page(closer=peers[:30]), 0.0)
     for at, send in enumerate(asked(walk)):
         reply = page(*offers[at * 8 : at * 8 + 8])
-        walk.on_reply(send.contact.id, replace(reply, providers=told), 0.0)
+        walk.on_reply(send.contact.id, reply._replace(providers=told), 0.0)
     handed = walk.handover()
     assert handed is not None
     assert handed.message.records

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -170,7 +169,7 @@ def test_a_value_has_a_single_writer(
     reply = handle(Message(Kind.GET_VALUE, key), bob)
     assert reply is not None
     assert reply.value == Value(key, alice.offer(seq=2).envelope)
-    other = handle(replace(reply, kind=Kind.PUT_VALUE, key=b"another"), alice)
+    other = handle(reply._replace(kind=Kind.PUT_VALUE, key=b"another"), alice)
     assert other is not None
     assert other.refused == Refusal.MALFORMED
 

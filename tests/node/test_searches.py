@@ -61,7 +61,7 @@ async def offered(
     )
     sealed = seal_offer(offer, key)
     cards = [card_of(sealed, key, tag, summed_up=summed_up) for tag in ("", *offer.tags)]
-    contact = replace(peer.parts.overlay.contact(), id=key.id)
+    contact = peer.parts.overlay.contact()._replace(id=key.id)
     for record in (sealed, *cards):
         for place in record.keys:
             refused = peer.parts.overlay.server.store.add(place, record, contact)
@@ -167,7 +167,7 @@ async def test_a_summary_that_lies_hides_the_liar_alone(open_town: OpenTown) -> 
             lie = seal(CARD_TYPE, replace(card.record, marks=marks, seq=card.seq + 1).to_payload(), key)
             lied = admit(lie, network="town", now_us=alice.parts.overlay.wall_us())
             (place,) = lied.keys
-            contact = replace(alice.parts.overlay.contact(), id=key.id)
+            contact = alice.parts.overlay.contact()._replace(id=key.id)
             assert alice.parts.overlay.server.store.add(place, lied, contact) is None
         assert models(await bob.find(TASK, where="language:de", all=True)) == {"acme/honest"}
         assert models(await bob.find(TASK, where="language:fr", all=True)) <= {"acme/boaster"}

@@ -110,7 +110,9 @@ def test_the_bytes_are_those_of_the_protobuf_runtime(message: Message) -> None:
     wire = KadMessage.FromString(encode(message))
     assert wire.SerializeToString(deterministic=True) == encode(message)
     for ours, theirs in ((message.closer, wire.closer_peers), (message.providers, wire.provider_peers)):
-        assert [(bytes(c.id), list(c.addrs)) for c in ours] == [(p.id, list(p.addrs)) for p in theirs]
+        assert [(bytes(c.id), list(c.addrs)) for c in ours] == [
+            (p.id, list(p.addrs)) for p in map(KadPeer.FromString, theirs)
+        ]
     assert decode(b"".join(_fields(wire)[::-1])) == message
 
 
@@ -136,8 +138,14 @@ def test_a_peer_behind_a_tag_of_two_bytes_costs_no_more() -> None:
 
 
 def test_unknown_fields_are_skipped() -> None:
-    """clusterLevelRaw, the connection type of a peer, the time a record came, and later extensions."""
-    data = b"\x08\x04\x12\x01k" + b"\x50\x01" + b"\xa2\x06\x02hi" + b"\x42\x06\x0a\x02ab\x18\x01"
+    """clusterLevelRaw, a peer's connection type, the time a record came, a group, and later extensions."""
+    data = (
+        b"\x08\x04\x12\x01k"
+        + b"\x50\x01"
+        + b"\xa3\x06\xa4\x06"
+        + b"\xa2\x06\x02hi"
+        + b"\x42\x06\x0a\x02ab\x18\x01"
+    )
     data += b"\x1a\x08\x0a\x01k\x12\x01v\x2a\x00"
     assert decode(data) == Message(Kind.FIND_NODE, b"k", (Contact(PeerId(b"ab")),), value=Value(b"k", b"v"))
 
@@ -147,7 +155,7 @@ def test_a_trailing_p2p_is_stripped_from_addresses(bob: KeyPair, carol: KeyPair)
     own = ADDR + b"\xa5\x03\x26" + bob.id
     relayed = ADDR + b"\xa5\x03\x26" + carol.id
     peer = KadPeer(id=bytes(bob.id), addrs=[ADDR, own, relayed, b"", b"\xa5\x03\x26" + bob.id, bytes(300)])
-    data = KadMessage(type=4, closer_peers=[peer]).SerializeToString()
+    data = KadMessage(type=4, closer_peers=[peer.SerializeToString()]).SerializeToString()
     assert decode(data).closer == (Contact(bob.id, (ADDR, ADDR, relayed)),)
 
 
@@ -155,7 +163,8 @@ def test_a_stock_peers_excess_is_cut_and_its_odd_contacts_left_out(bob: KeyPair)
     talkative = KadPeer(id=bytes(bob.id), addrs=[ADDR] * 40)
     odd = [KadPeer(id=b""), KadPeer(id=b"x"), KadPeer(id=bytes(65), addrs=[ADDR])]
     usual = KadPeer(id=bytes(bob.id), addrs=[ADDR] * 20)
-    wire = KadMessage(type=3, closer_peers=[*odd, talkative], provider_peers=[usual] * 300)
+    closer = [peer.SerializeToString() for peer in (*odd, talkative)]
+    wire = KadMessage(type=3, closer_peers=closer, provider_peers=[usual.SerializeToString()] * 300)
     message = decode(wire.SerializeToString())
     assert message.closer == (Contact(bob.id, (ADDR,) * MAX_ADDRS),)
     assert len(message.providers) == MAX_PEERS
@@ -182,7 +191,7 @@ def test_a_page_of_fifteen_full_records_fits(bob: KeyPair) -> None:
         (b"\x12\x05abc", "cut"),
         (b"\x12\x80\x80\x80\x80\x80\x80\x80\x80\x80\x80\x01", "varint"),
         (b"\x13", "wire type"),
-        (b"\x0b\x0c", "wire type"),
+        (b"\x0b\x0b\x0c", "a group without its end"),
         (b"\x0d\x00", "cut"),
         (b"\x09\x00", "cut"),
         (b"\x42\x02\x0a\x05", "a peer's id runs past its end"),
@@ -193,6 +202,8 @@ def test_a_page_of_fifteen_full_records_fits(bob: KeyPair) -> None:
         (b"\x12\x01k\x1a\x06\x0a\x01j\x12\x01v", "the record's key is not the message's"),
         (b"\x00\x00", "field number 0"),
         (b"\x42\x00" * (MAX_FIELDS + 1), "more than"),
+        (b"\x82\x04\x00" * (MAX_FIELDS + 1), "more than"),
+        (b"\x50\x01" * (MAX_MESSAGE_BYTES // 2 + 1), "more than, in a long one"),
         (bytes(MAX_ACCEPTED_BYTES + 1), "more than"),
     ],
 )
@@ -300,5 +311,6 @@ def test_any_stream_gives_messages_or_one_lasting_error(chunks: list[bytes]) -> 
 
 def test_the_longest_address_taken(bob: KeyPair) -> None:
     for size, taken in ((MAX_ADDR_BYTES, 1), (MAX_ADDR_BYTES + 1, 0)):
-        wire = KadMessage(type=4, closer_peers=[KadPeer(id=bytes(bob.id), addrs=[bytes(size)])])
+        peer = KadPeer(id=bytes(bob.id), addrs=[bytes(size)])
+        wire = KadMessage(type=4, closer_peers=[peer.SerializeToString()])
         assert len(decode(wire.SerializeToString()).closer[0].addrs) == taken

@@ -16,7 +16,9 @@ def of(data: bytes, most_fields: int = 1000) -> Messages:
 
 @given(st.integers(0, 2**32 - 1), st.binary(max_size=300), st.lists(st.binary(max_size=200), max_size=5))
 def test_what_the_library_writes_is_found(kind: int, key: bytes, ids: list[bytes]) -> None:
-    message = KadMessage(type=kind, key=key, closer_peers=[KadPeer(id=each) for each in ids])
+    message = KadMessage(
+        type=kind, key=key, closer_peers=[KadPeer(id=each).SerializeToString() for each in ids]
+    )
     data = message.SerializeToString()
     messages, numbers, places = of(data), dict[int, int](), list[tuple[int, int, int]]()
     for number, value in messages.fields(0, len(data)):

@@ -317,7 +317,7 @@ async def test_who_only_speaks_like_one_of_ours_is_asked_first_after_it_was_sile
         def stock(request: Message, *rest: Any) -> Any:
             heard.append(request.kind)
             reply = handle(request, *rest)
-            return None if request.kind is Kind.ADD_PROVIDER else replace(reply, records=None)
+            return None if request.kind is Kind.ADD_PROVIDER else reply._replace(records=None)
 
         bob.parts.overlay.server.handle = stock
         publisher = alice.parts.publisher
