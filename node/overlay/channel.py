@@ -51,6 +51,51 @@ class _Slot:
         self.settle(self)
 
 
+class _Line:
+    """The requests that wait on one stream, oldest first, and the alarm for the first of them.
+
+    An alarm that was moved at each request and each reply would cost a tenth of both, so it is never put off:
+    when it rings and nobody is late, the next one is set.
+    """
+
+    __slots__ = ("_alarm", "slots")
+
+    def __init__(self) -> None:
+        self.slots: deque[_Slot] = deque()
+        self._alarm = trio.CancelScope()
+
+    def add(self, slot: _Slot) -> None:
+        self.slots.append(slot)
+        self._look()
+
+    def on_reply(self, reply: Message) -> str | None:
+        """It is for the oldest request, which is settled; else what the peer has done wrong."""
+        if not self.slots:
+            return "sent a DHT reply that nobody asked for"
+        asked = self.slots[0].request
+        # stock nodes leave the key of some replies out
+        if reply.kind is not asked.kind or (reply.key and reply.key != asked.key):
+            return "answered another DHT question than the one asked"
+        slot = self.slots.popleft()
+        self._look()
+        slot.end(reply)
+        return None
+
+    def alarm(self) -> trio.CancelScope:
+        """Ends its block when the oldest request is late, or was answered long ago."""
+        self._alarm = trio.CancelScope(deadline=self.until)
+        return self._alarm
+
+    @property
+    def until(self) -> float:
+        """When the oldest request is late."""
+        return self.slots[0].until if self.slots else math.inf
+
+    def _look(self) -> None:
+        if self.until < self._alarm.deadline:
+            self._alarm.deadline = self.until
+
+
 class KadChannel:
     """Requests to `peer`; several tasks may call `request` at the same time."""
 
@@ -63,12 +108,11 @@ class KadChannel:
         self._pacing = pacing
         self._nursery = nursery
         self._stream: Stream | None = None
-        self._waiting: deque[_Slot] = deque()
+        self._line = _Line()  # on that stream
         self._window = trio.CapacityLimiter(MAX_IN_FLIGHT)
         self._served_at = float("-inf")  # when the peer last answered what it was asked
         self.ours: bool | None = None  # whether it answered as one of ours does; None: not yet
         self._sending = trio.Lock()  # keeps the order of slots that of the frames
-        self._overdue = trio.CancelScope()  # ends the reader when the oldest request is
 
     async def request(
         self, message: Message, timeout: float, held: Callable[[], None] = lambda: None
@@ -130,9 +174,7 @@ class KadChannel:
             if not sent:
                 self._window.release_on_behalf_of(slot)
         if sent:
-            self._waiting.append(slot)
-            if len(self._waiting) == 1:
-                self._overdue.deadline = slot.until
+            self._line.add(slot)
         return sent
 
     async def notify(self, message: Message, timeout: float) -> None:
@@ -189,10 +231,9 @@ class KadChannel:
             if stream is None:
                 stream = self._stream = await self._network.open_stream(self._peer, self._protocol)
                 stream.rest()
-                self._overdue = trio.CancelScope()
-                self._nursery.start_soon(self._read, stream, self._waiting, self._overdue)
+                self._nursery.start_soon(self._read, stream, self._line)
                 slot.first = True
-            self._waiting.append(slot)
+            self._line.add(slot)
             sent = False
             try:
                 await stream.send([data])
@@ -222,52 +263,46 @@ class KadChannel:
         """Let `stream` take no more requests; its reader fails those that still wait on it."""
         if self._stream is stream:
             self._stream = None
-            self._waiting = deque()
+            self._line = _Line()
 
-    async def _read(self, stream: Stream, waiting: deque[_Slot], overdue: trio.CancelScope) -> None:
+    async def _read(self, stream: Stream, line: _Line) -> None:
         """Hand each reply to its request; when the stream can carry no more, fail those that still wait."""
-        error: RemoteError = StreamReset(self._peer, self._protocol)
-        spoilt = True
-        with overdue:
-            try:
-                error = await self._read_replies(stream, waiting, overdue)
-                spoilt = False
-            except trio.ClosedResourceError:
-                pass  # a request was given up
+        error: RemoteError | None = None
+        late = False
+        try:
+            error = await self._read_replies(stream, line)
+            late = error is None
+        except trio.ClosedResourceError:
+            pass  # a request was given up
         self._drop(stream)
         await stream.reset()
-        if overdue.cancelled_caught and waiting:
-            late = RemoteError(Code.DEADLINE, "no DHT answer in time", peer=self._peer.text, retryable=True)
-            waiting.popleft().end(None, late)
-        while waiting:
-            slot = waiting.popleft()
-            slot.spoilt = spoilt
-            slot.end(None, self._again(error))
+        if late:
+            what = "no DHT answer in time"
+            line.slots.popleft().end(
+                None, RemoteError(Code.DEADLINE, what, peer=self._peer.text, retryable=True)
+            )
+        while line.slots:
+            slot = line.slots.popleft()
+            slot.spoilt = error is None
+            slot.end(None, self._again(error or StreamReset(self._peer, self._protocol)))
 
-    async def _read_replies(
-        self, stream: Stream, waiting: deque[_Slot], overdue: trio.CancelScope
-    ) -> RemoteError:
-        """Hand each reply to its request; returns why the stream can carry no more."""
+    async def _read_replies(self, stream: Stream, line: _Line) -> RemoteError | None:
+        """Until the stream can carry no more: why, or None where the oldest request waits for too long."""
         framer = Framer()
         buffer = memoryview(bytearray(READ_BYTES))
         try:
-            while count := await stream.receive_into(buffer):
-                for reply in framer.feed(bytes(buffer[:count])):
-                    if not waiting:
-                        return self._refuse("sent a DHT reply that nobody asked for")
-                    slot = waiting[0]
-                    asked = slot.request
-                    # stock nodes leave the key of some replies out
-                    if reply.kind is not asked.kind or (reply.key and reply.key != asked.key):
-                        return self._refuse("answered another DHT question than the one asked")
-                    waiting.popleft()
-                    overdue.deadline = waiting[0].until if waiting else math.inf
-                    slot.end(reply)
+            while line.until > trio.current_time():
+                with line.alarm():
+                    while count := await stream.receive_into(buffer):
+                        for reply in framer.feed(bytes(buffer[:count])):
+                            if (mistake := line.on_reply(reply)) is not None:
+                                return self._refuse(mistake)
+                    return StreamReset(self._peer, self._protocol)
         except BadMessage as error:
             return self._refuse(f"sent a malformed DHT reply: {error}")
         except RemoteError as error:
             return error
-        return StreamReset(self._peer, self._protocol)
+        return None
 
     def _refuse(self, what: str) -> RemoteError:
         return RemoteError(Code.BAD_INPUT, f"{self._peer.short} {what}", peer=self._peer.text)
