@@ -127,7 +127,8 @@ def decode(data: bytes) -> Message:
         wire.ParseFromString(data)
     except DecodeError as error:
         raise BadMessage("not a kad message's protobuf") from error
-    if len(wire.closer_peers) + len(wire.provider_peers) + len(wire.records) > MAX_FIELDS:
+    closer, providers, records = wire.closer_peers, wire.provider_peers, wire.records
+    if len(closer) + len(providers) + len(records) > MAX_FIELDS:
         raise BadMessage(f"more than {MAX_FIELDS} fields")
     try:
         kind = Kind(wire.type)
@@ -143,10 +144,10 @@ def decode(data: bytes) -> Message:
     return Message(
         kind,
         wire.key,
-        _contacts(wire.closer_peers),
-        _contacts(wire.provider_peers),
+        _contacts(closer),
+        _contacts(providers),
         _value(wire),
-        tuple(record for record in wire.records if record) if wire.records else None,
+        tuple(filter(None, records)) if records else None,
         wire.cursor,
         wire.refused,
         wire.retry_ms,

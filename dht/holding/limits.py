@@ -42,13 +42,17 @@ class Throttle:
 
     def delay(self, sender: PeerId, now: float, cost: float = 1) -> float:
         """Seconds until this request may be served; its tokens are taken."""
-        bucket = self._bucket(sender, now)
-        bucket.tokens -= cost
-        return max(0.0, -bucket.tokens / self._rate)
+        wait = self.wait(sender, now, cost)
+        self.take(sender, cost)
+        return wait
 
     def wait(self, sender: PeerId, now: float, cost: float = 1) -> float:
         """Seconds that `delay` would say; nothing is taken."""
         return max(0.0, (cost - self._bucket(sender, now).tokens) / self._rate)
+
+    def take(self, sender: PeerId, cost: float = 1) -> None:
+        """The tokens of a request that waits as long as was just said."""
+        self._buckets[sender].tokens -= cost
 
     def _bucket(self, sender: PeerId, now: float) -> _Bucket:
         bucket = self._buckets.get(sender)
@@ -94,8 +98,10 @@ class Limits:
             return SlowDown(min(math.ceil(wait * 1000), MAX_RETRY_MS))
         if told:
             self._count(sender, told - 1)
-        delay = self._requests.delay(sender, now)
-        return max(delay, self._checks.delay(sender, now, checks)) if checks else delay
+        self._requests.take(sender)
+        if checks:
+            self._checks.take(sender, checks)
+        return wait
 
     def _count(self, sender: PeerId, told: int) -> None:
         self._told.pop(sender, None)

@@ -185,7 +185,7 @@ class KadServer:
             near = self.table.nearest(place, CROWD_LOOKED_AT * n, exclude=sender)
             line, _ = region.line([_Placed(*one) for one in near], STORED_OF_SLOT)
             return tuple(told(placed.contact) for placed in line[:n])
-        return tuple(told(contact) for _, contact in near)
+        return tuple([told(contact) for _, contact in near])
 
     def _refuse(self, kind: Kind, key: bytes, reason: Refusal) -> Message:
         self.refused[reason] += 1

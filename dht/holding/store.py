@@ -11,10 +11,10 @@ from __future__ import annotations
 import hashlib
 import heapq
 from bisect import bisect_left, bisect_right, insort
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TypeVar
 
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import Contact
@@ -24,6 +24,8 @@ CURSOR_BYTES = 12  # turn (4) and tie-break (8) of the last record given
 RECORD_OVERHEAD = 4  # protobuf's tag and length around a record
 CONTACT_OVERHEAD = 16  # ... around a contact; ADDR_OVERHEAD around each of its addresses
 ADDR_OVERHEAD = 4
+
+T = TypeVar("T")
 
 
 class Full(StrEnum):
@@ -68,8 +70,8 @@ class Shelf:
     held: dict[Identity, Held] = field(default_factory=dict)
     order: list[tuple[tuple[int, bytes], Identity]] = field(default_factory=list)
     envelopes: dict[bytes, Identity] = field(default_factory=dict)
-    groups: Counter[str] = field(default_factory=Counter)
-    providers: Counter[PeerId] = field(default_factory=Counter)
+    groups: dict[str, int] = field(default_factory=dict)
+    providers: dict[PeerId, int] = field(default_factory=dict)
     split_until_us: int = 0  # as long as a record lives that had to go on to a shard
 
 
@@ -97,9 +99,9 @@ class OfferStore:
         self.bounds = bounds or Bounds()
         self._secret = secret
         self._shelves: dict[bytes, Shelf] = {}
-        self._providers: Counter[PeerId] = Counter()
-        self._groups: Counter[str] = Counter()
-        self._signers: Counter[PeerId] = Counter()  # providers and owners of models
+        self._providers: dict[PeerId, int] = {}
+        self._groups: dict[str, int] = {}
+        self._signers: dict[PeerId, int] = {}  # providers and owners of models
         self._expiry: list[
             tuple[int, bytes, Identity]
         ] = []  # a heap; entries of replaced versions are skipped
@@ -133,26 +135,27 @@ class OfferStore:
         version, or another record with the sequence of the one held, is stale. `group` is that of the
         direct sender.
         """
-        shelf = self._shelves.get(key) or Shelf()
-        old = shelf.held.get(sealed.identity)
+        shelf, identity = self._shelves.get(key) or Shelf(), sealed.identity
+        old = shelf.held.get(identity)
         if old is not None:
             if old.sealed.envelope == sealed.envelope:
                 old.move(contact)
                 if sealed.expires_us > old.sealed.expires_us:  # a revocation, which says no end itself
                     old.sealed = sealed
-                    heapq.heappush(self._expiry, (sealed.expires_us, key, sealed.identity))
+                    heapq.heappush(self._expiry, (sealed.expires_us, key, identity))
                 return None
             if newest(old.sealed, sealed) is not sealed:
                 return Refusal.STALE
             del shelf.envelopes[old.sealed.envelope]
-            shelf.envelopes[sealed.envelope] = sealed.identity
+            shelf.envelopes[sealed.envelope] = identity
             old.sealed = sealed
             old.move(contact)
         elif (full := self._no_room(key, shelf, sealed, group)) is not None:
             return full
         else:
-            self._put(key, shelf, Held(sealed, contact, group, self._order(shelf, sealed, group)))
-        heapq.heappush(self._expiry, (sealed.expires_us, key, sealed.identity))
+            held = Held(sealed, contact, group, self._order(shelf, identity, group))
+            self._put(key, shelf, identity, held)
+        heapq.heappush(self._expiry, (sealed.expires_us, key, identity))
         if len(self._expiry) > 2 * self._size + 1024:  # forget what newer versions left behind, now and then
             self._expiry = [(sealed.expires_us, at, sealed.identity) for at, sealed in self.records()]
             heapq.heapify(self._expiry)
@@ -215,7 +218,7 @@ class OfferStore:
 
     def signs(self, signer: PeerId) -> bool:
         """Whether it provides or owns anything here."""
-        return self._signers[signer] > 0
+        return signer in self._signers
 
     def banish(self, signer: PeerId) -> list[tuple[bytes, str | None]]:
         """Drop all that `signer` provides or owns; under which keys, and from which groups, it lay here."""
@@ -240,12 +243,13 @@ class OfferStore:
         if self._size >= bounds.total or (not shelf.held and len(self._shelves) >= bounds.keys):
             return Full.TOTAL
         if (
-            self._providers[provider] >= bounds.per_provider
-            or shelf.providers[provider] >= bounds.per_provider_and_key
+            self._providers.get(provider, 0) >= bounds.per_provider
+            or shelf.providers.get(provider, 0) >= bounds.per_provider_and_key
         ):
             return Full.PROVIDER
         if group is not None and (
-            self._groups[group] >= bounds.per_group or shelf.groups[group] >= bounds.per_group_and_key
+            self._groups.get(group, 0) >= bounds.per_group
+            or shelf.groups.get(group, 0) >= bounds.per_group_and_key
         ):
             return Full.GROUP
         if len(shelf.held) >= bounds.per_key and not self._yielded(key, shelf, sealed, group):
@@ -260,18 +264,17 @@ class OfferStore:
         """
         last, identity = shelf.order[-1]
         held = shelf.held[identity]
-        yields = self._order(shelf, newcomer, group)[0] < last[0]
+        yields = self._order(shelf, newcomer.identity, group)[0] < last[0]
         gone = held.sealed if yields else newcomer
         shelf.split_until_us = max(shelf.split_until_us, gone.expires_us)
         if yields:
             self._drop(key, shelf, identity, held)
         return yields
 
-    def _order(self, shelf: Shelf, sealed: Sealed, group: str | None) -> tuple[int, bytes]:
+    def _order(self, shelf: Shelf, identity: Identity, group: str | None) -> tuple[int, bytes]:
         """Its turn in its group (a provider of no known group is one of its own), and a tie-break."""
-        provider = sealed.identity.provider
-        turn = shelf.providers[provider] if group is None else shelf.groups[group]
-        return turn, self._mixed(sealed.identity)
+        own = shelf.providers.get(identity.provider, 0)
+        return own if group is None else shelf.groups.get(group, 0), self._mixed(identity)
 
     def _mixed(self, identity: Identity) -> bytes:
         """The same for this identity always, and for another one as good as never."""
@@ -280,8 +283,7 @@ class OfferStore:
         hashed = hashlib.sha256(b"".join((self._secret, provider, owner, words)))
         return hashed.digest()[: CURSOR_BYTES - 4]
 
-    def _put(self, key: bytes, shelf: Shelf, held: Held) -> None:
-        identity = held.sealed.identity
+    def _put(self, key: bytes, shelf: Shelf, identity: Identity, held: Held) -> None:
         self._shelves[key] = shelf
         shelf.held[identity] = held
         shelf.envelopes[held.sealed.envelope] = identity
@@ -298,15 +300,19 @@ class OfferStore:
 
     def _count(self, shelf: Shelf, identity: Identity, group: str | None, step: int) -> None:
         self._size += step
-        counted = [(self._providers, identity.provider), (shelf.providers, identity.provider)]
+        for providers in (self._providers, shelf.providers):
+            _add(providers, identity.provider, step)
         if identity.name:  # a revocation has none
-            counted += [(self._signers, signer) for signer in {identity.provider, identity.owner}]
-        for signers, signer in counted:
-            signers[signer] += step
-            if not signers[signer]:
-                del signers[signer]
+            for signer in {identity.provider, identity.owner}:
+                _add(self._signers, signer, step)
         if group is not None:
             for groups in (self._groups, shelf.groups):
-                groups[group] += step
-                if not groups[group]:
-                    del groups[group]
+                _add(groups, group, step)
+
+
+def _add(counts: dict[T, int], one: T, step: int) -> None:
+    """Nobody is kept who has none: strangers come and go."""
+    if count := counts.get(one, 0) + step:
+        counts[one] = count
+    else:
+        del counts[one]

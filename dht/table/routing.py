@@ -67,6 +67,10 @@ class Entry:
     group: str | None  # IP group of the direct connection, None if unknown or private
     failures: int = 0  # since it last answered
 
+    def alive(self, now: float) -> Entry:
+        self.seen, self.failures = now, 0
+        return self
+
 
 @dataclass(slots=True)
 class Bucket:
@@ -96,6 +100,8 @@ class RoutingTable:
         self.density = Density(me, k)  # told by my walks
         self._wide = BITS  # the first bucket with more room, as the density says
         self._near = 0  # the first of those that hold, all together, no more than k peers: I know all of them
+        # where those lie that have not failed since they last answered; None: to be looked up again
+        self._healthy: list[tuple[int, Contact]] | None = None
 
     def __len__(self) -> int:
         return self._size
@@ -105,14 +111,12 @@ class RoutingTable:
         return bucket is not None and peer in bucket.entries
 
     def __iter__(self) -> Iterator[Contact]:
-        for bucket in self._buckets.values():
-            for entry in bucket.entries.values():
-                yield entry.contact
+        return (entry.contact for entry in self._entries())
 
     @property
     def mixed(self) -> bool:
         """Whether those I know are of more than one IP group: else two of one say as much as any two."""
-        groups = (entry.group for bucket in self._buckets.values() for entry in bucket.entries.values())
+        groups = (entry.group for entry in self._entries())
         first = next(groups, None)
         return any(group != first for group in groups)
 
@@ -153,10 +157,12 @@ class RoutingTable:
         if (entry := bucket.entries.pop(peer, None)) is not None:
             if not bucket.waiting:
                 self._watch(index, peer, entry, now)
-            bucket.entries[peer] = Entry(entry.contact, entry.place, now, entry.group)
+            if entry.failures:
+                self._healthy = None
+            bucket.entries[peer] = entry.alive(now)
             return True
         if (entry := bucket.waiting.pop(peer, None)) is not None:
-            bucket.waiting[peer] = Entry(entry.contact, entry.place, now, entry.group)
+            bucket.waiting[peer] = entry.alive(now)
             return True
         return len(bucket.entries) >= self._room(index)
 
@@ -173,6 +179,7 @@ class RoutingTable:
         if entry is None:
             return
         entry.failures += 1
+        self._healthy = None
         if entry.failures == 1 and not bucket.waiting:
             self.churn.died(peer, entry.seen, now)
         if self._heir(bucket, peer) is not None:
@@ -206,10 +213,12 @@ class RoutingTable:
 
     def nearest(self, place: int, n: int, *, exclude: PeerId | None = None) -> list[tuple[int, Contact]]:
         """The same, each with how far away it is."""
-        entries = [e for bucket in self._buckets.values() for e in bucket.entries.values()]
-        healthy = [entry for entry in entries if not entry.failures]
-        chosen = healthy if len(healthy) >= n + (exclude is not None) else entries
-        found = [(entry.place ^ place, entry.contact) for entry in chosen]
+        if self._healthy is None:
+            self._healthy = [(entry.place, entry.contact) for entry in self._entries() if not entry.failures]
+        chosen = self._healthy
+        if len(chosen) < n + (exclude is not None):
+            chosen = [(entry.place, entry.contact) for entry in self._entries()]
+        found = [(there ^ place, contact) for there, contact in chosen]
         found.sort(key=_distance)  # some hundred at most: quicker than a heap
         return [one for one in found[: n + 1] if one[1].id != exclude][:n]
 
@@ -223,8 +232,7 @@ class RoutingTable:
         there is no connection it is COLD_FACTOR times as much.
         """
         silence = self.churn.silence(now, longest)
-        entries = [e for b in self._buckets.values() for e in b.entries.values()]
-        doubted = [e for e in entries if e.failures or e.seen + silence <= now]
+        doubted = [e for e in self._entries() if e.failures or e.seen + silence <= now]
         doubted.sort(key=lambda e: (-e.failures, e.seen))
         cold = [e for e in doubted if not e.failures and not is_connected(e.contact.id)]
         due = [e.contact.id for e in cold if e.seen + COLD_FACTOR * silence <= now]
@@ -301,7 +309,12 @@ class RoutingTable:
     def _index(self, peer: PeerId) -> int:
         return min(common_prefix(self._place, position(peer)), BITS - 1)
 
+    def _entries(self) -> Iterator[Entry]:
+        return (entry for bucket in self._buckets.values() for entry in bucket.entries.values())
+
     def _count(self) -> None:
+        """Somebody came, left or moved."""
+        self._healthy = None
         self._size = sum(len(bucket.entries) for bucket in self._buckets.values())
         self._near, held = 0, 0
         for index in sorted(self._buckets, reverse=True):

@@ -98,28 +98,25 @@ class Answering:
 
     async def _serve(self, request: Message, stream: Stream, group: str | None) -> None:
         reply: Message | None
-        self._warmth.on_used(stream.peer, trio.current_time())
-        match self.limits.on_request(
-            stream.peer,
-            trio.current_time(),
-            checks=self._server.checks(request, stream.peer),
-            ours=request.records is not None,
-        ):
+        peer, now = stream.peer, trio.current_time()
+        self._warmth.on_used(peer, now)
+        checks = self._server.checks(request, peer)
+        match self.limits.on_request(peer, now, checks=checks, ours=request.records is not None):
             case SlowDown(retry_ms):
                 kind, key = request.kind, request.key
                 reply = Message(kind, key, records=(), refused=SLOW_DOWN, retry_ms=retry_ms)
             case delay:
                 if delay > 0:
                     await trio.sleep(delay)
-                now = trio.current_time()
-                reply = self._server.handle(request, stream.peer, group, now, self._wall_us())
+                    now = trio.current_time()
+                reply = self._server.handle(request, peer, group, now, self._wall_us())
                 self.on_answered()
         if reply is None:
             return
         try:
             data = frame(reply)
         except BadMessage as error:  # our fault, and not the reader's
-            log.error("an answer for %s is too large: %s", stream.peer.short, error)
+            log.error("an answer for %s is too large: %s", peer.short, error)
             data = frame(Message(reply.kind, reply.key, records=()))
         if not stream.send_now(data):
             with trio.fail_after(self._tuning.stall_timeout):

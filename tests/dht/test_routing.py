@@ -151,7 +151,9 @@ def test_addresses_and_groups_survive_a_sign_of_life_that_brings_none() -> None:
 @given(
     st.lists(
         st.tuples(
-            st.sampled_from(["add", "fail", "remove"]), st.integers(0, 60), st.sampled_from([None, "a", "b"])
+            st.sampled_from(["add", "answer", "fail", "remove"]),
+            st.integers(0, 60),
+            st.sampled_from([None, "a", "b"]),
         ),
         max_size=200,
     ),
@@ -160,15 +162,23 @@ def test_addresses_and_groups_survive_a_sign_of_life_that_brings_none() -> None:
 def test_it_stays_bounded_and_names_the_nearest_in_order(
     steps: list[tuple[str, int, str | None]], target: bytes
 ) -> None:
-    table = RoutingTable(ME, K)
+    table, failing = RoutingTable(ME, K), set[PeerId]()
     for now, (what, number, group) in enumerate(steps):
+        peer = contact(number).id
+        failing.discard(peer)
         match what:
             case "add":
                 table.add(contact(number), now, group)
+            case "answer":
+                table.answered(peer, now)
             case "fail":
-                table.failed(contact(number).id, now)
+                table.failed(peer, now)
+                failing.add(peer)
             case _:
-                table.remove(contact(number).id)
+                table.remove(peer)
+        nearest = sorted(table, key=lambda one: position(one.id) ^ position(target))
+        healthy = [one for one in nearest if one.id not in failing]
+        assert table.closest(target, K) == (healthy if len(healthy) >= K else nearest)[:K]
     members = [peer.id for peer in table]
     assert len(members) == len(set(members)) == len(table)
     assert all(peer in table for peer in members)
