@@ -366,10 +366,10 @@ class Lookup:
             self._plan = None
 
     def _hear(self, contact: Contact, depth: int, path: int) -> None:
-        if contact.id == self.me:
-            return
         known = self._known.get(contact.id)
         if known is None:
+            if contact.id == self.me:
+                return
             candidate = Candidate(position(contact.id) ^ self.target, contact, depth, path)
             self._known[contact.id] = candidate
             insort(self._order, candidate)
