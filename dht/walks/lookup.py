@@ -30,7 +30,7 @@ from collections import Counter
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from itertools import zip_longest
+from itertools import islice, takewhile, zip_longest
 
 from modelnet_p2p.dht.keyspace import position
 from modelnet_p2p.dht.walks.region import READ_OF_SLOT, STORED_OF_SLOT, Region
@@ -121,7 +121,8 @@ def merged(left: Contact, right: Contact) -> Contact:
 class Lookup:
     """One walk. `want` is beta for a reader, who needs a few answers, and k (beta None) to store.
 
-    With a `region`, one that stores ends when everybody known there was asked too, a few of each slot.
+    With a `region`, one that stores goes on where the k nearest lie too densely in it, until everybody known
+    there was asked, a few of each slot.
     """
 
     def __init__(
@@ -204,10 +205,11 @@ class Lookup:
         if candidate is None:
             return False
         candidate.useful = useful
-        for count, contact in enumerate(closer):
-            if count >= MAX_CLOSER:
-                break
-            self._hear(contact, candidate.depth + 1, candidate.path)
+        known = self._known
+        for contact in islice(closer, MAX_CLOSER):
+            heard = known.get(contact.id)
+            if heard is None or heard.contact is not contact:  # most are named again and again
+                self._hear(contact, candidate.depth + 1, candidate.path)
         return True
 
     def expects(self, peer: PeerId) -> bool:
@@ -218,6 +220,20 @@ class Lookup:
     def among_closest(self, peer: PeerId) -> bool:
         """Whether `peer` is one of the k nearest that are known and not known to fail."""
         return any(candidate.contact.id == peer for candidate in self._closest_known())
+
+    def is_likely_holder(self, peer: PeerId) -> bool:
+        """Whether this candidate is to be expected among the k closest: in the region, or among the nearest
+        that are known once somebody in the region has said who else there is."""
+        if self.region is None or self._known[peer].distance < self.region.radius:
+            return True
+        radius = self.region.radius
+        inside = takewhile(lambda candidate: candidate.distance < radius, self._order)
+        return any(one.state is State.ANSWERED for one in inside) and self.among_closest(peer)
+
+    @property
+    def reach(self) -> int:
+        """How far from the target everybody is asked, beside the k nearest of all."""
+        return self._line()[2]
 
     def ask_spread(self, place: int, now: float) -> Ask | None:
         """Of the k nearest known and not asked yet, the one that lies nearest to `place` instead."""
@@ -326,7 +342,8 @@ class Lookup:
                 line, self.crowded = self.region.line(self._order, STORED_OF_SLOT)
                 # k beside the crowd, of which more are told than count
                 crowd = len(line) - len(self.region.line(self._order, READ_OF_SLOT)[0]) if self.crowded else 0
-                self._plan = line, self.want + crowd, self.region.radius
+                wide = self.crowded or self.region.is_dense(line)
+                self._plan = line, self.want + crowd, self.region.radius if wide else 0
         return self._plan
 
     def _in_turn(self, nearest: Candidate, line: Sequence[Candidate]) -> Candidate:
@@ -356,12 +373,14 @@ class Lookup:
             return None
         self._waiting.pop(peer, None)
         self._late.pop(peer, None)
+        counted = candidate.counts
         candidate.state = state
-        self._changed()
+        if candidate.counts is not counted:
+            self._changed()
         return candidate
 
     def _changed(self) -> None:
-        """Somebody came, or takes up no more room: who is asked next may be another."""
+        """Somebody came, or takes up room or none now: who is asked next may be another."""
         if self.region is not None:
             self._plan = None
 
@@ -375,8 +394,6 @@ class Lookup:
             insort(self._order, candidate)
             self._forget()
             self._changed()
-            return
-        if known.contact is contact:
             return
         known.contact, before = merged(known.contact, contact), known.contact
         if known.state is State.FAILED and known.contact is not before and not known.revived:

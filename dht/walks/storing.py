@@ -1,11 +1,12 @@
 """Storing some of my records under one key: a walk to its surroundings, then a few messages to each holder.
 
 The k that count for the promise are the closest, but no more of one slot of the region than a reader asks
-there: a crowd of identities around the key cannot make a publish succeed, or fail, by itself. Everybody else
-of ours in the region is told too, so that there is no place near the key where a reader finds only the crowd.
+there: a crowd of identities around the key cannot make a publish succeed, or fail, by itself. Where the k
+closest lie denser than they should, everybody else of ours in the region is told too, so that there is no
+place near the key where a reader finds only the crowd.
 
 Who is known to be of ours and lies where holders are expected gets the records at once, and its answer names
-closer peers as one to FIND_NODE does: most holders cost one request instead of two.
+closer peers as one to FIND_NODE does: nearly every holder costs one request instead of two.
 
 Source: Trautwein et al.: Optimistic Provide (libp2p, 2023), which stores early by an estimate of the size.
 """
@@ -146,9 +147,8 @@ class Store(Walk):
 
     def _ask(self, contact: Contact) -> Send:
         """The walk's question, or the records themselves where this peer is likely to be a holder."""
-        region = self.lookup.region
-        near = region is None or position(contact.id) ^ self.lookup.target < region.radius
-        if near and self._messages and not self._sent[contact.id] and self._is_ours(contact.id):
+        early = self._messages and not self._sent[contact.id] and self._is_ours(contact.id)
+        if early and self.lookup.is_likely_holder(contact.id):
             return self._send_next(contact)
         return self._send(contact, self.request)
 
@@ -227,9 +227,9 @@ class Store(Walk):
         first, rest = ([c for c in part if c.id in self.ours] for part in self.lookup.spread())
         counted, others = first[: self.tuning.k], first[self.tuning.k :] + rest
         self._counted = tuple(contact.id for contact in counted)
-        if (region := self.lookup.region) is not None:
-            place = self.lookup.target
-            counted += [other for other in others if position(other.id) ^ place < region.radius]
+        place, reach = self.lookup.target, self.lookup.reach
+        # nobody who has some of the records is left without the rest
+        counted += [c for c in others if position(c.id) ^ place < reach or self._sent[c.id]]
         stock = (c for c in self.lookup.closest() if c.id not in self.ours and not self._sent[c.id])
         self._stock.update((contact.id, contact) for contact in stock)
         missing = (c for c in counted if self._sent[c.id] < len(self._messages) and c.id not in self._open)

@@ -13,7 +13,7 @@ from modelnet_p2p.dht.keyspace import BITS, position
 from modelnet_p2p.dht.table.density import Density
 from modelnet_p2p.dht.table.routing import RoutingTable
 from modelnet_p2p.dht.walks.lookup import DONE, Ask, Lookup
-from modelnet_p2p.dht.walks.region import CROWD_OF_SLOT, READ_OF_SLOT, STORED_OF_SLOT, Region
+from modelnet_p2p.dht.walks.region import CROWD_OF_SLOT, DENSE, READ_OF_SLOT, STORED_OF_SLOT, Region
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import Contact, Kind, Message
 
@@ -93,6 +93,15 @@ def test_the_nearest_few_of_each_slot_come_first_and_the_failed_take_no_room() -
     )
 
 
+def test_the_k_nearest_are_dense_where_they_fill_two_thirds_of_their_region_or_less() -> None:
+    region = Region(radius=300, slots=10)
+    far, near = [At(20 * number) for number in range(1, 11)], [At(19 * number) for number in range(1, 11)]
+    assert not region.is_dense(far)
+    assert region.is_dense(near)
+    assert not region.is_dense(near[:9])
+    assert not region.is_dense([*near[:9], At(199, counts=False), At(200)])
+
+
 def test_chance_alone_is_hardly_ever_a_crowd() -> None:
     rng, region = Random(SEED), Region.expecting(K, 1000)
     crowds = 0
@@ -142,6 +151,52 @@ def test_a_publisher_reaches_the_honest_ones_behind_a_crowd_and_a_reader_asks_fe
     blind = Lookup(KEY, seeds, me=ME, k=K, alpha=10, patience=1.0)
     answered(blind, world)
     assert {peer.id for peer in blind.closest()} <= {peer.id for peer in gang}  # as it is without a region
+
+
+@pytest.mark.parametrize("told", [500, 1000])
+def test_whoever_hides_among_the_k_nearest_of_a_publisher_is_the_lesser_part_of_them(told: int) -> None:
+    """Identities spread so that they are no crowd, and so few that the k nearest are not dense: the most that
+    an attacker gets without being answered with the whole region. Also where all take the network for twice
+    as large as it is, with half as many of them among the holders."""
+    rng, region, honest = Random(SEED), Region.expecting(K, told), strangers(Random(SEED), 500)
+    shares = list[float]()
+    for _ in range(100):
+        key = rng.randbytes(34)
+        places = [position(peer.id) ^ position(key) for peer in honest]
+        gang = list[int]()
+        while True:
+            more = [*gang, rng.randrange(int(DENSE * region.radius))]
+            line = sorted(map(At, places + more), key=lambda one: one.distance)
+            if region.is_dense(line) or region.line(line, STORED_OF_SLOT)[1]:
+                break
+            gang = more
+        told_of = sorted(places + gang)[:K]
+        shares.append(sum(place in places for place in told_of) / K)
+    mean, least = sum(shares) / len(shares), min(shares)
+    print(f"\n{told} told of 500, seed {SEED}: honest {mean:.2f} of the holders, at least {least:.2f}")
+    assert mean >= DENSE * 500 / told - 0.05
+    assert least >= 0.1
+
+
+@pytest.mark.parametrize("ground", [0, 12])
+def test_a_publisher_goes_on_to_all_of_the_region_only_where_the_nearest_are_dense(ground: int) -> None:
+    rng = Random(SEED)
+    honest = strangers(rng, 500)
+    everybody = honest + crowd(rng, KEY, ground, 20_000)
+    around = nearest(everybody, KEY, 3 * K)
+    world = {peer.id: rng.sample(around, 30) for peer in everybody}
+    region = Region.expecting(K, 400)  # too wide by a quarter
+    distances = {peer.id: position(peer.id) ^ position(KEY) for peer in honest}
+    inside = {peer for peer, distance in distances.items() if distance < region.radius}
+    assert len(inside) > K
+    walk = Lookup(KEY, nearest(honest, KEY, K), me=ME, k=K, alpha=10, patience=1.0, region=region)
+    asked = set(answered(walk, world))
+    if ground:
+        assert {peer for peer in inside if region.slot(distances[peer])} <= asked  # in the first is the crowd
+        assert walk.reach == region.radius
+    else:
+        assert len(asked) == K
+        assert walk.reach == 0
 
 
 def test_one_who_names_a_hundred_friends_fills_one_path_of_three() -> None:

@@ -277,6 +277,38 @@ def test_who_is_known_to_be_of_ours_is_asked_and_told_in_one_message(alice: Pers
     assert walk.messages == 5
 
 
+def test_once_somebody_of_the_region_has_answered_the_nearest_outside_of_it_are_sent_the_records_at_once(
+    alice: Person, model_key: bytes
+) -> None:
+    town = [Contact(PeerId(b"peer%d" % number), (b"addr",)) for number in range(3 * TEST.k)]
+    town.sort(key=lambda peer: position(peer.id) ^ position(model_key))
+    nearest, farther = town[: TEST.k], town[TEST.k :]
+    region = Region(position(nearest[1].id) ^ position(model_key), TEST.k)  # there is one in it
+
+    def store(seeds: list[Contact]) -> list[Send]:
+        walk = Store(
+            model_key,
+            [alice.offer()],
+            alice.contact,
+            seeds,
+            tuning=TEST,
+            region=region,
+            ours=lambda _: True,
+        )
+        sent = list[Send]()
+        while batch := sends(walk):
+            sent += batch
+            for send in batch:
+                reply = Message(send.message.kind, closer=tuple(town[:30]), records=())
+                walk.on_reply(send.contact.id, reply, 0.0)
+        assert (walk.report.asked, walk.report.stored) == (TEST.k, TEST.k)
+        return sent
+
+    assert Counter(send.message.kind for send in store(nearest[:1])) == {Kind.ADD_PROVIDER: TEST.k}
+    afar = farther[:3]  # who knows where that is
+    assert [send.message.kind for send in store(afar)[:3]] == [Kind.FIND_NODE] * 3
+
+
 def test_one_that_failed_and_is_found_elsewhere_is_sent_the_records_again(
     alice: Person, model_key: bytes
 ) -> None:
