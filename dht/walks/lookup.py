@@ -205,11 +205,8 @@ class Lookup:
         if candidate is None:
             return False
         candidate.useful = useful
-        known = self._known
         for contact in islice(closer, MAX_CLOSER):
-            heard = known.get(contact.id)
-            if heard is None or heard.contact is not contact:  # most are named again and again
-                self._hear(contact, candidate.depth + 1, candidate.path)
+            self._hear(contact, candidate.depth + 1, candidate.path)
         return True
 
     def expects(self, peer: PeerId) -> bool:
@@ -394,6 +391,8 @@ class Lookup:
             insort(self._order, candidate)
             self._forget()
             self._changed()
+            return
+        if known.contact is contact:
             return
         known.contact, before = merged(known.contact, contact), known.contact
         if known.state is State.FAILED and known.contact is not before and not known.revived:

@@ -114,7 +114,8 @@ class Store(Walk):
 
     def poll(self, now: float) -> Send | Wait | Done:
         step = self._next(now)
-        if isinstance(step, Wait) and not self._released and not self._to_all:
+        enough = 2 * len(self._acknowledged) > self.tuning.k  # else the report need not be made
+        if isinstance(step, Wait) and enough and not self._released and not self._to_all:
             report = self.report
             self._released = report.promised and report.asked >= self.tuning.k
             return DONE if self._released else step
