@@ -10,6 +10,7 @@ Source: https://github.com/libp2p/specs/blob/master/RFC/0002-signed-envelopes.md
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,6 +26,7 @@ from modelnet_p2p.refusals import BadRecord, MalformedRecord, Refusal
 DOMAIN = b"modelnet-record"
 JOINT_TYPE = b"/modelnet/joint/1"  # what a root is signed as
 MAX_PAYLOAD_TYPE_BYTES = 64  # ours have at most 22
+MAX_TRIED = 4  # roots for one signature: an honest message has the one, a damaged one a few beside it
 
 
 # a canonical envelope: a key of 36 bytes, Ed25519 and its 32 bytes; a type; a payload; 64 bytes of signature;
@@ -61,16 +63,23 @@ class Opened:
 
 
 class Roots:
-    """The signed roots that one reader has found sound: each costs it one check, however many lead there."""
+    """The signed roots that one reader has found sound: each costs it one check, however many lead there.
+
+    A signature is of one root, so few are tried for it: else a hundred cards with it, none of which leads
+    there, would cost as many checks.
+    """
 
     def __init__(self) -> None:
         self._sound: set[tuple[PeerId, bytes, bytes]] = set()
+        self._failed: Counter[tuple[PeerId, bytes]] = Counter()
 
     def sound(self, signer: PeerId, root: bytes, signature: bytes) -> bool:
         """Whether `signer` has signed `root`."""
-        one = signer, root, signature
+        one, seal = (signer, root, signature), (signer, signature)
         if one not in self._sound:
-            if not signer.verify(signed_bytes(JOINT_TYPE, root), signature):
+            tried = self._failed[seal]
+            if tried == MAX_TRIED or not signer.verify(signed_bytes(JOINT_TYPE, root), signature):
+                self._failed[seal] = min(tried + 1, MAX_TRIED)
                 return False
             self._sound.add(one)
         return True
@@ -132,7 +141,7 @@ def open_envelope(data: bytes, *, max_bytes: int, roots: Roots | None = None) ->
     """
     if len(data) > max_bytes:
         raise BadRecord(Refusal.OVERSIZED, f"{len(data)} bytes, more than {max_bytes}")
-    key, payload_type, payload, signature, path = _by_place(data) or _parse(data)
+    key, payload_type, payload, signature, path = by_place(data) or _parse(data)
     signer, statement = PeerId.of_key(key), signed_bytes(payload_type, payload)
     if not path:
         sound = signer.verify(statement, signature)
@@ -145,7 +154,7 @@ def open_envelope(data: bytes, *, max_bytes: int, roots: Roots | None = None) ->
     return Opened(signer, payload_type, payload, path)
 
 
-def _by_place(data: bytes) -> Parts | None:
+def by_place(data: bytes) -> Parts | None:
     """The parts of a canonical envelope up to 16 KiB, by where they stand; None where it may be no such one,
     and `_parse` says why. As fast again as to decode it and to encode it for comparison.
     """

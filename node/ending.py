@@ -52,7 +52,7 @@ class Ending:
         self._hosting = hosting
         self._owners = owners
         self._nursery = nursery
-        revoking.on_learnt(lambda sealed: nursery.start_soon(self._disown, sealed))
+        revoking.on_learnt(self._on_learnt)
         overlay.answering.on_answered = revoking.look
         finder.revoking = revoking
         publisher.on_revoked = self._hear
@@ -104,6 +104,10 @@ class Ending:
         for record in mine:
             places += [*record.key_names(), keys.task(record.task), *map(keys.tag, record.tags)]
         return list(names), list(dict.fromkeys(map(provider_key, places)))[:MAX_KEYS]
+
+    def _on_learnt(self, sealed: Sealed) -> None:
+        if not self._nursery.cancel_scope.cancel_called:  # a late answer to a peer that is leaving
+            self._nursery.start_soon(self._disown, sealed)
 
     async def _disown(self, sealed: Sealed) -> None:
         """Stop serving what a revoked key has sealed, say so, and tell it where it lay."""

@@ -83,8 +83,8 @@ class Hosting:
         self._identities: dict[str, Identity] = {}  # by model name: what of mine is published
         self.unrestored: dict[str, str] = {}  # by model name: "loading", or why it is not served again
         self.ended: dict[str, dict[str, object]] = {}  # by model name: what a revocation ended in this run
-        self._changing = WeakValueDictionary[str, trio.Lock]()  # one change of a model at a time: they touch
-        # disk, table and network
+        # one change of a model at a time: they touch disk, table and network
+        self._changing = WeakValueDictionary[str, trio.Lock]()
 
     @property
     def me(self) -> str:
@@ -112,11 +112,12 @@ class Hosting:
         seq = self._sequences.take()  # first: a full disk is found out before anything is loaded
         served = await self._models.add(source, remembered)
         name = served.description.name
-        shared = await self._shared(served, notice)
-        async with self._change(name):
-            if self._models.get(name) is not served:
-                raise LocalError(Code.IN_USE, f"{name} was published again, or withdrawn, meanwhile")
-            try:  # nobody is told, and nothing kept, of what cannot be told and kept
+        try:
+            shared = await self._shared(served, notice)
+            async with self._change(name):
+                if self._models.get(name) is not served:
+                    raise LocalError(Code.IN_USE, f"{name} was published again, or withdrawn, meanwhile")
+                # nobody is told, and nothing kept, of what cannot be told and kept
                 draft = self._draft(served, seq)
                 self._check_keys(draft.owner)
                 self._publisher.check(draft)
@@ -127,16 +128,17 @@ class Hosting:
                     self.keep(served, seq)
                 elif self._state is not None:
                     self._state.revive(name)
-            except LocalError:
-                if name not in self._identities:
+                self._identities[draft.name] = draft.identity
+                self._sharing.put(name, shared)
+                self.unrestored.pop(draft.name, None)
+                self.ended.pop(draft.name, None)
+                notice(f"telling the network of {draft.name}")
+                published = await self._tell(draft, tombstone)
+        except (LocalError, trio.Cancelled):
+            if name not in self._identities and self._models.get(name) is served:
+                with trio.CancelScope(shield=True):
                     await self._models.remove(name)
-                raise
-            self._identities[draft.name] = draft.identity
-            self._sharing.put(name, shared)
-            self.unrestored.pop(draft.name, None)
-            self.ended.pop(draft.name, None)
-            notice(f"telling the network of {draft.name}")
-            published = await self._tell(draft, tombstone)
+            raise
         return {
             **published_line(draft),
             **remarks(served.description, source, served.in_place_of),
@@ -157,12 +159,7 @@ class Hosting:
             return None
         name = served.description.name
         notice(f"hashing the weights of {name}")
-        try:
-            found = await self._sharing.examine(served.description)
-        except LocalError:
-            if name not in self._identities and self._models.get(name) is served:
-                await self._models.remove(name)
-            raise
+        found = await self._sharing.examine(served.description)
         count = len(found.artifact.files)
         notice(
             f"sharing the weights of {name} with whoever asks:"

@@ -43,13 +43,13 @@ from modelnet_p2p.records import (
     admit,
     kept_until,
     revocation_identity,
+    seals,
 )
 
 MAX_KEY_BYTES = 256  # the longest value key of ours is 52 + 20 + 80 + 1 + 32 bytes
 MAX_ADDRS_TOLD = 8  # of one contact in a reply: 30 contacts of 8 addresses are 12 KiB, 33 at the very worst
 MAX_ADDR_TOLD_BYTES = 128  # the longest honest ones, relayed over DNS names, have about 100
 MESSAGE_OVERHEAD = 512  # kind, key, cursor, field tags of one reply
-SEALS = 2  # of one record at most: an offer's own, and its owner's on the manifest within
 VALUE_PREFIX = b"/modelnet/rec/"
 MAX_PROOFS = 8  # of revoked keys in one reply: one suffices, and 64 would leave no room for anybody else
 CROWD_LOOKED_AT = 4  # times as many as are named: a crowd fills no more than a bucket or two of a table
@@ -156,7 +156,7 @@ class KadServer:
             envelopes = request.records or ()
         elif request.kind is Kind.PUT_VALUE and request.value is not None:
             envelopes = (request.value.value,)
-        return SEALS * sum(not self.store.renew(key, envelope, Contact(sender)) for envelope in envelopes)
+        return seals(e for e in envelopes if not self.store.renew(key, e, Contact(sender)))
 
     def is_close(self, key: bytes) -> bool:
         """Whether I am among the k closest to `key` of all the peers that I know."""

@@ -35,7 +35,8 @@ TAG_BYTES = 4  # around a record
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """How a store went. Peers of ours only: stock ones are told beside them and never counted."""
+    """How a store went. Stock peers are told beside ours and never counted, but while it goes on those count
+    that have not said yet what they are."""
 
     key: bytes
     asked: int
@@ -53,7 +54,7 @@ class Stored:
 class Store(Walk):
     """My records for one key, to each of its holders; a bad or refused one keeps no other from being stored.
 
-    Ends when the promise is kept: of the k nearest that are known all are told, and more than half of them
+    Ends when the promise is kept: each of the k nearest that are known was asked, and more than half of them
     have acknowledged. It goes on without its caller (if that was not cancelled) until the last request has
     ended: with the rest of these, with nearer ones that answers name, and where a whole site stands still for
     a second and others, farther away, kept the promise, with the nearest once it moves again. With fewer than
@@ -78,7 +79,8 @@ class Store(Walk):
         on_proofs: Callable[[Sequence[bytes]], None] = lambda proofs: None,
     ) -> None:
         """`ours` says who is known to answer as one of ours; a stock peer would be waited for in vain.
-        `on_proofs` hears, at once, from holders that refuse my records: that a key of theirs was revoked."""
+        `on_proofs` hears at once, from holders that refuse records, that a key which sealed them was revoked.
+        """
         request = Message(Kind.FIND_NODE, key)
         super().__init__(
             key,

@@ -47,6 +47,7 @@ from modelnet_p2p.records.sealed import (
     kept_until,
     open_manifest,
     open_revocation,
+    seals,
 )
 from modelnet_p2p.refusals import BadRecord, MalformedRecord, Refusal
 
@@ -97,5 +98,6 @@ __all__ = [
     "seal_offer",
     "seal_revocation",
     "seal_tombstone",
+    "seals",
     "tombstone_of",
 ]

@@ -38,14 +38,15 @@ class _Draft(NamedTuple):
 
     record: Record
     payload: bytes
+    now_us: int
 
     @classmethod
-    def of(cls, record: Record) -> _Draft:
-        """Raises LocalError (bad-input, too-large) where there is no writing it."""
+    def of(cls, record: Record, now_us: int) -> _Draft:
+        """To be sealed then; raises LocalError (bad-input, too-large) where there is no writing it."""
         if record.seq > MAX_SEQ:
             raise LocalError(Code.BAD_INPUT, f"sequence {record.seq} is past the last one, {MAX_SEQ}")
         with _unsealable(_called(record)):
-            return cls(record, record.to_payload())
+            return cls(record, record.to_payload(), now_us)
 
 
 def seal_manifest(manifest: Manifest, key: KeyPair) -> bytes:
@@ -73,7 +74,7 @@ def card_of(offer: Sealed, key: KeyPair, tag: str = "", *, summed_up: bool = Tru
     record = _offer(offer)
     if tag and tag not in record.tags:
         raise LocalError(Code.BAD_INPUT, f"{record.name} is not offered under the tag {tag!r}")
-    [sealed] = _seal_together([_card(offer, tag, summed_up=summed_up)], key, record.issued_us)
+    [sealed] = _seal_together([_card(offer, tag, summed_up=summed_up)], key)
     return sealed
 
 
@@ -90,10 +91,9 @@ def cards_of_all(offers: Sequence[Sealed], key: KeyPair) -> list[list[Sealed]]:
     for row, of_offer in enumerate(cards):
         for column, draft in enumerate(of_offer):
             together[draft.record.key_names()[0]][row, column] = draft
-    issued_us = max((_offer(offer).issued_us for offer in offers), default=0)
     sealed: dict[tuple[int, int], Sealed] = {}
     for some in together.values():
-        sealed |= zip(some, _seal_together(list(some.values()), key, issued_us), strict=True)
+        sealed |= zip(some, _seal_together(list(some.values()), key), strict=True)
     return [[sealed[row, column] for column in range(len(of_offer))] for row, of_offer in enumerate(cards)]
 
 
@@ -122,11 +122,12 @@ def _card(offer: Sealed, tag: str, *, summed_up: bool = True) -> _Draft:
                 parameters=record.parameters,
                 context_length=record.context_length,
                 cost=cost(record),
-            )
+            ),
+            record.issued_us,
         )
         if sealed_bytes(CARD_TYPE, full.payload) <= MAX_CARD_BYTES:
             return full
-    return _Draft.of(card)
+    return _Draft.of(card, record.issued_us)
 
 
 def seal_tombstone(tombstone: Tombstone, key: KeyPair) -> Sealed:
@@ -165,15 +166,15 @@ def _offer(sealed: Sealed) -> OfferRecord:
 
 
 def _seal(record: Record, key: KeyPair, now_us: int) -> Sealed:
-    [sealed] = _seal_together([_Draft.of(record)], key, now_us)
+    [sealed] = _seal_together([_Draft.of(record, now_us)], key)
     return sealed
 
 
-def _seal_together(drafts: Sequence[_Draft], key: KeyPair, now_us: int) -> list[Sealed]:
+def _seal_together(drafts: Sequence[_Draft], key: KeyPair) -> list[Sealed]:
     """Each in an envelope of its own, all under one signature."""
     envelopes = seal_jointly([(PAYLOAD_TYPES[type(one.record)], one.payload) for one in drafts], key)
     roots, sealed = Roots(), []
-    for (record, _), envelope in zip(drafts, envelopes, strict=True):
+    for (record, _, now_us), envelope in zip(drafts, envelopes, strict=True):
         with _unsealable(_called(record)):
             sealed.append(admit(envelope, network=record.network, now_us=now_us, roots=roots))
     return sealed

@@ -8,6 +8,7 @@ The received bytes are the record: they are kept, forwarded and hashed, never en
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from modelnet_p2p import envelope as envelopes
@@ -129,6 +130,19 @@ def admit(
     if key is not None and not sealed.belongs_under(key):
         raise BadRecord(Refusal.FOREIGN_KEY, "sent under a key where it does not belong")
     return sealed
+
+
+def seals(message: Iterable[bytes]) -> int:
+    """How many signatures are checked to admit these envelopes of one message: an offer has two, and cards
+    that were sealed together have one (where they lie, a few more)."""
+    alone, shared = 0, set[bytes]()
+    for envelope in message:
+        parts = envelopes.by_place(envelope)
+        if parts is not None and parts.path:
+            shared.add(parts.signature)
+        else:
+            alone += 1 if parts is not None and parts.payload_type != OFFER_TYPE else 2
+    return alone + len(shared)
 
 
 def open_revocation(envelope: bytes) -> Sealed:

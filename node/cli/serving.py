@@ -176,5 +176,5 @@ def _holders(holders: dict[str, int]) -> str:
     if not asked:
         return "by nobody else yet: the first peer that comes is told"
     if stored < asked:
-        return f"on {stored} of {asked} other peers by now; the rest are being told"
+        return f"on {stored} of {asked} other peers"
     return f"on {stored} other peer{'' if stored == 1 else 's'}"

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import trio
 
 from modelnet_p2p.dht.walks.storing import Stored
 from modelnet_p2p.errors import Code, RemoteError
 from modelnet_p2p.records import Identity, Refusal, Revocation, Sealed
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Announcement:
-    """One record of mine, or what takes one back, that is told to its holders."""
-
-    sealed: Sealed
-    under: Mapping[bytes, Sealed]  # by key: itself, or its card
-    expires_us: int | None = None  # when there is nothing left to tell; None: never, it is signed anew
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +20,25 @@ class Published:
     sealed: Sealed
     asked: int
     stored: int
+
+
+@dataclass(slots=True, eq=False)
+class Announcement:
+    """One record of mine, or what takes one back, that is told to its holders; and how that went."""
+
+    sealed: Sealed
+    under: Mapping[bytes, Sealed]  # by key: itself, or its card
+    expires_us: int | None = None  # when there is nothing left to tell; None: never, it is signed anew
+    ended: trio.Event = field(default_factory=trio.Event)
+    outcome: Published | RemoteError | None = None
+
+    @property
+    def withdraws(self) -> bool:
+        return self.expires_us is not None
+
+    def end(self, outcome: Published | RemoteError) -> None:
+        self.outcome = outcome
+        self.ended.set()
 
 
 class Reports:
@@ -44,30 +56,29 @@ class Reports:
         self._of[at] = report
 
     def kept(self, key: bytes, announcement: Announcement) -> bool:
-        """Whom I have given up for being silent just now, I was not alone with."""
+        """Whether its holders promised to; whom I gave up for silent just now, I was not alone with."""
         at = key, announcement.sealed.identity
         report = self._of.get(at)
         return report is not None and report.promised and not (report.alone and at in self._unheard)
 
-    def missing(
-        self, announcements: Sequence[Announcement], *, together: bool
-    ) -> list[tuple[bytes, Sequence[Announcement]]]:
-        """What is not kept yet, by key: `together`, or each by itself."""
-        found = [(key, one) for one in announcements for key in one.under if not self.kept(key, one)]
-        if not together:
-            return [(key, (one,)) for key, one in found]
-        by_key = defaultdict[bytes, list[Announcement]](list)
-        for key, one in found:
-            by_key[key].append(one)
-        return list(by_key.items())
+    def missing(self, announcements: Iterable[Announcement]) -> list[tuple[bytes, Sequence[Announcement]]]:
+        """What is not kept yet, by key: together, but each by itself where some holder refused something, for
+        it does not say which."""
+        found = defaultdict[tuple[bytes, Announcement | None], list[Announcement]](list)
+        for one in announcements:
+            for key in one.under:
+                report = self._of.get((key, one.sealed.identity))
+                if not self.kept(key, one):
+                    found[key, one if report is not None and report.refused else None].append(one)
+        return [(key, some) for (key, _), some in found.items()]
 
     def promised(self, announcement: Announcement) -> bool:
         """Whether it is kept under all of its keys."""
         return all(self.kept(key, announcement) for key in announcement.under)
 
-    def alone(self) -> Iterator[bytes]:
-        """The keys that were stored on nobody, for nobody was there."""
-        return (key for (key, _), report in self._of.items() if report.alone)
+    def alone(self, announcement: Announcement) -> Iterator[bytes]:
+        """Those of its keys that were stored on nobody, for nobody was there."""
+        return (key for key in announcement.under if self._of[key, announcement.sealed.identity].alone)
 
     def outcome(self, announcement: Announcement, because: str) -> Published | RemoteError:
         """`because` says why some holders did not take it, if that is known."""
@@ -75,7 +86,7 @@ class Reports:
         reports = [(key, self._of[key, sealed.identity]) for key in announcement.under]
         key, weakest = min(reports, key=lambda one: (self.kept(one[0], announcement), one[1].stored))
         if not self.kept(key, announcement):
-            return _untold(sealed, weakest, because, withdrawn=announcement.expires_us is not None)
+            return _untold(sealed, weakest, because, withdrawn=announcement.withdraws)
         return Published(sealed, weakest.asked, weakest.stored)
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from math import inf
 
 import trio
 
@@ -17,15 +19,14 @@ from modelnet_p2p.errors import LocalError, RemoteError
 from modelnet_p2p.identity import KeyPair, PeerId
 from modelnet_p2p.node.overlay.announcing import Announcement, Published, Reports
 from modelnet_p2p.node.overlay.driver import Overlay
+from modelnet_p2p.node.overlay.signing import Signing
 from modelnet_p2p.records import (
     MAX_LIFETIME_US,
     Identity,
     OfferRecord,
     Revocation,
     Sealed,
-    cards_of_all,
     kept_until,
-    seal_offer,
     seal_tombstone,
     tombstone_of,
 )
@@ -35,16 +36,18 @@ log = logging.getLogger(__name__)
 PACE_SECONDS = 30.0  # at most, until the calendar is told again how fast peers die
 RENEW_RETRY = 60.0  # seconds until a renewal is tried again that the disk did not allow
 STORE_ATTEMPTS = 3  # walks of one publish; what still lacks its majority then is retried in the background
-STORES_AT_ONCE = 16  # keys of what is published: one offer has up to 13, a hundred have two hundred
+STORES_AT_ONCE = 16  # keys of offers that somebody waits for: one has up to 13, a hundred have two hundred
+TELLERS = 4  # that tell what is published: a batch whose holders are silent holds up no other
 
 
 @dataclass(slots=True, eq=False)
 class _Order:
-    """A publish that somebody waits for: first unsigned, then untold, then done."""
+    """A publish that somebody waits for."""
 
     draft: OfferRecord
-    signed: Announcement | None = None
-    outcome: Published | LocalError | RemoteError | None = None
+    ended: trio.Event = field(default_factory=trio.Event)
+    announcement: Announcement | None = None  # once it is signed ...
+    refused: LocalError | None = None  # ... unless it cannot be
 
 
 class Publisher:
@@ -52,14 +55,14 @@ class Publisher:
 
     def __init__(self, overlay: Overlay, key: KeyPair, take_seq: Callable[[], int]) -> None:
         self._overlay = overlay
-        self._key = key
+        self._signing = Signing(key, overlay.wall_us, overlay.tuning.record_lifetime)
         self._take_seq = take_seq
         self._offers: dict[Identity, Sealed] = {}  # what is kept stored
         self._records: dict[Identity, Mapping[bytes, Sealed]] = {}
         self._spills: dict[bytes, Spill] = {}  # of the keys that were full
         self._calendar = Republisher(overlay.tuning.republish)
-        self._orders: list[_Order] = []
-        self._publishing = trio.Lock()
+        self._ordering, self._orders = trio.open_memory_channel[_Order](inf)
+        self._gathering = trio.Lock()  # one teller at a time takes what is ordered, and all of it
         self._storing = trio.CapacityLimiter(STORES_AT_ONCE)
         self._changed = trio.Event()
         self.signed = trio.Event()  # set, and another in its place, when an offer is signed
@@ -92,33 +95,28 @@ class Publisher:
     async def publish(self, draft: OfferRecord) -> Published:
         """Sign `draft` (its sequence is taken, its times are set here), store it, and keep it stored.
 
-        Those that come while others are being told are signed and told together, and keys that they have
-        in common cost one walk.
+        Those that are published at once are signed and told together: a key that they have in common costs
+        one walk, and its holders one check.
 
         Raises RemoteError (unreachable) when no majority of the holders could be reached; the offer
         stays published here and is stored again in the background, as it is when this is cancelled.
         LocalError (bad-input, too-large) when no sound record can be made of it; then nothing has changed.
         """
         order = _Order(draft)
-        self._orders.append(order)
+        self._ordering.send_nowait(order)
         try:
-            async with self._publishing:
-                if order.outcome is None:
-                    await self._fulfil(list(self._orders))
-        finally:
-            self._orders.remove(order)
-            if order.outcome is None and order.signed is None:  # whoever wanted it has given up too early
-                self._sign_orders([order])
-                if order.signed is not None:
-                    self._schedule(order.signed, stored=False)
-        if not isinstance(order.outcome, Published):
-            assert order.outcome is not None
-            raise order.outcome
-        return order.outcome
+            await order.ended.wait()
+        except trio.Cancelled:
+            self._sign_orders([order])  # if it is not: it is published, and can be taken back
+            raise
+        if order.refused is not None:
+            raise order.refused
+        assert order.announcement is not None
+        return _published(order.announcement)
 
     def check(self, draft: OfferRecord) -> None:
         """Raises LocalError (bad-input, too-large) when no sound record can be made of `draft`."""
-        self._sign([draft])
+        self._signing.together([draft])
 
     def entomb(self, identity: Identity) -> Sealed:
         """The tombstone of an offer that is published; nothing changes until `bury`.
@@ -126,7 +124,7 @@ class Publisher:
         Raises LocalError when no sequence number can be taken for it.
         """
         tombstone = tombstone_of(self._offers[identity], seq=self._take_seq(), now_us=self._overlay.wall_us())
-        return seal_tombstone(tombstone, self._key)
+        return seal_tombstone(tombstone, self._signing.key)
 
     async def bury(self, sealed: Sealed) -> Published:
         """Tell the holders that an offer is taken back, and keep telling until it would have expired.
@@ -139,7 +137,7 @@ class Publisher:
         for identity, known in list(self._records.items()):
             if all(record.is_tombstone and record.expires_us <= now_us for record in known.values()):
                 del self._records[identity]
-        return await self._tell_one(sealed, sealed.keys)
+        return await self._take_back(sealed, sealed.keys)
 
     def abandon(self, identity: Identity) -> tuple[bytes, ...]:
         """Tell no more of an offer that nobody takes; under which keys it lay."""
@@ -149,12 +147,14 @@ class Publisher:
 
     async def revoke(self, sealed: Sealed, keys: Sequence[bytes]) -> Published:
         """Tell a revocation under all these keys, and keep telling it; raises RemoteError as `bury` does."""
-        return await self._tell_one(sealed, keys)
+        return await self._take_back(sealed, keys)
 
     async def keep(self) -> None:
-        """Carry out the calendar for as long as the peer lives."""
+        """Tell what is published, and carry out the calendar, for as long as the peer lives."""
         overlay = self._overlay
         async with trio.open_nursery() as nursery:
+            for _ in range(TELLERS):
+                nursery.start_soon(self._tell_orders)
             while True:
                 changed, now = self._changed, trio.current_time()
                 self._calendar.pace(overlay.table.churn.interval(now, overlay.tuning.republish))
@@ -169,92 +169,103 @@ class Publisher:
 
     # --- the steps of it ---
 
-    def _sign(self, drafts: Sequence[OfferRecord]) -> list[Announcement]:
-        """Each offer, and its cards; those that lie under one key share a signature."""
-        now_us = self._overlay.wall_us()
-        expires_us = now_us + int(self._overlay.tuning.record_lifetime * 1e6)
-        sealeds = [
-            seal_offer(replace(draft, issued_us=now_us, expires_us=expires_us), self._key) for draft in drafts
-        ]
-        return list(map(Announcement, sealeds, records_of(sealeds, self._key)))
-
     def _renew(self, identities: Iterable[Identity]) -> None:
-        drafts = []
+        now, drafts = trio.current_time(), dict[Identity, OfferRecord]()
+        failed = dict[Identity, LocalError]()
         for identity in identities:
             offer = self._offers[identity].record
             assert isinstance(offer, OfferRecord)
             try:
-                draft = replace(offer, seq=self._take_seq())
-                self.check(draft)
-                drafts.append(draft)
+                drafts[identity] = replace(offer, seq=self._take_seq())
             except LocalError as error:
-                log.error("the offer of %s cannot be signed anew yet: %s", identity.name, error.message)
-                now = trio.current_time()
-                self._calendar.add(self._records[identity], now, renew_at=now + RENEW_RETRY, stored=True)
-        for one in self._sign(drafts):
-            self._keep(one.sealed)
-            self._schedule(one, stored=False)
+                failed[identity] = error
+        for identity, signed in zip(drafts, self._signing.each(list(drafts.values())), strict=True):
+            if isinstance(signed, LocalError):
+                failed[identity] = signed
+            else:
+                self._keep(signed)
+                self._schedule(signed, stored=False)
+        for identity, why in failed.items():
+            log.error("the offer of %s cannot be signed anew yet: %s", identity.name, why.message)
+            self._calendar.add(self._records[identity], now, renew_at=now + RENEW_RETRY, stored=True)
 
-    def _keep(self, sealed: Sealed) -> None:
-        self._offers[sealed.identity] = sealed
+    def _sign_orders(self, orders: Sequence[_Order]) -> None:
+        """Those that are not: whose publisher gave up waiting was signed then."""
+        orders = [order for order in orders if order.announcement is None and order.refused is None]
+        for order, signed in zip(orders, self._signing.each([order.draft for order in orders]), strict=True):
+            if isinstance(signed, LocalError):
+                order.refused = signed
+                order.ended.set()
+            else:
+                order.announcement, signed.ended = signed, order.ended
+                self._keep(signed)
+
+    def _keep(self, one: Announcement) -> None:
+        self._offers[one.sealed.identity] = one.sealed
+        self._records[one.sealed.identity] = one.under
         self.signed.set()
         self.signed = trio.Event()
 
-    async def _fulfil(self, orders: Sequence[_Order]) -> None:
-        """Publish what all of these want. What is signed already, somebody began who was cancelled then."""
-        self._sign_orders([order for order in orders if order.signed is None])
-        signed = {order: order.signed for order in orders if order.signed is not None}
-        for order, outcome in zip(signed, await self._tell(list(signed.values())), strict=True):
-            order.outcome = outcome
+    def _is_mine(self, one: Announcement) -> bool:
+        """Whether nobody has said otherwise since."""
+        return self._records.get(one.sealed.identity) is one.under
 
-    def _sign_orders(self, orders: Sequence[_Order]) -> None:
-        """All that can be signed, together; the others end with their errors."""
-        signed: list[tuple[_Order, Announcement]] = []
-        for order in orders:
-            try:
-                signed += [(order, one) for one in self._sign([order.draft])]
-            except LocalError as error:
-                order.outcome = error
-        if len(signed) > 1:
-            together = self._sign([order.draft for order, _ in signed])
-            signed = [(order, one) for (order, _), one in zip(signed, together, strict=True)]
-        for order, one in signed:
-            order.signed = one
-            self._keep(one.sealed)
+    async def _tell_orders(self) -> None:
+        """Whatever is published by the time that this is free."""
+        while True:
+            async with self._gathering:
+                orders = [await self._orders.receive()]
+                with suppress(trio.WouldBlock):
+                    while True:
+                        orders.append(self._orders.receive_nowait())
+            self._sign_orders(orders)
+            await self._tell([order.announcement for order in orders if order.announcement is not None])
 
-    async def _tell_one(self, sealed: Sealed, keys: Iterable[bytes]) -> Published:
-        """What takes something back, under these keys; raises RemoteError."""
-        [outcome] = await self._tell([Announcement(sealed, dict.fromkeys(keys, sealed), sealed.expires_us)])
-        if isinstance(outcome, RemoteError):
-            raise outcome
-        return outcome
+    async def _take_back(self, sealed: Sealed, keys: Iterable[bytes]) -> Published:
+        """Tell under these keys what takes something back; raises RemoteError."""
+        one = Announcement(sealed, dict.fromkeys(keys, sealed), sealed.expires_us)
+        self._records[sealed.identity] = one.under
+        await self._tell([one])
+        return _published(one)
 
-    async def _tell(self, announcements: Sequence[Announcement]) -> list[Published | RemoteError]:
-        """Store all of them, with one walk for each key, and then each by itself where that kept no promise:
-        whose record is refused must harm no other's. How each of them went."""
-        for one in announcements:
-            self._records[one.sealed.identity] = one.under
+    async def _tell(self, announcements: Sequence[Announcement]) -> None:
+        """Store all of them, with one walk for each key; each ends as soon as its promise is kept."""
         began, reports = trio.current_time(), Reports()
         try:
             for attempt in range(STORE_ATTEMPTS):
-                missing = reports.missing(announcements, together=attempt == 0)
-                if not missing:
-                    break
+                untold = [one for one in announcements if one.outcome is None]
+                missing = reports.missing(one for one in untold if attempt == 0 or self._is_mine(one))
                 async with trio.open_nursery() as nursery:
                     for key, some in missing:
                         nursery.start_soon(self._store_into, reports, key, some)
-        finally:  # also when whoever waited for it has given up
+        except trio.Cancelled:  # whoever waited for it has given up
             for one in announcements:
-                if self._records.get(one.sealed.identity) is one.under:  # nobody has said otherwise
-                    self._schedule(one, stored=reports.promised(one))
-        for key in reports.alone():
-            self._calendar.alone(key)
+                if one.outcome is None and self._is_mine(one):
+                    self._schedule(one, stored=False)
+            raise
         because = self._overlay.asking.asked_too_much(began)
-        return [reports.outcome(one, because) for one in announcements]
+        for one in announcements:
+            if one.outcome is None:
+                self._end(one, reports, because)
+
+    async def _store_into(self, reports: Reports, key: bytes, announcements: Sequence[Announcement]) -> None:
+        withdraws = any(one.withdraws for one in announcements)
+        async with nullcontext() if withdraws else self._storing:
+            report = await self._store(key, [one.under[key] for one in announcements])
+        for one in announcements:
+            reports.add(key, one, report)
+            if one.outcome is None and reports.promised(one):
+                self._end(one, reports)
+
+    def _end(self, one: Announcement, reports: Reports, because: str = "") -> None:
+        if self._is_mine(one):
+            self._schedule(one, stored=reports.promised(one))
+            for key in reports.alone(one):
+                self._calendar.alone(key)
+        one.end(reports.outcome(one, because))
 
     def _schedule(self, one: Announcement, *, stored: bool) -> None:
         now = trio.current_time()
-        self._records[one.sealed.identity] = one.under
         if one.expires_us is None:
             half = self._overlay.tuning.record_lifetime / 2
             self._calendar.add(one.under, now, renew_at=now + half, stored=stored)
@@ -262,12 +273,6 @@ class Publisher:
             over = now + (one.expires_us - self._overlay.wall_us()) / 1e6
             self._calendar.add(one.under, now, forget_at=over, stored=stored)
         self._wake()
-
-    async def _store_into(self, reports: Reports, key: bytes, announcements: Sequence[Announcement]) -> None:
-        async with self._storing:
-            report = await self._store(key, [one.under[key] for one in announcements])
-        for one in announcements:
-            reports.add(key, one, report)
 
     async def _store(self, key: bytes, sealeds: Iterable[Sealed]) -> Stored:
         """Under the key, or under its shard where it is full."""
@@ -329,18 +334,14 @@ class Publisher:
         self._changed = trio.Event()
 
 
+def _published(one: Announcement) -> Published:
+    """How its telling went; raises RemoteError."""
+    if isinstance(one.outcome, RemoteError):
+        raise one.outcome
+    assert one.outcome is not None
+    return one.outcome
+
+
 def _placed(sealed: Sealed, now_us: int) -> Sealed:
     """A revocation lies in my own store as it does in others': a day at a time."""
     return kept_until(sealed, now_us + MAX_LIFETIME_US) if isinstance(sealed.record, Revocation) else sealed
-
-
-def records_of(sealeds: Sequence[Sealed], key: KeyPair) -> list[dict[bytes, Sealed]]:
-    """Each of these offers as it is stored: itself at its own keys, a card at the key of its task and of each
-    tag."""
-    found = []
-    for sealed, cards in zip(sealeds, cards_of_all(sealeds, key), strict=True):
-        records = dict.fromkeys(sealed.keys, sealed)
-        for card in cards:
-            records.update(dict.fromkeys(card.keys, card))
-        found.append(records)
-    return found

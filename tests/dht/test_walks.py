@@ -365,6 +365,43 @@ def test_a_promise_is_kept_before_the_last_holder_has_answered_but_not_before_ea
     assert (walk.report.asked, walk.report.stored) == (TEST.k, TEST.k)
 
 
+def answered_by(walk: Store, stock: set[PeerId]) -> list[Send]:
+    """One after the other answers, until whoever waits for it is let go; who has not answered then."""
+    asked: list[Send] = []
+    while not isinstance(step := walk.poll(0.0), Done):
+        if isinstance(step, Send):
+            asked.append(step)
+            continue
+        send = asked.pop(0)
+        records = None if send.contact.id in stock else ()
+        walk.on_reply(send.contact.id, Message(send.message.kind, records=records), 0.0)
+    return asked
+
+
+def test_stock_peers_make_no_promise(alice: Person, model_key: bytes) -> None:
+    peers = crowd(TEST.k, model_key)
+    stock = {one.id for one in peers[::3]}
+    walk = Store(
+        model_key, [alice.offer()], alice.contact, peers, tuning=TEST, ours=lambda peer: peer not in stock
+    )
+    answered_by(walk, stock)
+    assert walk.report.asked == walk.report.stored == TEST.k - len(stock)
+
+
+def test_a_refusal_after_the_promise_breaks_it_no_more(alice: Person, model_key: bytes) -> None:
+    peers = crowd(TEST.k, model_key)
+    walk = Store(model_key, [alice.offer()], alice.contact, peers, tuning=TEST, ours=lambda _: True)
+    left = answered_by(walk, set())
+    assert len(left) == TEST.k - TEST.k // 2 - 1
+    nearer = crowd(400, model_key)[: TEST.k]
+    while left:
+        reply = Message(left[0].message.kind, closer=tuple(nearer), records=(), refused="full")
+        walk.on_reply(left.pop(0).contact.id, reply, 0.0)
+        left += sends(walk)
+    assert not walk.unfinished
+    assert (walk.report.asked, walk.report.stored, walk.report.promised) == (TEST.k, 0, True)
+
+
 def test_in_a_crowd_the_promise_waits_for_all(alice: Person, model_key: bytes) -> None:
     """Four times as many lie there as should: which of them count is known at the end."""
     walk = Store(

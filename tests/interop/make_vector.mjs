@@ -46,11 +46,13 @@ const revocation = seal('/modelnet/revocation/1', pack({
 const three = [0, 1, 2].map((number) =>
   sealOffer({ name: `bob/model-${number}`, task: 'text-generation' }, bob, { network: 'public', now }))
 const [first, second, third] = sealCards(three, bob)
+const [only] = sealCards(three.slice(0, 1), bob)
 
 const key = keyOf('public', 'model/acme/sentiment')
 const address = Buffer.from('047f000001060fa1', 'hex')
 
-const cards = { card, card_summed_up: summedUp, card_1_of_3: first, card_2_of_3: second, card_3_of_3: third }
+const together = { card_1_of_1: only, card_1_of_3: first, card_2_of_3: second, card_3_of_3: third }
+const cards = { card, card_summed_up: summedUp, ...together }
 const sealed = { manifest, offer, ...cards, tombstone, revocation }
 const hex = { ...sealed, add_provider: addProvider(key, bob.id, [address], offer) }
 const shown = Object.fromEntries(Object.entries(hex).map(([what, data]) => [what, data.toString('hex')]))

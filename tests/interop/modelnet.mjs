@@ -193,8 +193,7 @@ export function base58 (bytes) {
 
 export function seal (type, payload, key) {
   const signature = sign(null, signedBytes(type, payload), key.secret)
-  const parts = [field(1, key.publicKey), field(2, Buffer.from(type)), field(3, payload), field(5, signature)]
-  return Buffer.concat(parts)
+  return written(key.publicKey, Buffer.from(type), payload, signature)
 }
 
 const JOINT = '/modelnet/joint/1' // what the root of a tree is signed as
@@ -204,15 +203,17 @@ const leafOf = (type, payload) => hash(0, signedBytes(type, payload))
 const pairOf = (...nodes) => hash(1, ...nodes.sort(Buffer.compare))
 
 function rootOf (leaf, path) {
-  if (path.length % HASH || path.length > 7 * HASH) throw new Error('malformed')
+  if (!path.length || path.length % HASH || path.length > 7 * HASH) throw new Error('malformed')
   let node = leaf
   for (let at = 0; at < path.length; at += HASH) node = pairOf(node, path.subarray(at, at + HASH))
   return node
 }
 
-// Payloads of one type, 2 to 128 of them, in envelopes of their own that share one signature: that of the root
-// of a tree of hashes, to which each carries its path.
+// Payloads of one type, at most 128, in envelopes of their own that share one signature: that of the root of a tree
+// of hashes, to which each carries its path. One that is alone needs no tree.
 export function sealTogether (type, payloads, key) {
+  if (payloads.length < 2) return payloads.map((payload) => seal(type, payload, key))
+  if (payloads.length > 128) throw new RangeError('more than 128 under one signature')
   const leaves = payloads.map((payload) => ({ payload, path: [] }))
   let level = leaves.map((leaf) => ({ node: leafOf(type, leaf.payload), below: [leaf] }))
   while (level.length > 1) {
@@ -229,11 +230,13 @@ export function sealTogether (type, payloads, key) {
     level = above
   }
   const signature = sign(null, signedBytes(JOINT, level[0].node), key.secret)
-  return leaves.map(({ payload, path }) => Buffer.concat([
-    field(1, key.publicKey), field(2, Buffer.from(type)), field(3, payload), field(5, signature),
-    field(64, Buffer.concat(path))
-  ]))
+  return leaves.map(({ payload, path }) =>
+    written(key.publicKey, Buffer.from(type), payload, signature, Buffer.concat(path)))
 }
+
+const written = (publicKey, type, payload, signature, path) => Buffer.concat([
+  field(1, publicKey), field(2, type), field(3, payload), field(5, signature), ...(path ? [field(64, path)] : [])
+])
 
 // What an envelope holds and who sealed it; throws where its seal is not sound.
 export function open (envelope) {
@@ -243,6 +246,7 @@ export function open (envelope) {
   if (publicKey.length !== 36 || !publicKey.subarray(0, 4).equals(ED25519)) throw new Error('not an Ed25519 key')
   const der = Buffer.concat([DER_PUBLIC, publicKey.subarray(4)])
   const key = createPublicKey({ key: der, format: 'der', type: 'spki' })
+  if (!written(publicKey, type, payload, signature, path).equals(envelope)) throw new Error('malformed') // not canonical
   if (path && type.toString() !== '/modelnet/card/1') throw new Error('malformed') // the others are sealed alone
   const signed = path ? signedBytes(JOINT, rootOf(leafOf(type, payload), path)) : signedBytes(type, payload)
   if (!verify(null, signed, key, signature)) throw new Error('forged')

@@ -12,7 +12,7 @@ from modelnet_p2p.dht.holding.server import KadServer
 from modelnet_p2p.dht.simulator import Node, Simulator
 from modelnet_p2p.dht.walks.collecting import Collect
 from modelnet_p2p.dht.walks.storing import Store
-from modelnet_p2p.node.overlay.publisher import records_of
+from modelnet_p2p.node.overlay.signing import records_of
 from modelnet_p2p.node.peer import Peer
 from modelnet_p2p.node.transport.memory import MemoryWorld
 from modelnet_p2p.records import Sealed, seal_offer

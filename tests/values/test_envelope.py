@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from modelnet_p2p.envelope import DOMAIN, _by_place, _parse, open_envelope, seal, signed_bytes, uvarint
+from modelnet_p2p.envelope import DOMAIN, _parse, by_place, open_envelope, seal, signed_bytes, uvarint
 from modelnet_p2p.identity import KeyPair
 from modelnet_p2p.pb.envelope_pb2 import Ed25519, Envelope, PublicKey, Secp256k1
 from modelnet_p2p.refusals import BadRecord, Refusal
@@ -115,11 +115,11 @@ def test_any_bytes_are_refused_in_order(data: bytes) -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 126, 127, 128, 129, 130, 4000, 16_383, 16_384, 20_000])
 @pytest.mark.parametrize("payload_type", [b"t", TYPE, b"t" * 64])
-def test_an_envelope_is_read_alike_by_place_and_by_protobuf(
+def test_an_envelope_is_read_alikeby_place_and_by_protobuf(
     size: int, payload_type: bytes, alice: KeyPair
 ) -> None:
     data = seal(payload_type, bytes(size), alice)
-    assert _by_place(data) == (_parse(data) if size < 16_384 else None)
+    assert by_place(data) == (_parse(data) if size < 16_384 else None)
     assert open_envelope(data, max_bytes=len(data)).payload == bytes(size)
 
 
@@ -132,7 +132,7 @@ def test_an_envelope_is_read_alike_by_place_and_by_protobuf(
     kind=st.sampled_from([b"", b"t", TYPE, b"t" * 64, b"t" * 65]),
     path=st.sampled_from([0, 1, 16, 32, 112, 127, 128]),
 )
-def test_what_is_read_by_place_the_protobuf_says_too(
+def test_what_is_readby_place_the_protobuf_says_too(
     size: int, at: int, cut: int, put: bytes, kind: bytes, path: int
 ) -> None:
     """Wherever bytes are lost, added or changed: who reads by place takes nothing else for an envelope."""
@@ -145,5 +145,5 @@ def test_what_is_read_by_place_the_protobuf_says_too(
         path=b"\x82" * path,
     ).SerializeToString()
     data = data[:at] + put + data[at + cut :]
-    if (parts := _by_place(data)) is not None:
+    if (parts := by_place(data)) is not None:
         assert parts == _parse(data)

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from modelnet_p2p.envelope import JOINT_TYPE, Roots, _by_place, _parse, open_envelope, seal, seal_jointly
+from modelnet_p2p.envelope import (
+    JOINT_TYPE,
+    MAX_TRIED,
+    Roots,
+    _parse,
+    by_place,
+    open_envelope,
+    seal,
+    seal_jointly,
+)
 from modelnet_p2p.identity import KeyPair, PeerId
 from modelnet_p2p.joint import HASH_BYTES, MAX_LEAVES, grow, leaf_hash, root_of
 from modelnet_p2p.pb.envelope_pb2 import Envelope
-from modelnet_p2p.records import BadRecord, Refusal, admit, cards_of_all, seal_offer
+from modelnet_p2p.records import BadRecord, Refusal, admit, card_of, cards_of_all, seal_offer, seals
 from samples import NOW_US, model_of
 
 TYPE = b"/modelnet/test/1"
@@ -82,6 +91,42 @@ def test_a_signature_that_is_not_sound_is_not_remembered(alice: KeyPair, mallory
         open_envelope(forged.SerializeToString(), max_bytes=4096, roots=roots)
 
 
+def test_a_hundred_that_lead_elsewhere_cost_a_few_checks_and_a_sound_one_among_them_none(
+    alice: KeyPair, checks: list[PeerId]
+) -> None:
+    """One signature over all, and each says that another root was signed: as many checks would cost 6 ms."""
+    good, *others = seal_jointly(contents(100), alice)
+    bad = [Envelope.FromString(other) for other in others]
+    for number, envelope in enumerate(bad):
+        envelope.payload = b"another content %d" % number
+    sent = [envelope.SerializeToString(deterministic=True) for envelope in bad]
+    roots = Roots()
+
+    def sound(data: bytes) -> bool:
+        try:
+            open_envelope(data, max_bytes=4096, roots=roots)
+        except BadRecord:
+            return False
+        return True
+
+    assert [sound(data) for data in (*sent[:2], good, *sent[2:], others[7])] == [
+        *(False, False, True),
+        *[False] * 97,
+        True,
+    ]
+    assert len(checks) == MAX_TRIED + 1
+
+
+def test_a_sender_is_charged_for_the_checks_that_his_records_cost(bob: KeyPair) -> None:
+    offers = [seal_offer(model_of(bob, number), bob) for number in range(3)]
+    together = [card.envelope for [card] in cards_of_all(offers, bob)]
+    alone = [card_of(offer, bob).envelope for offer in offers]
+    assert seals(together) == 1
+    assert seals(alone) == 3
+    assert seals(offer.envelope for offer in offers) == 6
+    assert seals([*together, *alone, b"nonsense"]) == 6
+
+
 def test_more_than_a_tree_holds_are_in_several(alice: KeyPair, checks: list[PeerId]) -> None:
     many, roots = contents(2 * MAX_LEAVES + 1), Roots()
     sealed = seal_jointly(many, alice)
@@ -117,9 +162,9 @@ def test_a_path_has_one_form(alice: KeyPair) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 127, 128, 4000, 16_383, 16_384])
-def test_one_of_several_is_read_alike_by_place_and_by_protobuf(size: int, alice: KeyPair) -> None:
+def test_one_of_several_is_read_alikeby_place_and_by_protobuf(size: int, alice: KeyPair) -> None:
     data = seal_jointly([(TYPE, bytes(size)), *contents(99)], alice)[0]
-    assert _by_place(data) == (_parse(data) if size < 16_384 else None)
+    assert by_place(data) == (_parse(data) if size < 16_384 else None)
     assert open_envelope(data, max_bytes=len(data), roots=Roots()).path
 
 

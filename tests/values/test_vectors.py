@@ -157,8 +157,10 @@ def test_another_language_writes_the_same_bytes(javascript: dict[str, str]) -> N
     assert javascript["offer"] == offer.envelope.hex()
     assert javascript["card"] == card_of(offer, BOB, "fast", summed_up=False).envelope.hex()
     assert javascript["card_summed_up"] == card_of(offer, BOB, "fast").envelope.hex()
-    for number, [card] in enumerate(cards_of_all([seal_offer(model_of(BOB, n), BOB) for n in range(3)], BOB)):
+    models = [seal_offer(model_of(BOB, number), BOB) for number in range(3)]
+    for number, [card] in enumerate(cards_of_all(models, BOB)):
         assert javascript[f"card_{number + 1}_of_3"] == card.envelope.hex()
+    assert javascript["card_1_of_1"] == card_of(models[0], BOB).envelope.hex()
     tombstone = seal_tombstone(tombstone_of(offer, seq=offer.seq + 1, now_us=NOW_US), BOB)
     assert javascript["tombstone"] == tombstone.envelope.hex()
     assert javascript["revocation"] == seal_revocation(END, BOB).envelope.hex()
@@ -166,7 +168,7 @@ def test_another_language_writes_the_same_bytes(javascript: dict[str, str]) -> N
 
 def test_what_another_language_wrote_is_admitted(javascript: dict[str, str]) -> None:
     assert open_manifest(bytes.fromhex(javascript["manifest"])) == MANIFEST
-    together = [f"card_{number}_of_3" for number in (1, 2, 3)]
+    together = ["card_1_of_1", *(f"card_{number}_of_3" for number in (1, 2, 3))]
     for name in ("offer", "card", "card_summed_up", *together, "tombstone", "revocation"):
         admitted = admit(bytes.fromhex(javascript[name]), network="public", now_us=NOW_US)
         assert admitted.record.provider == BOB.id

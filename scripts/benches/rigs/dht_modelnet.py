@@ -71,7 +71,7 @@ class ModelnetPeer:
     def __init__(self, peer: Peer) -> None:
         self._peer = peer
         self._overlay, self._publisher = peer.parts.overlay, peer.parts.publisher
-        self._key = peer.parts.publisher._key
+        self._key = peer.parts.publisher._signing.key
         self._keys = Keys(peer.network_name)
 
     def storing(self, name: str, size: int) -> Store:

@@ -321,7 +321,7 @@ async def test_who_only_speaks_like_one_of_ours_is_asked_first_after_it_was_sile
 
         bob.parts.overlay.server.handle = stock
         publisher = alice.parts.publisher
-        sealed = publisher._sign([draft_of(town, "alice")])[0].sealed
+        sealed = publisher._signing.together([draft_of(town, "alice")])[0].sealed
         key = next(iter(sealed.keys))
         for first in (Kind.ADD_PROVIDER, Kind.FIND_NODE, Kind.FIND_NODE):
             heard.clear()
