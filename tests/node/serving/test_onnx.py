@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 import struct
 import sys
 import warnings
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -284,7 +284,10 @@ async def test_words_as_inputs_cannot_be_served(load: Load, tmp_path: Path) -> N
         await load("words.onnx")
 
 
-@pytest.mark.parametrize("data", [b"", b"not onnx at all", b"\x3a\xff\xff\xff\xff\x7f", os.urandom(64)])
+JUNK = [b"", b"not onnx at all", b"\x3a\xff\xff\xff\xff\x7f", Random(64).randbytes(64)]
+
+
+@pytest.mark.parametrize("data", JUNK)
 async def test_junk_is_named(load: Load, tmp_path: Path, data: bytes) -> None:
     (tmp_path / "junk.onnx").write_bytes(data)
     with pytest.raises(LocalError, match=r"junk\.onnx") as caught:
