@@ -303,6 +303,14 @@ async def test_what_strangers_told_is_written_one_after_the_other_and_the_last_o
     assert len(RevocationFiles(tmp_path).load()) == 5
 
 
+async def test_a_proof_that_comes_as_a_peer_leaves_ends_nothing(open_town: OpenTown) -> None:
+    """A store goes on behind: its last holder may answer when the models of this peer are let go already."""
+    async with open_town() as town:
+        alice = await town.peer("alice")
+    alice.parts.publisher.on_revoked([end_of(ACME)], {ACME.id})
+    assert alice.parts.revoking.of(ACME.id) is not None
+
+
 async def test_a_full_disk_keeps_nobody_from_hearing_and_who_revokes_is_told(
     open_town: OpenTown, shop: Path, tmp_path: Path
 ) -> None:

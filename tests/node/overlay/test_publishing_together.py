@@ -149,6 +149,27 @@ async def test_who_gives_up_while_all_tellers_wait_can_take_it_back(
         assert len(held) == TELLERS + 1
 
 
+async def test_what_is_abandoned_while_it_is_told_is_neither_kept_nor_renewed(
+    open_town: OpenTown, autojump_clock: trio.testing.MockClock
+) -> None:
+    """As when its owner's key was revoked meanwhile; half of its life later the peer is still there."""
+    async with open_town() as town:
+        life = replace(TEST, record_lifetime=1000.0)
+        bob, alice = await town.peer("bob", tuning=life), await town.peer("alice", tuning=life)
+        draft, ends = draft_of(town, "alice", "one"), dict[str, object]()
+        town.freeze("bob")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(publish_all, alice, [draft], ends)
+            await trio.sleep(0.1)
+            assert alice.parts.publisher.abandon(draft.identity)
+            town.world.thaw(bob.peer_id)
+        await trio.sleep(700)
+        assert alice.parts.publisher.offers() == []
+        assert alice.parts.publisher.under(TASK_KEY) == []
+        assert (await alice.status())["peer"] == alice.id
+        assert {card.seq for card in cards_at(bob)} <= {draft.seq}
+
+
 async def test_one_whose_holders_are_silent_keeps_no_other_waiting(
     open_town: OpenTown, autojump_clock: trio.testing.MockClock
 ) -> None:
