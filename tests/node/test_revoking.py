@@ -303,6 +303,25 @@ async def test_what_strangers_told_is_written_one_after_the_other_and_the_last_o
     assert len(RevocationFiles(tmp_path).load()) == 5
 
 
+async def test_what_was_withdrawn_while_its_end_waited_is_not_ended(open_town: OpenTown, shop: Path) -> None:
+    async with open_town() as town:
+        await town.peer("bob")
+        alice = await town.peer("alice")
+        await serve(alice, shop)
+        hosting, ended = alice.parts.hosting, list[list[str]]()
+
+        async def disown() -> None:
+            ended.append((await hosting.disown(ACME.id))[0])
+
+        async with trio.open_nursery() as nursery:
+            async with hosting._change("acme/loud"):
+                nursery.start_soon(disown)
+                await trio.testing.wait_all_tasks_blocked()
+                del hosting._identities["acme/loud"]
+        assert ended == [[]]
+        assert hosting.ended == {}
+
+
 async def test_a_proof_that_comes_as_a_peer_leaves_ends_nothing(open_town: OpenTown) -> None:
     """A store goes on behind: its last holder may answer when the models of this peer are let go already."""
     async with open_town() as town:
