@@ -313,11 +313,10 @@ async def test_what_was_withdrawn_while_its_end_waited_is_not_ended(open_town: O
         async def disown() -> None:
             ended.append((await hosting.disown(ACME.id))[0])
 
-        async with trio.open_nursery() as nursery:
-            async with hosting._change("acme/loud"):
-                nursery.start_soon(disown)
-                await trio.testing.wait_all_tasks_blocked()
-                del hosting._identities["acme/loud"]
+        async with trio.open_nursery() as nursery, hosting._change("acme/loud"):
+            nursery.start_soon(disown)
+            await trio.testing.wait_all_tasks_blocked()
+            del hosting._identities["acme/loud"]
         assert ended == [[]]
         assert hosting.ended == {}
 
