@@ -72,7 +72,8 @@ def make_model(path: Path) -> OnDisk:
     (path / "model.safetensors").write_bytes(save({"a": weights, "b": weights[:50]}))
     (path / "config.json").write_text('{"layers": 2}')
     (path / "vocab.txt").write_text("")
-    (path / "more" / "extra.safetensors").write_bytes(save({"c": weights[::-1][:25_000]}))
+    # a copy: safetensors reads behind the end of an array that runs backwards
+    (path / "more" / "extra.safetensors").write_bytes(save({"c": weights[::-1].copy()}))
     return artifact_of(path, chunk_bytes=CHUNK)
 
 
