@@ -55,18 +55,23 @@ def offer_of(provider: KeyPair, owner: KeyPair, manifest: Manifest, now_us: int 
     )
 
 
-def model_of(provider: KeyPair, number: int, task: str = "text-generation") -> OfferRecord:
-    """One of many models of their own provider, no field but the required ones."""
-    manifest = Manifest(provider.id, f"bob/model-{number}", task, NOW_US // 1_000_000)
+def own_offer(provider: KeyPair, name: str, task: str, network: str = "public") -> OfferRecord:
+    """Of a model of the provider's own, no field but the required ones."""
+    manifest = Manifest(provider.id, name, task, NOW_US // 1_000_000)
     return OfferRecord(
         provider=provider.id,
-        network="public",
+        network=network,
         manifest=manifest,
         manifest_envelope=seal_manifest(manifest, provider),
         seq=1_900_000_000_000,
         issued_us=NOW_US,
         expires_us=NOW_US + 2 * HOUR_US,
     )
+
+
+def model_of(provider: KeyPair, number: int, task: str = "text-generation") -> OfferRecord:
+    """One of many."""
+    return own_offer(provider, f"bob/model-{number}", task)
 
 
 def end_of(revoked: KeyPair, successor: KeyPair, now_us: int = NOW_US) -> Revocation:

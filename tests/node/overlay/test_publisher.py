@@ -17,8 +17,9 @@ from modelnet_p2p.errors import Code, LocalError, NotFound, RemoteError
 from modelnet_p2p.kad import Kind, Message
 from modelnet_p2p.node.disk.state import State
 from modelnet_p2p.node.peer import Peer
-from modelnet_p2p.records import Manifest, OfferRecord, seal_manifest
+from modelnet_p2p.records import OfferRecord
 from modelnet_p2p.tuning import LAN, TEST, WAN, Tuning
+from samples import own_offer
 
 # Any: the fixture that opens a town, see conftest.py
 OpenTown = Any
@@ -237,17 +238,7 @@ async def test_another_version_takes_the_place_of_the_first_also_when_nobody_hea
 
 def draft_of(town: Any, name: str) -> OfferRecord:
     """An offer to publish without a model behind it: nothing of its telling depends on how fast one loads."""
-    key = town.key(name)
-    manifest = Manifest(owner=key.id, name="acme/one", task="x-acme/one", licence="", issued_unix=1)
-    return OfferRecord(
-        provider=key.id,
-        network="town",
-        manifest=manifest,
-        manifest_envelope=seal_manifest(manifest, key),
-        seq=1,
-        issued_us=0,
-        expires_us=0,
-    )
+    return own_offer(town.key(name), "acme/one", "x-acme/one", network="town")
 
 
 @pytest.mark.parametrize("tuning", [LAN, WAN], ids=lambda tuning: tuning.name)
