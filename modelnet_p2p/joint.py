@@ -31,10 +31,15 @@ def leaf_hash(statement: bytes) -> bytes:
 
 def root_of(leaf: bytes, path: bytes) -> bytes:
     """The root that `path` leads to, the hashes beside it from the leaf up."""
-    node = leaf
-    for at in range(0, len(path), HASH_BYTES):
-        node = _pair(node, path[at : at + HASH_BYTES])
-    return node
+    place = leaf + path
+    while len(place) > HASH_BYTES:
+        place = above(place)
+    return place
+
+
+def above(place: bytes) -> bytes:
+    """One level up from a place in a tree: a hash, and behind it the path from there. A root has none."""
+    return _pair(place[:HASH_BYTES], place[HASH_BYTES : 2 * HASH_BYTES]) + place[2 * HASH_BYTES :]
 
 
 def grow(leaves: Sequence[bytes]) -> tuple[bytes, list[bytes]]:

@@ -14,6 +14,8 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import islice
+from operator import attrgetter
 from typing import TypeVar
 
 from modelnet_p2p.identity import PeerId
@@ -26,6 +28,7 @@ CONTACT_OVERHEAD = 16  # ... around a contact; ADDR_OVERHEAD around each of its 
 ADDR_OVERHEAD = 4
 
 T = TypeVar("T")
+_by_order = attrgetter("order")
 
 
 class Full(StrEnum):
@@ -57,7 +60,7 @@ class Held:
     sealed: Sealed
     contact: Contact  # where its provider said it is
     group: str | None
-    order: tuple[int, bytes]
+    order: tuple[int, bytes]  # its turn, and a tie-break
 
     def move(self, contact: Contact) -> None:
         self.contact = contact if contact.addrs else self.contact
@@ -68,7 +71,7 @@ class Shelf:
     """The records of one key."""
 
     held: dict[Identity, Held] = field(default_factory=dict)
-    order: list[tuple[tuple[int, bytes], Identity]] = field(default_factory=list)
+    order: list[Held] = field(default_factory=list)  # by their order
     envelopes: dict[bytes, Identity] = field(default_factory=dict)
     groups: dict[str, int] = field(default_factory=dict)
     providers: dict[PeerId, int] = field(default_factory=dict)
@@ -174,23 +177,22 @@ class OfferStore:
         start = 0
         if cursor:
             after = (int.from_bytes(cursor[:4]), cursor[4:])
-            start = bisect_right(shelf.order, after, key=lambda place: place[0])
+            start = bisect_right(shelf.order, after, key=_by_order)
         sealeds: list[Sealed] = []
         contacts: dict[PeerId, Contact] = {}
-        size = 0
-        last = b""
-        for order, identity in shelf.order[start:]:
-            held = shelf.held[identity]
-            cost = len(held.sealed.envelope) + RECORD_OVERHEAD
-            tells = not held.sealed.is_tombstone and held.contact.id not in contacts
-            cost += contact_bytes(held.contact) if tells else 0
-            if sealeds and size + cost > max_bytes:
-                return Page(tuple(sealeds), tuple(contacts.values()), last)
-            sealeds.append(held.sealed)
+        size, last = 0, None
+        for held in islice(shelf.order, start, None):
+            sealed, contact = held.sealed, held.contact
+            size += len(sealed.envelope) + RECORD_OVERHEAD
+            tells = contact.id not in contacts and not sealed.is_tombstone
+            size += contact_bytes(contact) if tells else 0
+            if last is not None and size > max_bytes:
+                turn, tie_break = last.order
+                return Page(tuple(sealeds), tuple(contacts.values()), turn.to_bytes(4) + tie_break)
+            sealeds.append(sealed)
             if tells:
-                contacts[held.contact.id] = held.contact
-            size += cost
-            last = order[0].to_bytes(4) + order[1]
+                contacts[contact.id] = contact
+            last = held
         return Page(tuple(sealeds), tuple(contacts.values()), b"")
 
     def is_split(self, key: bytes, now_us: int) -> bool:
@@ -262,13 +264,12 @@ class OfferStore:
         So sixteen networks that fill a key keep no other network's first record out of it. Whoever has to go,
         the newcomer or the last, is sent on to a shard.
         """
-        last, identity = shelf.order[-1]
-        held = shelf.held[identity]
-        yields = self._order(shelf, newcomer.identity, group)[0] < last[0]
-        gone = held.sealed if yields else newcomer
+        last = shelf.order[-1]
+        yields = self._order(shelf, newcomer.identity, group)[0] < last.order[0]
+        gone = last.sealed if yields else newcomer
         shelf.split_until_us = max(shelf.split_until_us, gone.expires_us)
         if yields:
-            self._drop(key, shelf, identity, held)
+            self._drop(key, shelf, last.sealed.identity, last)
         return yields
 
     def _order(self, shelf: Shelf, identity: Identity, group: str | None) -> tuple[int, bytes]:
@@ -287,13 +288,16 @@ class OfferStore:
         self._shelves[key] = shelf
         shelf.held[identity] = held
         shelf.envelopes[held.sealed.envelope] = identity
-        insort(shelf.order, (held.order, identity))
+        insort(shelf.order, held, key=_by_order)
         self._count(shelf, identity, held.group, 1)
 
     def _drop(self, key: bytes, shelf: Shelf, identity: Identity, held: Held) -> None:
         del shelf.held[identity]
         del shelf.envelopes[held.sealed.envelope]
-        del shelf.order[bisect_left(shelf.order, (held.order, identity))]
+        at = bisect_left(shelf.order, held.order, key=_by_order)
+        while shelf.order[at] is not held:  # chance alone has two of one order
+            at += 1
+        del shelf.order[at]
         self._count(shelf, identity, held.group, -1)
         if not shelf.held:
             del self._shelves[key]

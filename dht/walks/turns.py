@@ -35,11 +35,11 @@ class Turns:
 
     def on_told(self, holder: PeerId, envelopes: Iterable[bytes], contacts: Iterable[Contact]) -> None:
         """What one answer of `holder` said, in its order."""
-        for envelope in envelopes:
-            place = self._told[holder]
-            self._told[holder] += 1
-            if envelope in self._places or len(self._places) < MAX_MERGED:
-                self._places[envelope] = min(place, self._places.get(envelope, place))
+        for place, envelope in enumerate(envelopes, start=self._told[holder]):
+            known = self._places.get(envelope)
+            if place < known if known is not None else len(self._places) < MAX_MERGED:
+                self._places[envelope] = place
+            self._told[holder] = place + 1
         for contact in contacts:
             if contact.id not in self._addrs and len(self._addrs) >= MAX_MERGED:
                 continue

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
-from itertools import pairwise
 from typing import Protocol
 
 from modelnet_p2p.errors import LocalError
@@ -58,6 +57,7 @@ class Fields:
 
     def __init__(self, *fields: Field) -> None:
         self._by_key = {field.key: field for field in fields}
+        self._readers = {field.key: (field.attribute, field.decode, field.default) for field in fields}
         self._required = [field.attribute for field in fields if field.default is REQUIRED]
         self._defaults = {field.attribute: field.default for field in fields if field.default is not REQUIRED}
 
@@ -76,22 +76,22 @@ class Fields:
 
     def from_wire(self, wire: Mapping[str, object]) -> dict[str, object]:
         """The attributes of a record, `extra` among them; raises MalformedRecord."""
-        values, extra = dict(self._defaults), dict[str, object]()
+        values, extra = self._defaults.copy(), dict[str, object]()
         for key, written in wire.items():
-            field = self._by_key.get(key)
-            if field is None:
+            if key not in self._readers:
                 extra[key] = written
                 continue
+            attribute, decode, default = self._readers[key]
             try:
-                value = field.decode(written)
+                value = decode(written)
             except MalformedRecord as error:
-                raise MalformedRecord(f"{field.attribute}: {error.message}") from error
-            if value == field.default:
-                raise MalformedRecord(f"{field.attribute} is written though it is at its default")
-            values[field.attribute] = value
-        for attribute in self._required:
-            if attribute not in values:
-                raise MalformedRecord(f"{attribute} is missing")
+                raise MalformedRecord(f"{attribute}: {error.message}") from error
+            if value == default:
+                raise MalformedRecord(f"{attribute} is written though it is at its default")
+            values[attribute] = value
+        if len(values) < len(self._readers):
+            missing = next(attribute for attribute in self._required if attribute not in values)
+            raise MalformedRecord(f"{missing} is missing")
         values["extra"] = extra
         return values
 
@@ -170,13 +170,15 @@ digest = blob(DIGEST_BYTES, DIGEST_BYTES)
 
 def signer(wire: object) -> PeerId:
     """The id of a peer that can sign: one with an Ed25519 key in it."""
-    peer = _peer(wire) if isinstance(wire, bytes) and 2 <= len(wire) <= 64 else None
+    return _signer(wire if isinstance(wire, bytes) else b"")
+
+
+@lru_cache(1024)  # a hundred records of one provider name the same
+def _signer(wire: bytes) -> PeerId:
+    peer = PeerId(wire) if 2 <= len(wire) <= 64 else None
     if peer is None or peer.public_key is None:
         raise MalformedRecord("not the id of an Ed25519 peer")
     return peer
-
-
-_peer = lru_cache(1024)(PeerId)  # a hundred records of one provider name the same
 
 
 def layers(wire: object) -> str:
@@ -223,7 +225,7 @@ def marks(limit: int) -> Callable[[object], tuple[int, ...]]:
         if len(wire) % MARK_BYTES:
             raise MalformedRecord("its last mark is cut off")
         found = struct.unpack(f">{len(wire) // MARK_BYTES}H", wire)
-        if any(first >= second for first, second in pairwise(found)):
+        if list(found) != sorted(set(found)):
             raise MalformedRecord("its marks are not in ascending order")
         return found
 

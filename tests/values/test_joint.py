@@ -117,6 +117,25 @@ def test_a_hundred_that_lead_elsewhere_cost_a_few_checks_and_a_sound_one_among_t
     assert len(checks) == MAX_TRIED + 1
 
 
+def test_who_leaves_the_path_where_others_went_on_leads_elsewhere(alice: KeyPair) -> None:
+    """The rest of the path is a part of each place that is known to lead to the root."""
+    sealed, roots = seal_jointly(contents(8), alice), Roots()
+    for envelope in sealed[:7]:
+        open_envelope(envelope, max_bytes=4096, roots=roots)
+    last = Envelope.FromString(sealed[7])
+    for at in range(len(last.path)):
+        strayed = Envelope.FromString(sealed[7])
+        strayed.path = last.path[:at] + bytes([last.path[at] ^ 1]) + last.path[at + 1 :]
+        with pytest.raises(BadRecord) as caught:
+            open_envelope(strayed.SerializeToString(deterministic=True), max_bytes=4096, roots=roots)
+        assert caught.value.refusal is Refusal.FORGED
+    for cut in (HASH_BYTES, 2 * HASH_BYTES):
+        strayed.path = last.path[:-cut]
+        with pytest.raises(BadRecord):
+            open_envelope(strayed.SerializeToString(deterministic=True), max_bytes=4096, roots=roots)
+    assert open_envelope(sealed[7], max_bytes=4096, roots=roots).signer == alice.id
+
+
 def test_a_sender_is_charged_for_the_checks_that_his_records_cost(bob: KeyPair) -> None:
     offers = [seal_offer(model_of(bob, number), bob) for number in range(3)]
     together = [card.envelope for [card] in cards_of_all(offers, bob)]
