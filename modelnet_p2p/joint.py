@@ -29,16 +29,11 @@ def leaf_hash(statement: bytes) -> bytes:
     return hashlib.sha256(_LEAF + statement).digest()[:HASH_BYTES]
 
 
-def root_of(leaf: bytes, path: bytes) -> bytes:
-    """The root that `path` leads to, the hashes beside it from the leaf up."""
-    place = leaf + path
-    while len(place) > HASH_BYTES:
-        place = above(place)
-    return place
-
-
 def above(place: bytes) -> bytes:
-    """One level up from a place in a tree: a hash, and behind it the path from there. A root has none."""
+    """One level up from a place in a tree: a hash, and behind it the path from there, the hashes beside it.
+
+    The root alone has no path.
+    """
     return _pair(place[:HASH_BYTES], place[HASH_BYTES : 2 * HASH_BYTES]) + place[2 * HASH_BYTES :]
 
 

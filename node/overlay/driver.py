@@ -42,7 +42,7 @@ FIRST_SURVEY_SECONDS = 5.0  # from joining to looking through all buckets: who c
 SETTLE_SECONDS = 1.0  # from a newcomer to looking around again: others come right behind it
 TRIM_SECONDS = 2.0  # between two looks for connections that are of no use any more
 REFRESH_SECONDS = 30.0  # between two looks at the table, and for records that are over
-MAX_BEHIND = 8  # walks that go on though nobody waits for them; with more, callers wait until they are fewer
+MAX_BEHIND = 8  # walks that go on behind who stores without pause: with 1, 4 or 8 as much is stored a second
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +84,8 @@ class Overlay:
         self._newcomers: list[Callable[[PeerId], None]] = []
         self._came = trio.Event()  # somebody who was not in the table
         self._many = trio.Event()  # connections, more than are kept
-        self._behind: set[Course] = set()  # that are not out of patience with whom they still wait for
-        self._waiting = trio.lowlevel.ParkingLot()
+        self._behind: dict[Machine, float] = {}  # walks whose callers have gone on, and until when they count
+        self._ended = trio.lowlevel.ParkingLot()  # where to wait until one of them has
         self._own_protocol = protocol(name, "beat")  # no stock peer speaks it
         self._nursery = nursery
         self._arrivals, self._arrived = trio.open_memory_channel[PeerId](MAX_EVENTS)
@@ -113,21 +113,28 @@ class Overlay:
         return self.network.remote_group(peer) if self.table.mixed else None
 
     async def run(self, walk: Machine) -> None:
-        """Drive `walk` until it is done; what is left of it then goes on in the background.
-
-        Where much goes on there already, it returns later: who stores without pause is slowed down to what
-        can be stored, and does not take for silent whom it asks too much.
-        """
+        """Drive `walk` until it is done; what is left of it then goes on in the background."""
         course = Course(walk)
         with ExitStack() as ending:
             ending.callback(course.close)
             await self._drive(course)
-            if not walk.unfinished:
+            if walk.unfinished:
+                self._behind[walk] = trio.current_time() + self.patience.seconds
+                self._nursery.start_soon(self._finish, course, ending.pop_all())
+
+    async def keep_pace(self) -> None:
+        """Wait until no more than MAX_BEHIND walks go on behind their callers.
+
+        For whoever stores without pause, between two stores: else so much is asked that answers come late,
+        and their senders are taken for silent. Walks that are out of patience ask nobody, and do not count.
+        """
+        while True:
+            now = trio.current_time()
+            self._behind = {walk: until for walk, until in self._behind.items() if until > now}
+            if len(self._behind) <= MAX_BEHIND:
                 return
-            self._behind.add(course)
-            self._nursery.start_soon(self._go_on, course, ending.pop_all())
-        while len(self._behind) > MAX_BEHIND and course in self._behind:
-            await self._waiting.park()
+            with trio.move_on_at(min(self._behind.values())):
+                await self._ended.park()
 
     async def _drive(self, course: Course) -> None:
         while True:
@@ -139,21 +146,16 @@ class Overlay:
                 case Done():
                     return
 
-    async def _go_on(self, course: Course, ending: ExitStack) -> None:
-        with ending:
-            try:
-                with trio.move_on_after(self.patience.seconds):
-                    await self._finish(course)
-            finally:
-                self._behind.remove(course)
-                self._waiting.unpark_all()
-            await self._finish(course)  # where somebody is silent
-
-    async def _finish(self, course: Course) -> None:
-        await self._drive(course)
-        while course.walk.unfinished:
-            await course.hear()  # each of its requests ends, at the latest by its timeout
-            await self._drive(course)
+    async def _finish(self, course: Course, ending: ExitStack) -> None:
+        try:
+            with ending:
+                await self._drive(course)
+                while course.walk.unfinished:
+                    await course.hear()  # each of its requests ends, at the latest by its timeout
+                    await self._drive(course)
+        finally:
+            self._behind.pop(course.walk, None)
+            self._ended.unpark_all()
 
     def tell(self, send: Send) -> None:
         """One message in the background; what is answered does not matter."""

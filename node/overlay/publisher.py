@@ -252,10 +252,12 @@ class Publisher:
         withdraws = any(one.withdraws for one in announcements)
         async with nullcontext() if withdraws else self._storing:
             report = await self._store(key, [one.under[key] for one in announcements])
-        for one in announcements:
-            reports.add(key, one, report)
-            if one.outcome is None and reports.promised(one):
-                self._end(one, reports)
+            for one in announcements:
+                reports.add(key, one, report)
+                if one.outcome is None and reports.promised(one):
+                    self._end(one, reports)
+            if not withdraws:  # its publishers have their answer, and the next store waits
+                await self._overlay.keep_pace()
 
     def _end(self, one: Announcement, reports: Reports, because: str = "") -> None:
         if self._is_mine(one):

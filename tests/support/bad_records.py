@@ -12,7 +12,7 @@ import msgpack
 from modelnet_p2p.canonical import unpack
 from modelnet_p2p.envelope import JOINT_TYPE, open_envelope, seal, seal_jointly, signed_bytes
 from modelnet_p2p.identity import KeyPair
-from modelnet_p2p.joint import HASH_BYTES, MAX_DEPTH, leaf_hash, root_of
+from modelnet_p2p.joint import HASH_BYTES, MAX_DEPTH, leaf_hash
 from modelnet_p2p.names import Keys, provider_key
 from modelnet_p2p.pb.envelope_pb2 import Ed25519, Envelope, PublicKey
 from modelnet_p2p.records import (
@@ -32,7 +32,7 @@ from modelnet_p2p.records import (
     seal_tombstone,
     tombstone_of,
 )
-from samples import NOW_US, end_of, key, manifest_of, model_of, offer_of
+from samples import NOW_US, end_of, key, manifest_of, model_of, offer_of, root_of
 
 SEED = 20_260_101
 RECORD_TYPES = (OFFER_TYPE, CARD_TYPE, TOMBSTONE_TYPE, REVOCATION_TYPE)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
+
 from modelnet_p2p.identity import KeyPair
+from modelnet_p2p.joint import HASH_BYTES
 from modelnet_p2p.records import Manifest, OfferRecord, Revocation, Spec, seal_manifest
 
 HOUR_US = 3600 * 1_000_000
@@ -77,3 +80,10 @@ def model_of(provider: KeyPair, number: int, task: str = "text-generation") -> O
 def end_of(revoked: KeyPair, successor: KeyPair, now_us: int = NOW_US) -> Revocation:
     """A revocation, no field at its default."""
     return Revocation(revoked.id, now_us, "stolen", successor.id, extra={"x-colour": "blue"})
+
+
+def root_of(leaf: bytes, path: bytes) -> bytes:
+    """The root to which a path leads: two hashes of 128 bits in ascending order, behind a byte, are one."""
+    for at in range(0, len(path), HASH_BYTES):
+        leaf = sha256(b"\x01" + b"".join(sorted((leaf, path[at : at + HASH_BYTES])))).digest()[:HASH_BYTES]
+    return leaf

@@ -15,10 +15,10 @@ from modelnet_p2p.envelope import (
     seal_jointly,
 )
 from modelnet_p2p.identity import KeyPair, PeerId
-from modelnet_p2p.joint import HASH_BYTES, MAX_LEAVES, grow, leaf_hash, root_of
+from modelnet_p2p.joint import HASH_BYTES, MAX_LEAVES, grow, leaf_hash
 from modelnet_p2p.pb.envelope_pb2 import Envelope
 from modelnet_p2p.records import BadRecord, Refusal, admit, card_of, cards_of_all, seal_offer, seals
-from samples import NOW_US, model_of
+from samples import NOW_US, model_of, root_of
 
 TYPE = b"/modelnet/test/1"
 

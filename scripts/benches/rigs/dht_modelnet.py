@@ -102,6 +102,7 @@ class ModelnetPeer:
     def _store(self, key: bytes, sign: Callable[[], Sequence[Sealed]]) -> Store:
         async def store() -> bool:
             report = await self._publisher._store(key, sign())
+            await self._overlay.keep_pace()  # as the publisher does, once it has told that it is stored
             return report.promised and not report.alone
 
         return store

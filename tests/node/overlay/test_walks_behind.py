@@ -16,6 +16,7 @@ from modelnet_p2p.dht.walks.lookup import DONE, Done
 from modelnet_p2p.identity import PeerId
 from modelnet_p2p.kad import Contact, Kind, Message
 from modelnet_p2p.node.overlay.driver import MAX_BEHIND, Overlay
+from samples import own_offer
 
 OpenTown = Callable[[], AbstractAsyncContextManager[Any]]
 BOB = Contact(PeerId(b"bob"), ())
@@ -43,59 +44,73 @@ class Tail:
     def on_busy(self, peer: PeerId, now: float) -> None: ...
 
 
-def listen_to(overlay: Overlay, answers: list[Callable[[], None]]) -> None:
-    """Whatever it is to send is answered by a call of what is appended here."""
+def listen_to(overlay: Overlay, patch: pytest.MonkeyPatch) -> list[Callable[[], None]]:
+    """Whatever it is to send from now on is answered by a call of what is appended here."""
+    answers: list[Callable[[], None]] = []
 
     def send(to: Contact, message: Message, tell: Callable[[PeerId, Message], None]) -> None:
         answers.append(partial(tell, to.id, message))
 
-    overlay.asking.send = send  # type: ignore[method-assign,assignment]
+    patch.setattr(overlay.asking, "send", send)
+    return answers
 
 
-async def test_with_many_walks_behind_callers_wait_for_their_own_or_until_they_are_fewer(
+async def test_with_many_walks_behind_who_keeps_pace_waits_until_they_are_fewer(
+    open_town: OpenTown, mock_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_town() as town:
+        overlay: Overlay = (await town.peer("alice")).parts.overlay
+        answers, gone = listen_to(overlay, monkeypatch), trio.Event()
+
+        async def keep_pace() -> None:
+            await overlay.keep_pace()
+            gone.set()
+
+        async with trio.open_nursery() as nursery:
+            for number in range(MAX_BEHIND + 2):
+                await overlay.run(Tail())
+                if number < MAX_BEHIND:
+                    await overlay.keep_pace()
+            nursery.start_soon(keep_pace)
+            for number in range(2):
+                await trio.testing.wait_all_tasks_blocked()
+                assert not gone.is_set()
+                answers[number]()
+        assert gone.is_set()
+        for late in answers[2:]:
+            late()
+
+
+async def test_walks_that_only_wait_for_who_is_silent_hold_up_nobody_for_longer_than_a_patience(
+    open_town: OpenTown, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_town() as town:
+        overlay: Overlay = (await town.peer("alice")).parts.overlay
+        answers, began = listen_to(overlay, monkeypatch), trio.current_time()
+        for _ in range(3 * MAX_BEHIND):
+            await overlay.run(Tail())
+        for _ in range(2):
+            await overlay.keep_pace()
+            assert trio.current_time() - began == pytest.approx(overlay.patience.seconds)
+        for late in answers:
+            late()
+
+
+async def test_who_publishes_is_answered_however_much_goes_on_behind_and_the_next_store_waits(
     open_town: OpenTown, mock_clock: trio.testing.MockClock
 ) -> None:
     async with open_town() as town:
-        overlay: Overlay = (await town.peer("alice")).parts.overlay
-        answers: list[Callable[[], None]] = []
-        listen_to(overlay, answers)
-        gone: list[int] = []
-
-        async def store(number: int) -> None:
-            await overlay.run(Tail())
-            gone.append(number)
-
-        async def after(number: int) -> set[int]:
-            answers[number]()
-            await trio.testing.wait_all_tasks_blocked()
-            return set(gone)
-
-        async with trio.open_nursery() as callers:
-            for number in range(MAX_BEHIND + 3):
-                callers.start_soon(store, number)
-                await trio.testing.wait_all_tasks_blocked()
-            at_once = set(range(MAX_BEHIND))
-            assert set(gone) == at_once
-            assert await after(MAX_BEHIND + 1) == {*at_once, MAX_BEHIND + 1}  # its own has ended
-            assert await after(0) == {*at_once, MAX_BEHIND + 1}
-            assert await after(1) == set(range(MAX_BEHIND + 3))
-        for number in (*range(2, MAX_BEHIND + 1), MAX_BEHIND + 2):
-            await after(number)
-
-
-async def test_walks_that_only_wait_for_who_is_silent_hold_up_nobody(
-    open_town: OpenTown, autojump_clock: trio.testing.MockClock
-) -> None:
-    async with open_town() as town:
-        overlay: Overlay = (await town.peer("alice")).parts.overlay
-        answers: list[Callable[[], None]] = []
-        listen_to(overlay, answers)
-        began = trio.current_time()
-        async with trio.open_nursery() as callers:
-            for _ in range(3 * MAX_BEHIND):
-                callers.start_soon(overlay.run, Tail())
-        assert trio.current_time() - began == pytest.approx(overlay.patience.seconds)
-        await overlay.run(Tail())
-        assert trio.current_time() - began == pytest.approx(overlay.patience.seconds)
-        for answer in answers:
-            answer()
+        await town.peer("bob")
+        alice = await town.peer("alice")
+        overlay, publisher = alice.parts.overlay, alice.parts.publisher
+        with pytest.MonkeyPatch.context() as patch:
+            answers = listen_to(overlay, patch)
+            for _ in range(MAX_BEHIND + 1):
+                await overlay.run(Tail())
+        await publisher.publish(own_offer(town.key("alice"), "acme/one", "x-acme/many", "town"))
+        await trio.testing.wait_all_tasks_blocked()
+        assert publisher._storing.borrowed_tokens, "whatever is published next finds fewer free places"
+        for late in answers:
+            late()
+        await trio.testing.wait_all_tasks_blocked()
+        assert not publisher._storing.borrowed_tokens
