@@ -63,7 +63,7 @@ class Gate:
             return
         reading = _Reading(receive)
         try:
-            await self._pass(scope, reading, send)
+            await self._pass(scope, reading, reading.ends_first(send))
         finally:
             if not reading.done and not await reading.drain():
                 scope["state"]["cut"]()
@@ -104,7 +104,8 @@ class Gate:
 
 class _Reading:
     """What an application reads of a request. hypercorn waits, for good, for one that answers and leaves
-    some of it unread; a client that writes all before it reads must be read from, or the answer is lost."""
+    some of it unread; a client that writes all before it reads must be read from, or the answer is lost.
+    And where an answer ends before its request, hypercorn closes under a client that asks on there."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
@@ -114,6 +115,18 @@ class _Reading:
         message = await self._receive()
         self.done = self.done or message["type"] == "http.disconnect" or not message.get("more_body", False)
         return message
+
+    def ends_first(self, send: Send) -> Send:
+        """`send`, which ends no answer before the request has ended; what it says is sent at once."""
+
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.body" and not message.get("more_body") and not self.done:
+                await send({**message, "more_body": True})
+                await self.drain()
+                message = {"type": "http.response.body", "body": b"", "more_body": False}
+            await send(message)
+
+        return sending
 
     async def drain(self) -> bool:
         """Read on; whether that came to the end."""

@@ -106,6 +106,25 @@ async def test_a_body_that_nobody_wants(open_town: OpenTown, monkeypatch: pytest
         await check_alive(place)
 
 
+async def test_who_is_refused_before_his_body_has_come_may_ask_on(open_town: OpenTown) -> None:
+    """As httpx does, which sends a head and its body apart, and then asks again on the same connection."""
+    async with gateway(open_town) as place:
+        stream = await trio.open_tcp_stream(*place)
+        with trio.fail_after(60):
+            async with stream:
+                for path in (b"/nothing", b"/v1/models", b"/healthz"):  # 404, 405, 405
+                    await stream.send_all(
+                        b"POST " + path + b" HTTP/1.1\r\nhost: localhost\r\ncontent-length: 4\r\n\r\n"
+                    )
+                    answer = b""
+                    while not answer.endswith(b"}"):
+                        answer += await stream.receive_some()
+                    assert answer.startswith(b"HTTP/1.1 40")
+                    await stream.send_all(b"body")
+                await stream.send_all(GET)
+                assert (await stream.receive_some()).startswith(b"HTTP/1.1 200")
+
+
 async def test_a_body_that_does_not_come(open_town: OpenTown, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "BODY_SECONDS", 0.1)
     monkeypatch.setattr("modelnet_p2p.node.gateway.gate.LINGER_SECONDS", 0.1)
